@@ -1,0 +1,131 @@
+"""The plan: every decision of a job, immutable, serialisable, bound to one model by a fingerprint."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from gossamer.core.budget import Budget
+from gossamer.core.errors import PlanError
+from gossamer.core.files import write_text
+from gossamer.core.paths import compile_pattern
+
+
+class Step(BaseModel):
+    """One technique at the layers that `at` selects. Every other key is a field of the technique's dataclass."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    at: str
+    do: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The technique's settings."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _pattern_is_valid(self) -> "Step":
+        compile_pattern(self.at)
+        return self
+
+
+class ModelBinding(BaseModel):
+    """The model a plan was made for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: str
+    fingerprint: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+
+
+class Calibration(BaseModel):
+    """The data that calibrated techniques see. Part of the plan, since it decides their bytes.
+
+    `samples` examples are drawn by `seed` from `data` (a path or a built-in set's name) whose content has `sha256`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: str
+    data: str
+    sha256: str
+    samples: int = Field(gt=0)
+    seed: int = 0
+    settings: dict[str, Any] = {}
+
+
+class Plan(BaseModel):
+    """What `optimize` writes and `apply` replays.
+
+    Compression steps are ordered; of several quantisers that select one layer the last one holds. Layers that no
+    step selects stay at 16 bits. The same plan with the same model gives the same bytes on one machine.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gossamer_plan: int = 1
+    model: ModelBinding
+    budget: Budget | None = None
+    calibration: Calibration | None = None
+    compression: tuple[Step, ...] = ()
+    operation: dict[str, Any] = {}
+    hardware: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _version_is_known(self) -> "Plan":
+        if self.gossamer_plan != 1:
+            raise ValueError(f"plan version {self.gossamer_plan} is unknown: this Gossamer reads version 1")
+        return self
+
+    def to_yaml(self) -> str:
+        """YAML text; the same plan always gives the same text."""
+        data = self.model_dump(exclude_none=True, exclude_defaults=False)
+        data = {key: value for key, value in data.items() if value not in ({}, (), [])}
+        data["compression"] = [dict(step) for step in data.get("compression", ())]
+        return yaml.safe_dump(_plain(data), sort_keys=False, width=110)
+
+    def save(self, path: Path) -> None:
+        """Writes the plan atomically."""
+        write_text(path, self.to_yaml())
+
+    def check_model(self, family: str, fingerprint: str) -> None:
+        """Raises `PlanError` unless the plan was made for the model with this fingerprint."""
+        if self.model.fingerprint != fingerprint:
+            raise PlanError(
+                f"this plan is for another model: it is bound to {self.model.family} {self.model.fingerprint[:19]}…, "
+                f"the model given is {family} {fingerprint[:19]}…; use the model it was made for"
+            )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def load_plan(path: Path) -> Plan:
+    """Reads and validates a plan. Raises `PlanError` naming the file and the field at fault."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PlanError(f"plan {path} does not exist: give a plan file or a preset such as gptq-w4g64") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"plan {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where is not None else ""
+        raise PlanError(f"plan {path} is not valid YAML{line}: write a mapping with gossamer_plan: 1") from error
+    if not isinstance(data, dict) or "gossamer_plan" not in data:
+        raise PlanError(f"plan {path} is not a Gossamer plan: it must be a mapping with gossamer_plan: 1")
+    try:
+        return Plan.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "plan"
+        message = re.sub(r"^Value error, ", "", str(first["msg"]))
+        raise PlanError(f"plan {path}, field {field}: {message}") from error

@@ -1,0 +1,44 @@
+"""The run folder: each step's result is a file keyed by its inputs, so an interrupted job resumes where it was."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gossamer.core.errors import OutputError
+from gossamer.core.files import digest, write_json
+
+Json = Any
+
+
+class RunFolder:
+    """A directory of step results. `steps/NAME-KEY.json` holds a result and the inputs that KEY is the digest of.
+
+    Raises `OutputError` if the folder cannot be written, or holds something that is not a run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        marker = path / "gossamer-run.json"
+        if path.exists() and not path.is_dir():
+            raise OutputError(f"cannot use {path} as a run folder: a file is in the way; choose a directory")
+        if path.is_dir() and not marker.exists() and any(path.iterdir()):
+            raise OutputError(f"{path} is neither empty nor a run folder: choose another --out, or empty it first")
+        if not marker.exists():
+            write_json(marker, {"gossamer_run": 1})
+
+    def file(self, name: str, inputs: Json, suffix: str) -> Path:
+        """Where the result of step `name` on `inputs` lives."""
+        return self.path / "steps" / f"{name}-{digest(name, inputs)}{suffix}"
+
+    def step(self, name: str, inputs: Json, compute: Callable[[], Json]) -> Json:
+        """The JSON result of `compute()`, taken from disk if this step has run on equal inputs before.
+
+        The fresh result is read back from its JSON text, so resumed and uninterrupted runs see the same values.
+        """
+        path = self.file(name, inputs, ".json")
+        if path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))["result"]
+        result = compute()
+        write_json(path, {"step": name, "inputs": inputs, "result": result})
+        return json.loads(path.read_text(encoding="utf-8"))["result"]

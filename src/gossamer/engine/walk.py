@@ -1,0 +1,190 @@
+"""Running a model block by block, from any block on, without knowing its family.
+
+Calibration wants each block's inputs while the blocks before it may change, and sensitivity wants the rest of the model
+re-run from one block on. Both are served by one idea: run the model's own forward, let finished towers return what they
+returned before, let blocks before the entry pass their input through, and hand the entry block its remembered input.
+Everything between the blocks (embeddings, masks, rotary tables, merges) runs as the model's authors wrote it, so the
+result is exact for any architecture whose blocks map a hidden state to a hidden state.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.core.errors import ModelError
+from gossamer.models.hierarchy import Block, Hierarchy, Layer
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One block in execution order and the module path of the tower that it belongs to."""
+
+    block: Block
+    root: str
+
+
+@dataclass
+class Entry:
+    """The state of one batch at the door of a stage: the block's input and the outputs of the finished towers."""
+
+    stage: int
+    hidden: Tensor
+    towers: dict[str, Any] = field(default_factory=dict)
+
+
+class _Arrived(Exception):  # noqa: N818 - control flow: leaves the forward pass once the wanted input is seen
+    pass
+
+
+class Walk:
+    """Walks a model in execution order.
+
+    `stages[k]` is the k-th block that a forward pass of `batch` runs. `step_of(layer)` tells after which stage a layer
+    outside the blocks runs (-1: before the first block). Raises `ModelError` if the forward pass runs no known block.
+    """
+
+    def __init__(self, model: nn.Module, hierarchy: Hierarchy, inputs: dict[str, Any]) -> None:
+        self._model = model
+        self._modules = dict(model.named_modules())
+        self._roots = [modality.root for modality in hierarchy.modalities if modality.blocks and modality.root]
+        order: list[Block] = []
+        self._steps: dict[str, int] = {}
+        self._tuple_sizes: dict[str, int | None] = {}
+
+        def meet(block: Block) -> None:
+            if block not in order:
+                order.append(block)
+
+        def pass_layer(path: str) -> None:
+            self._steps[path] = len(order) - 1
+
+        with ExitStack() as stack:
+            for modality in hierarchy.modalities:
+                for block in modality.blocks:
+                    module = self._modules[block.module]
+                    stack.callback(module.register_forward_pre_hook(lambda *_, b=block: meet(b)).remove)
+                    stack.callback(module.register_forward_hook(self._note_output(block)).remove)
+                for layer in modality.layers:
+                    module = self._modules[layer.module]
+                    stack.callback(module.register_forward_pre_hook(lambda *_, p=layer.path: pass_layer(p)).remove)
+            self._forward(inputs)
+        if not order:
+            raise ModelError("the model's forward pass runs none of its known blocks: its family row does not fit it")
+        roots = {block.module: modality.root for modality in hierarchy.modalities for block in modality.blocks}
+        self.stages = tuple(Stage(block, roots[block.module]) for block in order)
+
+    def _note_output(self, block: Block) -> Callable[..., None]:
+        def note(_module: nn.Module, _args: Any, output: Any) -> None:
+            self._tuple_sizes[block.module] = len(output) if isinstance(output, tuple) else None
+
+        return note
+
+    def step_of(self, layer: Layer) -> int | None:
+        """The stage after which a layer outside the blocks runs; None if the forward pass does not run it."""
+        return self._steps.get(layer.path)
+
+    def start(self, inputs: dict[str, Any]) -> Entry:
+        """The entry of the first stage."""
+        return self._run_to(None, 0, inputs)
+
+    def advance(self, entry: Entry, inputs: dict[str, Any]) -> Entry:
+        """Runs `entry`'s stage, and what lies between it and the next one. Returns the next stage's entry."""
+        return self._run_to(entry, entry.stage + 1, inputs)
+
+    def finish(self, entry: Entry | None, inputs: dict[str, Any]) -> Any:
+        """The model's output, running from `entry` on (from the beginning for None)."""
+        with self._resumed(entry):
+            return self._forward(inputs)
+
+    def _run_to(self, entry: Entry | None, target: int, inputs: dict[str, Any]) -> Entry:
+        towers = dict(entry.towers) if entry else {}
+        found: list[Tensor] = []
+
+        def arrive(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            found.append(_hidden_of(args, kwargs).clone())
+            raise _Arrived
+
+        block = self._modules[self.stages[target].block.module]
+        with ExitStack() as stack:
+            stack.enter_context(self._resumed(entry))
+            stack.callback(block.register_forward_pre_hook(arrive, with_kwargs=True).remove)
+            for root in self._roots:
+                if root not in towers and root != self.stages[target].root:
+                    keep = _keeper(towers, root)
+                    stack.callback(self._modules[root].register_forward_hook(keep).remove)
+            with suppress(_Arrived):
+                self._forward(inputs)
+        if not found:
+            raise ModelError(f"the forward pass did not reach block {self.stages[target].block.path} with this batch")
+        return Entry(target, found[0], towers)
+
+    @contextmanager
+    def _resumed(self, entry: Entry | None) -> Iterator[None]:
+        if entry is None:
+            yield
+            return
+        current = self.stages[entry.stage]
+        with ExitStack() as stack:
+            for root, output in entry.towers.items():
+                stack.enter_context(_replaced(self._modules[root], lambda *_, o=output, **__: o))
+            for stage in self.stages[: entry.stage]:
+                if stage.root == current.root:
+                    skip = _pass_through(self._tuple_sizes[stage.block.module])
+                    stack.enter_context(_replaced(self._modules[stage.block.module], skip))
+
+            def hand_over(
+                _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+            ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+                return _with_hidden(args, kwargs, entry.hidden)
+
+            block = self._modules[current.block.module]
+            stack.callback(block.register_forward_pre_hook(hand_over, with_kwargs=True, prepend=True).remove)
+            yield
+
+    def _forward(self, inputs: dict[str, Any]) -> Any:
+        config = getattr(self._model, "config", None)
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        extra = {"use_cache": False} if hasattr(text, "use_cache") and "use_cache" not in inputs else {}
+        with torch.inference_mode():
+            return self._model(**inputs, **extra)
+
+
+def _hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _with_hidden(
+    args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if args:
+        return (hidden, *args[1:]), kwargs
+    return args, {**kwargs, "hidden_states": hidden}
+
+
+def _keeper(towers: dict[str, Any], root: str) -> Callable[..., None]:
+    def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+        towers[root] = output
+
+    return keep
+
+
+def _pass_through(tuple_size: int | None) -> Callable[..., Any]:
+    def skip(*args: Any, **kwargs: Any) -> Any:
+        hidden = _hidden_of(args, kwargs)
+        return hidden if tuple_size is None else (hidden, *[None] * (tuple_size - 1))
+
+    return skip
+
+
+@contextmanager
+def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Gives one module instance another `forward` for a while."""
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        del module.__dict__["forward"]

@@ -1,0 +1,123 @@
+"""The hierarchy of a model: modality → block → layer, each with a path that plans can address.
+
+Paths: `MODALITY.blocks.N.REST` for a layer inside transformer block N, `MODALITY.REST` for one outside, where REST is
+the module's own name inside its block or part: `language.blocks.3.mlp.up_proj`, `vision.blocks.0.self_attn.q_proj`,
+`projector.linear_1`, `embeddings.embed_tokens`, `head.lm_head`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from gossamer.core.paths import matches
+
+LayerKind = Literal["linear", "embedding", "conv"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight matrix.
+
+    `shape` is the stored weight's; quantisers see it as (rows, columns) = (shape[0], product of the rest).
+    `unit` names the fused set that must share a setting (q/k/v, gate/up); layers with equal `unit` belong together.
+    `tied_to` is the path of the layer whose tensor this one shares (its parameters are counted there).
+    """
+
+    path: str
+    module: str
+    kind: LayerKind
+    shape: tuple[int, ...]
+    unit: str
+    tied_to: str | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Weight elements, 0 where the tensor is another layer's."""
+        if self.tied_to is not None:
+            return 0
+        return self.rows * self.columns
+
+    @property
+    def rows(self) -> int:
+        """Output rows of the weight seen as a matrix."""
+        return self.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """Input columns of the weight seen as a matrix."""
+        count = 1
+        for size in self.shape[1:]:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer (or recurrent, or expert) block. `other_parameters` counts norms, biases and vectors."""
+
+    path: str
+    module: str
+    layers: tuple[Layer, ...]
+    other_parameters: int
+
+    @property
+    def parameters(self) -> int:
+        """All parameters of the block."""
+        return sum(layer.parameters for layer in self.layers) + self.other_parameters
+
+
+@dataclass(frozen=True)
+class Modality:
+    """A part of the model: vision, text, audio, projector, language, embeddings, head.
+
+    `root` is the module that computes it (empty where it has none of its own); `layers` are those outside blocks.
+    """
+
+    name: str
+    root: str
+    blocks: tuple[Block, ...]
+    layers: tuple[Layer, ...]
+    other_parameters: int
+
+    @property
+    def parameters(self) -> int:
+        """All parameters of the modality."""
+        inner = sum(block.parameters for block in self.blocks) + sum(layer.parameters for layer in self.layers)
+        return inner + self.other_parameters
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """The whole model. `guessed` tells that no family row matched and the structure was found by inspection."""
+
+    family: str
+    guessed: bool
+    modalities: tuple[Modality, ...]
+
+    @property
+    def parameters(self) -> int:
+        """All parameters, tied tensors once."""
+        return sum(modality.parameters for modality in self.modalities)
+
+    def layers(self) -> Iterator[Layer]:
+        """Every layer, modality by modality, block by block."""
+        for modality in self.modalities:
+            for block in modality.blocks:
+                yield from block.layers
+            yield from modality.layers
+
+    def blocks(self) -> Iterator[Block]:
+        """Every block in order of the modalities."""
+        for modality in self.modalities:
+            yield from modality.blocks
+
+    def select(self, pattern: str) -> tuple[Layer, ...]:
+        """The layers that a path glob selects (see `gossamer.core.paths`)."""
+        return tuple(layer for layer in self.layers() if matches(pattern, layer.path))
+
+    def units(self) -> dict[str, tuple[Layer, ...]]:
+        """The fused sets: unit name → the layers that must share a setting."""
+        sets: dict[str, list[Layer]] = {}
+        for layer in self.layers():
+            sets.setdefault(layer.unit, []).append(layer)
+        return {name: tuple(members) for name, members in sets.items()}

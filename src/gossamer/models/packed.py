@@ -1,0 +1,228 @@
+"""Low-bit weights: the grid they lie on, their dense packing, and the bytes they take in a checkpoint.
+
+A weight is `scale * (code - zero)`: signed codes, one 16-bit scale (and, on asymmetric grids, one zero point) for each
+row or for each group of neighbouring columns. This is the convention of compressed-tensors, whose own routine does the
+packing, so vLLM and transformers read what is written here.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gossamer.core.errors import ModelError, PlanError
+from gossamer.models.hierarchy import LayerKind
+
+Container = Literal["pack-quantized", "int-quantized", "dense"]
+
+LARGEST_WEIGHT = 32768.0
+"""Magnitude up to which every grid's values stay inside the range of 16-bit floats."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A grid: `bits` per code (2 to 8), `group` columns for each scale (None: the whole row), zero point or none.
+
+    Raises `PlanError` outside those ranges.
+    """
+
+    bits: int
+    group: int | None = None
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise PlanError(f"bits cannot be {self.bits}: weights are quantised to 2 to 8 bits")
+        if self.group is not None and self.group < 1:
+            raise PlanError(f"group cannot be {self.group}: give a number of columns such as 64, or none for whole rows")
+
+    @property
+    def low(self) -> int:
+        """The least code, -2^(bits-1)."""
+        return -(1 << (self.bits - 1))
+
+    @property
+    def high(self) -> int:
+        """The greatest code, 2^(bits-1) - 1."""
+        return (1 << (self.bits - 1)) - 1
+
+    def groups(self, columns: int) -> int:
+        """How many scales a row of `columns` has. Raises `PlanError` if the group does not divide the columns."""
+        if self.group is None:
+            return 1
+        if columns % self.group:
+            fitting = fitting_group(columns, self.group)
+            other = f"group {fitting}" if fitting else "whole rows (no group)"
+            raise PlanError(f"group {self.group} does not divide the {columns} columns of this layer: use {other}")
+        return columns // self.group
+
+
+def fitting_group(columns: int, group: int | None) -> int | None:
+    """The largest divisor of `columns` that is at most `group` and a multiple of 8, or None (whole rows) without one."""
+    if group is None:
+        return None
+    return next((size for size in range(group - group % 8, 7, -8) if columns % size == 0), None)
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTensor:
+    """A weight on a grid.
+
+    `shape` is the dense weight's; the matrix view has rows = shape[0] and columns = the product of the rest.
+    `codes` int8 (rows, columns) in [scheme.low, scheme.high]; `scales` float16 (rows, groups), positive and finite;
+    `zeros` int8 (rows, groups) in the range of the codes, None on symmetric grids.
+    Raises `ModelError` if the parts contradict each other or hold values outside those ranges.
+    """
+
+    scheme: Scheme
+    shape: tuple[int, ...]
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        rows, columns = self.shape[0], math.prod(self.shape[1:])
+        groups = (rows, self.scheme.groups(columns))
+        _check("codes", self.codes, torch.int8, (rows, columns))
+        _check("scales", self.scales, torch.float16, groups)
+        if self.scheme.symmetric != (self.zeros is None):
+            raise ModelError("a quantised weight needs zero points exactly where its grid is asymmetric")
+        _check_codes("codes", self.codes, self.scheme)
+        if self.zeros is not None:
+            _check("zero points", self.zeros, torch.int8, groups)
+            _check_codes("zero points", self.zeros, self.scheme)
+        if not bool((torch.isfinite(self.scales) & (self.scales > 0)).all()):
+            raise ModelError("a quantised weight has a scale that is zero, negative or not finite")
+
+    @classmethod
+    def encode(cls, weight: Tensor, scheme: Scheme, scales: Tensor, zeros: Tensor | None = None) -> "QuantizedTensor":
+        """The nearest codes to `weight` (any shape of two dimensions or more) on the grid of the given rounded scales.
+
+        `scales` float16 (rows, groups); `zeros` integers (rows, groups), or None on symmetric grids.
+        """
+        matrix = weight.reshape(weight.shape[0], -1)
+        grouped = matrix.reshape(matrix.shape[0], scheme.groups(matrix.shape[1]), -1)
+        codes = grouped.float() / scales.float().unsqueeze(-1)
+        codes.round_()
+        if zeros is not None:
+            codes += zeros.unsqueeze(-1)
+        codes = codes.clamp_(scheme.low, scheme.high).to(torch.int8).reshape(matrix.shape)
+        return cls(scheme, tuple(weight.shape), codes, scales, None if zeros is None else zeros.to(torch.int8))
+
+    def dequantize(self) -> Tensor:
+        """The weight, float32, of `shape`. Exact: the products need fewer bits than float32 has."""
+        rows, columns = self.codes.shape
+        grouped = self.codes.reshape(rows, self.scales.shape[1], -1).float()
+        if self.zeros is not None:
+            grouped -= self.zeros.unsqueeze(-1)
+        grouped *= self.scales.float().unsqueeze(-1)
+        return grouped.reshape(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the densely packed form: codes, scales and zero points."""
+        return packed_bytes(self.shape, self.scheme)
+
+    def packed(self) -> Tensor:
+        """The codes, int32 (rows, ceil(columns * bits / 32)), in compressed-tensors' `weight_packed` layout."""
+        return _pack(self.codes, self.scheme.bits)
+
+    def to_state(self, prefix: str = "") -> dict[str, Tensor]:
+        """Tensors for a safetensors file, codes and zero points packed at exactly `bits` each; keys start with `prefix`."""
+        scheme = self.scheme
+        state = {
+            f"{prefix}scheme": torch.tensor([scheme.bits, scheme.group or 0, int(scheme.symmetric)], dtype=torch.int32),
+            f"{prefix}shape": torch.tensor(self.shape, dtype=torch.int64),
+            f"{prefix}packed": self.packed(),
+            f"{prefix}scales": self.scales.contiguous(),
+        }
+        if self.zeros is not None:
+            state[f"{prefix}zeros"] = _pack(self.zeros, scheme.bits, along=0)
+        return state
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], prefix: str = "") -> "QuantizedTensor":
+        """What `to_state` wrote. Raises `ModelError` if a part is missing or does not fit the others."""
+        try:
+            bits, group, symmetric = state[f"{prefix}scheme"].tolist()
+            shape = tuple(state[f"{prefix}shape"].tolist())
+            packed, scales = state[f"{prefix}packed"], state[f"{prefix}scales"]
+            zeros = None if symmetric else state[f"{prefix}zeros"]
+        except (KeyError, ValueError) as error:
+            raise ModelError(f"stored weight {prefix!r} is incomplete: {error} is missing; write it anew") from error
+        scheme = Scheme(bits, group or None, bool(symmetric))
+        rows, columns = shape[0], math.prod(shape[1:])
+        _check("packed codes", packed, torch.int32, (rows, _words(columns, bits)))
+        if zeros is not None:
+            groups = scheme.groups(columns)
+            _check("packed zero points", zeros, torch.int32, (_words(rows, bits), groups))
+            zeros = _unpack(zeros, bits, (rows, groups), along=0)
+        return cls(scheme, shape, _unpack(packed, bits, (rows, columns)), scales, zeros)
+
+
+def container(kind: LayerKind, scheme: Scheme | None) -> Container:
+    """The on-disk format that plain transformers reloads for a layer of this kind on this grid.
+
+    Packed zero points and packed embeddings do not load (transformers 5.23, compressed-tensors 0.20), so those take
+    8 bits for each code; convolutions, and layers without a scheme, stay dense at 16 bits.
+    """
+    if scheme is None or kind == "conv":
+        return "dense"
+    return "pack-quantized" if kind == "linear" and scheme.symmetric else "int-quantized"
+
+
+def stored_bytes(kind: LayerKind, shape: Sequence[int], scheme: Scheme | None) -> int:
+    """Bytes of a layer's weight in the checkpoint: codes, scales, zero points and the stored shape.
+
+    Raises `PlanError` if the group does not divide the columns.
+    """
+    form = container(kind, scheme)
+    if scheme is None or form == "dense":
+        return 2 * math.prod(shape)
+    rows, columns = shape[0], math.prod(shape[1:])
+    scales = rows * scheme.groups(columns)
+    if form == "pack-quantized":
+        return 4 * rows * _words(columns, scheme.bits) + 2 * scales + 16
+    return rows * columns + 2 * scales + (0 if scheme.symmetric else scales)
+
+
+def packed_bytes(shape: Sequence[int], scheme: Scheme) -> int:
+    """Bytes of the densely packed form (the bank's), whatever containers the public loaders serve."""
+    rows, columns = shape[0], math.prod(shape[1:])
+    groups = scheme.groups(columns)
+    zeros = 0 if scheme.symmetric else 4 * groups * _words(rows, scheme.bits)
+    return 4 * rows * _words(columns, scheme.bits) + 2 * rows * groups + zeros
+
+
+def _words(elements: int, bits: int) -> int:
+    return -(-elements * bits // 32)
+
+
+def _pack(codes: Tensor, bits: int, along: Literal[0, 1] = 1) -> Tensor:
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    return pack_to_int32(codes, bits, along)
+
+
+def _unpack(words: Tensor, bits: int, shape: tuple[int, int], along: Literal[0, 1] = 1) -> Tensor:
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+    return unpack_from_int32(words, bits, torch.Size(shape), along).contiguous()
+
+
+def _check(what: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+        found = f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+        wanted = f"{str(dtype).removeprefix('torch.')} {shape}"
+        raise ModelError(f"the {what} of a quantised weight are {found}, they must be {wanted}")
+
+
+def _check_codes(what: str, tensor: Tensor, scheme: Scheme) -> None:
+    if scheme.bits == 8 or tensor.numel() == 0:
+        return
+    low, high = torch.aminmax(tensor)
+    if int(low) < scheme.low or int(high) > scheme.high:
+        raise ModelError(f"the {what} of a quantised weight leave the range [{scheme.low}, {scheme.high}] of its bits")

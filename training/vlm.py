@@ -1,0 +1,310 @@
+"""tiny-vlm: a LLaVA trained from nothing on rendered scenes, all questions of an image packed behind it.
+
+Sequence: 64 image tokens, then fixed slots, one question each. A slot sees the image and itself, nothing else, and its
+positions start after the image, so a packed question gives the same logits as the question alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AttentionInterface,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+
+from gossamer.data.scenes import COLOURS, KINDS, SHAPES, SIZES, Scene, questions, scene, vocabulary
+
+SLOTS = ((13, 8), (6, 11))
+"""(how many, tokens each): short questions first, then those that name two things; the answer's token included."""
+LONG = ("compare", "spatial")
+BINS = 16
+GROUND_AFTER = 2
+HEADS = {"shape": len(SHAPES) + 1, "colour": len(COLOURS) + 1, "size": len(SIZES) + 1, "middle": 2,
+         "x": BINS, "y": BINS, "row": 0, "column": 0}  # fmt: skip
+GROUND = {"x": BINS, "y": BINS, "shape": len(SHAPES), "colour": len(COLOURS), "size": len(SIZES)}
+NONE = -100
+
+
+def plain_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_):  # type: ignore[no-untyped-def]
+    """Matrix products and a softmax: on CPU faster than the SDPA kernels at these sizes. Causal modules get the slots."""
+    if not getattr(module, "is_causal", False):
+        weights = torch.softmax(query @ key.transpose(-1, -2) * scaling, -1, dtype=torch.float32).to(value.dtype)
+        return (weights @ value).transpose(1, 2), None
+    slots = sum(n * length for n, length in SLOTS)
+    images = query.shape[2] - slots
+    image_key, image_value = key[:, :, :images].transpose(-1, -2), value[:, :, :images]
+    scores = query @ image_key * scaling
+    out = []
+    start = images
+    future = torch.full((images, images), float("-inf"), device=query.device).triu(1)
+    weights = torch.softmax(scores[:, :, :images] + future, -1, dtype=torch.float32).to(value.dtype)
+    out.append(weights @ image_value)
+    for n, length in SLOTS:
+        b, h, _, d = query.shape
+        part = slice(start, start + n * length)
+        q, k, v = (t[:, :, part].reshape(b, h, n, length, d) for t in (query, key, value))
+        own = q @ k.transpose(-1, -2) * scaling + torch.full((length, length), float("-inf"), device=q.device).triu(1)
+        seen = scores[:, :, part].reshape(b, h, n, length, images)
+        weights = torch.softmax(torch.cat([seen, own], -1), -1, dtype=torch.float32).to(value.dtype)
+        far = (weights[..., :images].reshape(b, h, n * length, images) @ image_value).reshape(b, h, n, length, d)
+        out.append((far + weights[..., images:] @ v).reshape(b, h, n * length, d))
+        start += n * length
+    return torch.cat(out, 2).transpose(1, 2), None
+
+
+AttentionInterface.register("gossamer_packed", plain_attention)
+
+
+def network(config: dict[str, Any]) -> LlavaForConditionalGeneration:
+    """The untrained model."""
+    m, words = config["model"], vocabulary()
+    vision = CLIPVisionConfig(
+        hidden_size=m["vision_width"], intermediate_size=4 * m["vision_width"], num_hidden_layers=m["vision_layers"],
+        num_attention_heads=m["vision_heads"], image_size=m["image"], patch_size=m["patch"], projection_dim=m["width"],
+    )  # fmt: skip
+    text = LlamaConfig(
+        vocab_size=len(words), hidden_size=m["width"], intermediate_size=m["swiglu"], num_hidden_layers=m["layers"],
+        num_attention_heads=m["heads"], num_key_value_heads=m["heads"], max_position_embeddings=256,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=False,
+    )  # fmt: skip
+    whole = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_id=words.index("<image>"), vision_feature_layer=-1,
+        vision_feature_select_strategy="default", image_seq_length=(m["image"] // m["patch"]) ** 2,
+        tie_word_embeddings=False, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    net = LlavaForConditionalGeneration(whole)
+    net.set_attn_implementation("gossamer_packed")
+    return net
+
+
+@dataclass
+class Batch:
+    """Tensors of some scenes; b images, n slot tokens, r rows of supervised positions."""
+
+    pixels: Tensor
+    """(b, 3, h, w) float, -1..1"""
+    tokens: Tensor
+    """(b, n) int64"""
+    asked: Tensor
+    """(q, 3): image, position of the last question token among the slot tokens, answer's token"""
+    kinds: list[str]
+    ground: Tensor
+    """(g, 7): image, position of the noun, then the labels in the order of `GROUND`"""
+    patches: Tensor
+    """(b, patches, heads) labels in the order of `HEADS`, `NONE` where there is nothing to say"""
+
+
+@dataclass
+class Reader:
+    """Turns scenes into batches."""
+
+    image: int
+    patch: int
+    words: dict[str, int] = field(default_factory=lambda: {w: i for i, w in enumerate(vocabulary())})
+
+    def pixels(self, scenes: list[Scene]) -> Tensor:
+        """As the saved image processor makes them: (v / 255 - 0.5) / 0.5."""
+        stack = torch.from_numpy(np.stack([s.image for s in scenes])).permute(0, 3, 1, 2)
+        return stack.float().div_(127.5).sub_(1.0)
+
+    def patches(self, s: Scene) -> np.ndarray:
+        """Labels of each patch: of the object that covers most of it (a sixth at least), its middle, the patch's place."""
+        side, p = self.image // self.patch, self.patch
+        n = len(s.objects)
+        cover = (s.owner[None] == np.arange(n, dtype=np.int8)[:, None, None]).reshape(n, side, p, side, p).sum((2, 4))
+        who = np.where(cover.max(0) * 6 >= p * p, cover.argmax(0), n)
+        table = np.array([object_labels(s, i) for i in range(n)] + [(len(SHAPES), len(COLOURS), len(SIZES), NONE, NONE)])
+        labels = table[who]
+        middle = np.zeros((side, side), dtype=np.int64)
+        for o in s.objects:
+            x, y = o.centre
+            middle[int(y) // p, int(x) // p] = 1
+        row, column = np.indices((side, side))
+        whole = np.concatenate(
+            [labels[..., :3], middle[..., None], labels[..., 3:], row[..., None], column[..., None]], axis=-1
+        )
+        return whole.reshape(side * side, -1)
+
+    def batch(self, scenes: list[Scene], ask: bool = True) -> Batch:
+        """The scenes with their questions (none if not `ask`)."""
+        n = sum(count * length for count, length in SLOTS)
+        tokens = np.zeros((len(scenes), n), dtype=np.int64)
+        asked, kinds, ground = [], [], []
+        for b, s in enumerate(scenes if ask else []):
+            free = [list(range(SLOTS[0][0])), list(range(SLOTS[1][0]))]
+            labels = [object_labels(s, i) for i in range(len(s.objects))]
+            for q in questions(s):
+                group = int(q.kind in LONG)
+                if not free[group]:
+                    continue
+                slot = free[group].pop(0)
+                start = slot * SLOTS[0][1] if group == 0 else SLOTS[0][0] * SLOTS[0][1] + slot * SLOTS[1][1]
+                ids = [self.words[w] for w in q.text.split()]
+                answer = self.words[q.answer]
+                tokens[b, start : start + len(ids)] = ids
+                tokens[b, start + len(ids)] = answer
+                asked.append((b, start + len(ids) - 1, answer))
+                kinds.append(q.kind)
+                for place, number in q.referents:
+                    shape, colour, size, x, y = labels[number]
+                    ground.append((b, start + place, x, y, shape, colour, size))
+        patches = np.stack([self.patches(s) for s in scenes])
+        return Batch(
+            self.pixels(scenes), torch.from_numpy(tokens), torch.tensor(asked).reshape(-1, 3), kinds,
+            torch.tensor(ground).reshape(-1, 7), torch.from_numpy(patches),
+        )  # fmt: skip
+
+
+def object_labels(s: Scene, i: int) -> tuple[int, int, int, int, int]:
+    """Shape, colour, size, and the bins of the middle (x, y)."""
+    o = s.objects[i]
+    x, y = o.centre
+    return (
+        SHAPES.index(o.shape), COLOURS.index(o.colour), SIZES.index(o.size),
+        int(x * BINS // s.width), int(y * BINS // s.width),
+    )  # fmt: skip
+
+
+class Trained(nn.Module):
+    """The model and the auxiliary heads."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.net = network(config)
+        m = config["model"]
+        side = m["image"] // m["patch"]
+        self.patch_sizes = [n or side for n in HEADS.values()]
+        self.patch_heads = nn.Sequential(nn.LayerNorm(m["width"]), nn.Linear(m["width"], sum(self.patch_sizes)))
+        self.ground_heads = nn.Sequential(nn.LayerNorm(m["width"]), nn.Linear(m["width"], sum(GROUND.values())))
+        images = side * side
+        positions = [torch.arange(images)]
+        positions += [images + torch.arange(length).repeat(n) for n, length in SLOTS]
+        self.register_buffer("positions", torch.cat(positions)[None], persistent=False)
+
+    def see(self, pixels: Tensor) -> Tensor:
+        """(b, 3, h, w) -> (b, image tokens, width), as the language model sees them."""
+        model = self.net.model
+        states = model.vision_tower(pixel_values=pixels, output_hidden_states=True).hidden_states[-1]
+        return model.multi_modal_projector(states[:, 1:])
+
+    def read(self, image: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states of the slot tokens after `GROUND_AFTER` layers and after the last norm, (b, n, width) each."""
+        language = self.net.model.language_model
+        x = torch.cat([image, language.embed_tokens(tokens).to(image.dtype)], 1)
+        rotary = language.rotary_emb(x, self.positions)
+        middle = x
+        for number, layer in enumerate(language.layers, 1):
+            x = layer(x, attention_mask=None, position_ids=self.positions, position_embeddings=rotary)
+            if number == min(GROUND_AFTER, len(language.layers) - 1):
+                middle = x
+        images = image.shape[1]
+        return middle[:, images:], language.norm(x)[:, images:]
+
+
+def _split_loss(logits: Tensor, labels: Tensor, sizes: list[int]) -> Tensor:
+    """Mean over the heads of the cross-entropy; logits (..., sum of sizes), labels (..., heads)."""
+    total = logits.new_zeros(())
+    for i, part in enumerate(logits.float().split(sizes, -1)):
+        total = total + F.cross_entropy(part.reshape(-1, part.shape[-1]), labels[..., i].reshape(-1), ignore_index=NONE)
+    return total / len(sizes)
+
+
+class VlmJob:
+    """See `loop.Job`."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.model = Trained(config)
+        self.reader = Reader(config["model"]["image"], config["model"]["patch"])
+        self.teacher: Trained | None = None
+        if config["loss"].get("teacher"):
+            from vlm_card import load_teacher
+
+            self.teacher = load_teacher(config)
+
+    def loss(self, step: int, batch_size: int) -> tuple[Tensor, dict[str, float]]:
+        data, weight = self.config["data"], self.config["loss"]
+        alone = step < data["tower_steps"]
+        if alone:
+            n, first = data["tower_batch"], step * data["tower_batch"]
+        else:
+            n = batch_size
+            first = data["tower_steps"] * data["tower_batch"] + (step - data["tower_steps"]) * batch_size
+        first += data.get("first_scene", 0) + self.config["seed"] * 100_000_000
+        batch = self.reader.batch([scene("train", first + i) for i in range(n)], ask=not alone)
+        where = self.model.positions.device
+        with torch.autocast(where.type, dtype=torch.bfloat16):
+            image = self.model.see(batch.pixels.to(where))
+            patch = _split_loss(self.model.patch_heads(image), batch.patches.to(where), self.model.patch_sizes)
+            if alone:
+                return patch, {"patch": patch.item()}
+            middle, last = self.model.read(image, batch.tokens.to(where))
+            b, place, answer = batch.asked.to(where).T
+            logits = self.model.net.lm_head(last[b, place]).float()
+            end = F.cross_entropy(self.model.net.lm_head(last[b, place + 1]).float(), torch.full_like(answer, 2))
+            answered = F.cross_entropy(logits, answer)
+            ground = batch.ground.to(where)
+            found = self.model.ground_heads(middle[ground[:, 0], ground[:, 1]])
+            grounded = _split_loss(found, ground[:, 2:], list(GROUND.values()))
+            total = answered + weight["end"] * end + weight["patch"] * patch + weight["ground"] * grounded
+            if self.teacher is not None:
+                with torch.no_grad():
+                    _, told = self.teacher.read(self.teacher.see(batch.pixels.to(where)), batch.tokens.to(where))
+                    soft = self.teacher.net.lm_head(told[b, place]).float().log_softmax(-1)
+                kl = F.kl_div(logits.log_softmax(-1), soft, reduction="batchmean", log_target=True)
+                total = total + weight["teacher"] * kl
+        right = (logits.argmax(-1) == answer).float().mean()
+        return total, {
+            "answer": answered.item(), "patch": patch.item(), "ground": grounded.item(), "right": right.item(),
+        }  # fmt: skip
+
+    @torch.no_grad()
+    def answers(self, split: str, limit: int, blank: bool = False, first: int = 0) -> list[tuple[str, str, str]]:
+        """(kind, truth, given) of every question about scenes first..first+limit-1, packed, in fp32."""
+        words = vocabulary()
+        where = self.model.positions.device
+        rows: list[tuple[str, str, str]] = []
+        for start in range(first, first + limit, 32):
+            batch = self.reader.batch([scene(split, i) for i in range(start, min(start + 32, first + limit))])
+            pixels = torch.full_like(batch.pixels, 75 / 127.5 - 1) if blank else batch.pixels
+            _, last = self.model.read(self.model.see(pixels.to(where)), batch.tokens.to(where))
+            b, place, answer = batch.asked.to(where).T
+            given = self.model.net.lm_head(last[b, place]).argmax(-1)
+            rows += [
+                (k, words[t], words[g]) for k, t, g in zip(batch.kinds, answer.tolist(), given.tolist(), strict=True)
+            ]
+        return rows
+
+    def evaluate(self, limit: int) -> dict[str, float]:
+        rows = self.answers("val", limit)
+        share = {k: float(np.mean([t == g for kind, t, g in rows if kind == k])) for k in KINDS}
+        share["mean_of_kinds"] = float(np.mean(list(share.values())))
+        share["all"] = float(np.mean([t == g for _, t, g in rows]))
+        return share
+
+    def export(self, directory: Path) -> None:
+        from vlm_card import export
+
+        export(self, directory)
+
+    def card(self, directory: Path) -> str:
+        from vlm_card import card
+
+        return card(self, directory)
+
+
+def build(config: dict[str, Any]) -> VlmJob:
+    """The job of a config of kind `vlm`."""
+    return VlmJob(config)
+
+
