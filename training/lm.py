@@ -196,7 +196,6 @@ class LanguageModel:
         """The model in float16: that 16-bit model is the baseline that every compression is measured against."""
         half = LlamaForCausalLM(self.model.config).to(torch.float16)
         half.load_state_dict(self.model.state_dict())
-        half.generation_config.max_length = self.context
         half.save_pretrained(directory)
         (directory / "model.safetensors").chmod(0o644)
         self.tokenizer.save_pretrained(directory)
@@ -280,7 +279,7 @@ def write_card(job: LanguageModel, directory: Path) -> str:
         "data": f"{len(books(archive_path(data)))} public-domain novels (Project Gutenberg texts without boilerplate), "
         f"{len(job.tokens):,} training tokens, without the held-out parts",
         "training": f"{record['steps']:,} steps × {record['batch']} × {job.context} tokens = {seen / 1e6:.1f} M tokens "
-        f"({seen / len(job.tokens):.1f} epochs), seed {record['seed']}, one run",
+        f"({seen / len(job.tokens):.1f} epochs), seed {record['seed']}, one run{job.config.get('note', '')}",
         "wall time": f"{record['elapsed_s'] / 60:.0f} minutes on {record['threads']} CPU thread(s) of "
         f"{record['device']}, other jobs on the machine; torch {record['torch']}, bf16 autocast",
         "recipe": f"AdamW, betas {job.config['betas']}, lr {job.config['lr']}, "

@@ -116,7 +116,7 @@ def test_fitting_group(columns: int, group: int, found: int | None) -> None:
 
 
 def test_a_group_that_does_not_divide_names_one_that_does() -> None:
-    with pytest.raises(PlanError, match="group 128 does not divide the 576 columns .* use group 96"):
+    with pytest.raises(PlanError, match=r"group 128 does not divide the 576 columns .* use group 96"):
         Scheme(4, 128).groups(576)
     with pytest.raises(PlanError, match="whole rows"):
         stored_bytes("linear", (4, 172), Scheme(4, 64))

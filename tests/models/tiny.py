@@ -7,20 +7,20 @@ import torch
 import transformers as hf
 from torch import nn
 
-_TEXT: dict[str, Any] = dict(
-    vocab_size=96, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=64, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-)  # fmt: skip
-_HEAD = dict(head_dim=4)
-_TOWER: dict[str, Any] = dict(
-    hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=8,
-)  # fmt: skip
-_CLIP_TEXT: dict[str, Any] = dict(
-    vocab_size=96, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
-    max_position_embeddings=16, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-)  # fmt: skip
-_MROPE = dict(rope_type="default", rope_theta=10000.0, mrope_section=[1, 1, 0])
-_QWEN_VL_IDS = dict(image_token_id=90, video_token_id=91, vision_start_token_id=92, vision_end_token_id=93)
+_TEXT: dict[str, Any] = {
+    "vocab_size": 96, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+_HEAD = {"head_dim": 4}
+_TOWER: dict[str, Any] = {
+    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16, "patch_size": 8,
+}  # fmt: skip
+_CLIP_TEXT: dict[str, Any] = {
+    "vocab_size": 96, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+_MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 0]}
+_QWEN_VL_IDS = {"image_token_id": 90, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
 
 
 def _decoder(name: str, **extra: Any) -> nn.Module:
@@ -57,7 +57,15 @@ def _llava_onevision() -> nn.Module:
 
 
 def _qwen2_vl() -> nn.Module:
-    vision = dict(depth=2, embed_dim=16, num_heads=4, mlp_ratio=2, hidden_size=16, patch_size=4, spatial_merge_size=2)
+    vision = {
+        "depth": 2,
+        "embed_dim": 16,
+        "num_heads": 4,
+        "mlp_ratio": 2,
+        "hidden_size": 16,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+    }
     config = hf.Qwen2VLConfig(
         vision_config=vision, text_config={**_TEXT, "rope_parameters": _MROPE}, tie_word_embeddings=True, **_QWEN_VL_IDS
     )
@@ -65,21 +73,24 @@ def _qwen2_vl() -> nn.Module:
 
 
 def _qwen2_5_vl() -> nn.Module:
-    vision = dict(
-        depth=2, hidden_size=16, num_heads=4, intermediate_size=24, out_hidden_size=16, patch_size=4, window_size=16,
-        spatial_merge_size=2, fullatt_block_indexes=[1],
-    )  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 16, "num_heads": 4, "intermediate_size": 24, "out_hidden_size": 16, "patch_size": 4, "window_size": 16,
+        "spatial_merge_size": 2, "fullatt_block_indexes": [1],
+    }  # fmt: skip
     config = hf.Qwen2_5_VLConfig(
-        vision_config=vision, text_config={**_TEXT, "rope_parameters": _MROPE}, tie_word_embeddings=False, **_QWEN_VL_IDS
+        vision_config=vision,
+        text_config={**_TEXT, "rope_parameters": _MROPE},
+        tie_word_embeddings=False,
+        **_QWEN_VL_IDS,
     )
     return hf.Qwen2_5_VLForConditionalGeneration(config)
 
 
 def _qwen3_vl() -> nn.Module:
-    vision = dict(
-        depth=2, hidden_size=16, num_heads=4, intermediate_size=24, out_hidden_size=16, patch_size=4,
-        spatial_merge_size=2, deepstack_visual_indexes=[0], num_position_embeddings=16,
-    )  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 16, "num_heads": 4, "intermediate_size": 24, "out_hidden_size": 16, "patch_size": 4,
+        "spatial_merge_size": 2, "deepstack_visual_indexes": [0], "num_position_embeddings": 16,
+    }  # fmt: skip
     text = {**_TEXT, **_HEAD, "rope_parameters": {**_MROPE, "mrope_interleaved": True}}
     config = hf.Qwen3VLConfig(vision_config=vision, text_config=text, tie_word_embeddings=False, **_QWEN_VL_IDS)
     return hf.Qwen3VLForConditionalGeneration(config)

@@ -44,7 +44,8 @@ class ModelBinding(BaseModel):
 class Calibration(BaseModel):
     """The data that calibrated techniques see. Part of the plan, since it decides their bytes.
 
-    `samples` examples are drawn by `seed` from `data` (a path or a built-in set's name) whose content has `sha256`.
+    `samples` examples are drawn by `seed` from the first `pool` examples of `data` (a path or a built-in set's name)
+    whose content has `sha256`; `settings` are the task's own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +53,7 @@ class Calibration(BaseModel):
     task: str
     data: str
     sha256: str
+    pool: int = Field(gt=0)
     samples: int = Field(gt=0)
     seed: int = 0
     settings: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gossamer.data.scenes import COLOURS, SHAPES, Scene
+from gossamer.data.scenes_render import COLOURS, SHAPES, Scene
 
 PAIRS = tuple((c, s) for c in COLOURS for s in SHAPES)
 """The 48 classes, colour by colour; a class's number is its place here."""

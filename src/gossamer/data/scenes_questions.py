@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from gossamer.data.scenes import (
+from gossamer.data.scenes_render import (
     COLOURS,
     NUMBERS,
     SHAPES,

@@ -7,20 +7,25 @@ the module's own name inside its block or part: `language.blocks.3.mlp.up_proj`,
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 from gossamer.core.paths import matches
 
-LayerKind = Literal["linear", "embedding", "conv"]
+LayerKind = Literal["linear", "embedding", "conv", "expert"]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One weight matrix.
+    """One weight tensor that acts as a matrix of `rows` outputs × `columns` inputs.
 
-    `shape` is the stored weight's; quantisers see it as (rows, columns) = (shape[0], product of the rest).
-    `unit` names the fused set that must share a setting (q/k/v, gate/up); layers with equal `unit` belong together.
+    `shape` is the stored weight's. A conv is seen as (shape[0], product of the rest); an `expert` tensor stacks the
+    matrices of all experts, (experts, rows, columns), and is seen as (experts · rows, columns); `transposed` tells that
+    the tensor is stored as inputs × outputs (the last two dimensions), as in GPT-2.
+    `unit` names the fused set that must share a setting (q/k/v, gate/up); layers with equal `unit` belong together, and
+    the name is a path glob that selects them.
     `tied_to` is the path of the layer whose tensor this one shares (its parameters are counted there).
+    `module` is the dotted path of the owner in the model and `parameter` the tensor's name in it.
     """
 
     path: str
@@ -29,26 +34,35 @@ class Layer:
     shape: tuple[int, ...]
     unit: str
     tied_to: str | None = None
+    parameter: str = "weight"
+    transposed: bool = False
+
+    @property
+    def tensor(self) -> str:
+        """The weight's name in the model's state dict."""
+        return f"{self.module}.{self.parameter}" if self.module else self.parameter
 
     @property
     def parameters(self) -> int:
         """Weight elements, 0 where the tensor is another layer's."""
-        if self.tied_to is not None:
-            return 0
-        return self.rows * self.columns
+        return 0 if self.tied_to is not None else self.rows * self.columns
+
+    @property
+    def experts(self) -> int:
+        """How many matrices the tensor stacks: 1 but for experts."""
+        return self.shape[0] if self.kind == "expert" else 1
 
     @property
     def rows(self) -> int:
-        """Output rows of the weight seen as a matrix."""
-        return self.shape[0]
+        """Output rows of the weight seen as a matrix; those of all experts together."""
+        if self.kind == "expert":
+            return self.experts * self.shape[2 if self.transposed else 1]
+        return self.shape[1] if self.transposed else self.shape[0]
 
     @property
     def columns(self) -> int:
         """Input columns of the weight seen as a matrix."""
-        count = 1
-        for size in self.shape[1:]:
-            count *= size
-        return count
+        return prod(self.shape) // self.rows if self.rows else 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,7 @@ class Modality:
     """A part of the model: vision, text, audio, projector, language, embeddings, head.
 
     `root` is the module that computes it (empty where it has none of its own); `layers` are those outside blocks.
+    `other_parameters` counts norms, biases and vectors outside blocks.
     """
 
     name: str

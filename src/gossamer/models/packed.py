@@ -37,7 +37,7 @@ class Scheme:
         if not 2 <= self.bits <= 8:
             raise PlanError(f"bits cannot be {self.bits}: weights are quantised to 2 to 8 bits")
         if self.group is not None and self.group < 1:
-            raise PlanError(f"group cannot be {self.group}: give a number of columns such as 64, or none for whole rows")
+            raise PlanError(f"group cannot be {self.group}: give a number of columns, or none for whole rows")
 
     @property
     def low(self) -> int:
@@ -61,7 +61,7 @@ class Scheme:
 
 
 def fitting_group(columns: int, group: int | None) -> int | None:
-    """The largest divisor of `columns` that is at most `group` and a multiple of 8, or None (whole rows) without one."""
+    """The largest divisor of `columns` up to `group` that is a multiple of 8; None (whole rows) where there is none."""
     if group is None:
         return None
     return next((size for size in range(group - group % 8, 7, -8) if columns % size == 0), None)
@@ -114,8 +114,7 @@ class QuantizedTensor:
 
     def dequantize(self) -> Tensor:
         """The weight, float32, of `shape`. Exact: the products need fewer bits than float32 has."""
-        rows, columns = self.codes.shape
-        grouped = self.codes.reshape(rows, self.scales.shape[1], -1).float()
+        grouped = self.codes.reshape(self.shape[0], self.scales.shape[1], -1).float()
         if self.zeros is not None:
             grouped -= self.zeros.unsqueeze(-1)
         grouped *= self.scales.float().unsqueeze(-1)
@@ -131,7 +130,7 @@ class QuantizedTensor:
         return _pack(self.codes, self.scheme.bits)
 
     def to_state(self, prefix: str = "") -> dict[str, Tensor]:
-        """Tensors for a safetensors file, codes and zero points packed at exactly `bits` each; keys start with `prefix`."""
+        """Tensors for a safetensors file, codes and zeros packed at exactly `bits` each; keys start with `prefix`."""
         scheme = self.scheme
         state = {
             f"{prefix}scheme": torch.tensor([scheme.bits, scheme.group or 0, int(scheme.symmetric)], dtype=torch.int32),

@@ -1,0 +1,43 @@
+"""`gossamer compare`: two models side by side, on the same examples in one process."""
+
+from typing import Annotated
+
+import typer
+
+from gossamer.cli.options import Data, Json, Limit, Seed, Task, Threads
+from gossamer.cli.terminal import Result, job, named, quantity, show, table
+
+EXAMPLE = "gossamer compare tiny-vlm runs/tiny-vlm/checkpoint --limit 500"
+
+Side = Annotated[str, typer.Argument(show_default=False, help="A model, as in the other verbs, or a run folder.")]
+
+
+def command(
+    a: Side,
+    b: Side,
+    task: Task = None,
+    data: Data = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Measure two models on the same examples.
+
+    Both sides run in one process on equal data; the interval of the difference is paired.
+    """
+    with job(threads) as progress:
+        from gossamer.search.jobs import compare_job
+
+        result = compare_job(a, b, task=task, data=data, limit=limit, seed=seed, progress=progress)
+    show(result, as_json, draw)
+
+
+def draw(result: Result) -> None:
+    """Prints both sides and their difference."""
+    sides = [result[name]["measured"] for name in ("a", "b")]
+    difference = result.get("difference", {})
+    rows = []
+    for key in dict.fromkeys([*sides[0], *sides[1]]):
+        rows.append((named(key), *(quantity(key, side.get(key, "")) for side in (*sides, difference))))
+    table("Measured, with 95 % intervals", ("", "A", "B", "B - A, paired"), rows)

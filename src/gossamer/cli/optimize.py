@@ -1,0 +1,78 @@
+"""`gossamer optimize`: the smallest version that keeps its quality."""
+
+from gossamer.cli.options import (
+    Data,
+    DryRun,
+    Effort,
+    EffortOption,
+    Granularity,
+    GranularityOption,
+    Json,
+    MaxLoss,
+    Memory,
+    Model,
+    Out,
+    Ratio,
+    Seed,
+    Task,
+    TestData,
+    Threads,
+)
+from gossamer.cli.terminal import Result, job, line, named, quantity, show, table
+
+EXAMPLE = "gossamer optimize tiny-vlm --memory 3MB --max-loss 1% --out runs/tiny-vlm"
+
+
+def command(
+    model: Model,
+    out: Out,
+    memory: Memory = None,
+    ratio: Ratio = None,
+    max_loss: MaxLoss = None,
+    task: Task = None,
+    data: Data = None,
+    test_data: TestData = None,
+    granularity: GranularityOption = Granularity.auto,
+    effort: EffortOption = Effort.standard,
+    dry_run: DryRun = False,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Compress a model under a budget, and prove it.
+
+    Finds which layers bear how few bits, applies that, measures the result after reloading it, exports it and writes
+    a report. Interrupted at any moment, the same command resumes where it was and ends with the same bytes.
+    """
+    with job(threads) as progress:
+        from gossamer.search.optimize import OptimizeRequest, optimize
+
+        request = OptimizeRequest(
+            model=model,
+            out=out,
+            task=task,
+            data=data,
+            test_data=test_data,
+            weight_bytes=memory,
+            ratio=ratio,
+            max_loss_percent=max_loss,
+            seed=seed,
+            granularity=granularity.value,
+            effort=effort.value,
+            dry_run=dry_run,
+        )
+        result = optimize(request, progress)
+    show(result, as_json, draw)
+
+
+def draw(result: Result) -> None:
+    """Prints before and after, then where the files are."""
+    before, after = result.get("baseline", {}).get("measured", {}), result.get("measured", {})
+    keys = list(dict.fromkeys([*before, *after]))
+    cells = [(named(key), *(quantity(key, side.get(key, "")) for side in (before, after))) for key in keys]
+    table("Measured, with 95 % intervals", ("", "before, 16 bits", "after"), cells)
+    for note in result.get("notes", ()):
+        line(note if isinstance(note, str) else note["text"])
+    for name in ("plan", "checkpoint", "report"):
+        if result.get(name):
+            line(f"{name}: {result[name]}")

@@ -1,0 +1,87 @@
+"""Arguments and options that mean the same in every verb."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gossamer.core.units import parse_bytes, parse_percent, parse_ratio
+
+
+class Granularity(StrEnum):
+    """What the search gives one setting to."""
+
+    auto = "auto"
+    layer = "layer"
+    block = "block"
+
+
+class Effort(StrEnum):
+    """How much is tried and measured."""
+
+    quick = "quick"
+    standard = "standard"
+    thorough = "thorough"
+
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        show_default=False,
+        help="A directory, a hub id, a .gguf or llama2.c .bin file, or an embedded model such as tiny-vlm.",
+    ),
+]
+Task = Annotated[
+    str | None,
+    typer.Option(metavar="TASK", help="text, vqa, detection or classification; by default the model's own task."),
+]
+Data = Annotated[
+    str | None,
+    typer.Option(metavar="PATH", help="A file, a directory, or a built-in set such as scenes; by default the model's."),
+]
+TestData = Annotated[
+    str | None,
+    typer.Option(metavar="PATH", help="Data for the final figures only; by default a split of --data."),
+]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Use at most N examples.")]
+Memory = Annotated[
+    int | None,
+    typer.Option(
+        parser=parse_bytes,
+        metavar="SIZE",
+        show_default=False,
+        help="Bytes the exported weights may take, such as 3MB or 512KiB, scales and padding included.",
+    ),
+]
+Ratio = Annotated[
+    float | None,
+    typer.Option(
+        parser=parse_ratio,
+        metavar="SHARE",
+        show_default=False,
+        help="The same limit as a share of the 16-bit size, such as 0.3 or 30%.",
+    ),
+]
+MaxLoss = Annotated[
+    float | None,
+    typer.Option(
+        parser=parse_percent,
+        metavar="PERCENT",
+        show_default=False,
+        help="How far quality may fall behind the unchanged model, such as 1%. Not met: exit code 1.",
+    ),
+]
+Out = Annotated[
+    Path, typer.Option(metavar="DIR", show_default=False, help="Where the results go. Replaced only when complete.")
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", show_default=False, help="A run folder that optimize wrote.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of every random choice: equal seeds give equal results.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, metavar="N", show_default="all cores", help="Processor threads to use.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; do and write nothing.")]
+GranularityOption = Annotated[Granularity, typer.Option(help="What gets a setting of its own.")]
+EffortOption = Annotated[Effort, typer.Option(help="How much is tried and measured.")]

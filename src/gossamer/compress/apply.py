@@ -1,0 +1,139 @@
+"""Carrying out a plan's compression on a model in memory.
+
+Quantisation runs in execution order: every layer is calibrated on what reaches it through the layers that are already
+quantised, so that later layers make up for earlier ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from gossamer.compress.calibrate import Stream, collect, layers_by_step
+from gossamer.compress.quantize import Quantized, Statistics
+from gossamer.compress.swap import Swap, finite_weight
+from gossamer.core.errors import DataError, PlanError
+from gossamer.core.plan import Step
+from gossamer.core.progress import SILENT, Progress
+from gossamer.core.technique import build
+from gossamer.data.batch import Batch
+from gossamer.engine.walk import Walk
+from gossamer.models.hierarchy import Hierarchy, Layer
+from gossamer.models.packed import QuantizedTensor
+
+
+class Quantizer(Protocol):
+    """A technique that puts one weight on a grid. `calibrated` tells whether it wants statistics."""
+
+    @property
+    def calibrated(self) -> bool: ...
+
+    def quantize(self, weight: Tensor, statistics: Statistics | None) -> Quantized:
+        """The quantised form of `weight` float32 (rows, columns)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What was done: the quantised weights, each layer's output error on calibration data, and remarks by layer."""
+
+    tensors: dict[str, QuantizedTensor]
+    losses: dict[str, float]
+    notes: tuple[str, ...]
+
+
+def assign(hierarchy: Hierarchy, steps: Sequence[Step]) -> dict[str, Quantizer]:
+    """Layer path → its quantiser: of the steps that select a layer, the last.
+
+    Raises `PlanError` for a step that selects nothing, an unknown technique or setting, a tied head selected apart
+    from its tensor's owner, and for a fused set whose members differ.
+    """
+    assigned: dict[str, Quantizer] = {}
+    for number, step in enumerate(steps):
+        technique: Quantizer = build(step.do, step.settings)
+        selected = hierarchy.select(step.at)
+        if not selected:
+            raise PlanError(f"compression step {number + 1}: {step.at!r} selects no layer; gossamer inspect lists them")
+        assigned.update({layer.path: technique for layer in selected})
+    for name, members in hierarchy.units().items():
+        if len({assigned.get(layer.path) for layer in members}) > 1:
+            raise PlanError(f"the layers of {name} run as one matrix and must share a setting: give them one step")
+    return assigned
+
+
+def apply_steps(
+    model: nn.Module,
+    hierarchy: Hierarchy,
+    steps: Sequence[Step],
+    batches: Sequence[Batch],
+    progress: Progress = SILENT,
+) -> Applied:
+    """Quantises the model's layers as `steps` say; the model then computes with the quantised weights.
+
+    `batches` are the calibration data; they may be empty if no technique is calibrated. Raises `PlanError` for steps
+    that do not fit the model, `DataError` for calibration data that is missing or not finite, `ModelError` for
+    weights that are not finite.
+    """
+    assigned = assign(hierarchy, steps)
+    layers = {layer.path: layer for layer in hierarchy.layers() if layer.path in assigned}
+    swap = Swap(model)
+    result = Applied({}, {}, ())
+    if not any(technique.calibrated for technique in assigned.values()):
+        for path in progress.track(assigned, "quantise"):
+            result = _quantised(result, model, swap, layers[path], assigned[path], None)
+        return result
+    if not batches:
+        raise DataError("the plan's techniques need calibration data and there is none: name a task and data")
+    walk = Walk(model, hierarchy, batches[0].inputs)
+    steps_layers = layers_by_step(walk, hierarchy)
+    stream = Stream(walk, batches)
+    for step in progress.track(sorted(steps_layers), "quantise block by block"):
+        wanted = [layer for layer in steps_layers[step] if layer.path in assigned]
+        if wanted:
+            statistics = collect(model, stream, wanted)
+            for layer in wanted:
+                result = _quantised(result, model, swap, layer, assigned[layer.path], statistics.get(layer.path))
+        if not stream.last:
+            stream.advance()
+    reached = {layer.path for group in steps_layers.values() for layer in group}
+    for path in assigned:
+        if path not in reached:
+            result = _quantised(result, model, swap, layers[path], assigned[path], None)
+            note = f"{path}: the calibration data does not reach it; rounded without statistics"
+            result = Applied(result.tensors, result.losses, (*result.notes, note))
+    return result
+
+
+def _has_grid(layer: Layer) -> bool:
+    """Whether a layer is stored as a plain matrix: stacked experts and input-major weights have no low-bit form yet."""
+    return layer.kind != "expert" and not layer.transposed
+
+
+def _quantised(
+    result: Applied,
+    model: nn.Module,
+    swap: Swap,
+    layer: Layer,
+    technique: Quantizer,
+    statistics: Statistics | None,
+) -> Applied:
+    if not _has_grid(layer):
+        note = f"{layer.path}: left at 16 bits, since its storage has no low-bit form"
+        return Applied(result.tensors, result.losses, (*result.notes, note))
+    weight = finite_weight(model, layer)
+    found = technique.quantize(weight, statistics)
+    tensor = reshaped(found.tensor, layer)
+    swap.put(layer, tensor)
+    return Applied(
+        {**result.tensors, layer.path: tensor},
+        {**result.losses, layer.path: found.loss},
+        (*result.notes, *(f"{layer.path}: {note}" for note in found.notes)),
+    )
+
+
+def reshaped(tensor: QuantizedTensor, layer: Layer) -> QuantizedTensor:
+    """A quantised matrix as the weight of `layer`, whose stored shape may have more dimensions."""
+    if tensor.shape == layer.shape:
+        return tensor
+    return QuantizedTensor(tensor.scheme, layer.shape, tensor.codes, tensor.scales, tensor.zeros)

@@ -1,0 +1,127 @@
+"""Calibration statistics of a layer: the Hessian of its output error, gathered as inputs stream by.
+
+For a layer y = W x the squared output error of a changed weight is `(W - Ŵ) H (W - Ŵ)ᵀ` with H the mean of x xᵀ over
+calibration tokens, whatever the weight is: layers with one input share one H. Convolutions are seen as matrices over
+unfolded patches.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gossamer.compress.quantize.factor import Factor, factorise
+from gossamer.core.errors import DataError, PlanError
+
+_PATCH_ELEMENTS = 1 << 23
+_DOUBLE_COLUMNS = 2048
+_STRIP = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What calibration knows about a layer's inputs.
+
+    `hessian` float32 (columns, columns): the mean of x xᵀ over `tokens` input vectors (patches, for convolutions).
+    """
+
+    hessian: Tensor
+    tokens: int
+    _factors: dict[tuple[float, bool], Factor | None] = field(default_factory=dict, repr=False)
+
+    def factor(self, damping: float, act_order: bool) -> Factor | None:
+        """The factorised inverse (see `factorise`), computed once and shared by every bit width and layer of this H."""
+        key = (damping, act_order)
+        if key not in self._factors:
+            self._factors[key] = factorise(self.hessian, damping, act_order)
+        return self._factors[key]
+
+    def loss(self, error: Tensor) -> float:
+        """The mean squared output error, summed over outputs, of a weight that is off by `error` (rows, columns)."""
+        return float(((error @ self.hessian) * error).sum(dtype=torch.float64))
+
+
+class Accumulator:
+    """Gathers the statistics of one layer: `add` each batch of its inputs, then `finish`.
+
+    `path` names the layer in errors. Takes `nn.Linear`, transformers' `Conv1D`, `nn.Conv1d` and `nn.Conv2d` without
+    channel groups; raises `PlanError` for others. Memory: one (columns, columns) matrix, float64 up to 2,048 columns
+    and float32 beyond.
+    """
+
+    def __init__(self, path: str, layer: nn.Module) -> None:
+        self._path = path
+        self._layer = layer
+        self._columns = _columns(path, layer)
+        dtype = torch.float64 if self._columns <= _DOUBLE_COLUMNS else torch.float32
+        self._mean = torch.zeros(self._columns, self._columns, dtype=dtype)
+        self.tokens = 0
+
+    def add(self, inputs: Tensor, mask: Tensor | None = None) -> None:
+        """Counts `inputs` as the layer's forward receives them.
+
+        `mask` (bool) covers leading dimensions of `inputs`, such as (batch, positions): entries that are False are
+        padding and do not count. For convolutions it covers the batch. Raises `DataError` for NaN or infinite inputs.
+        """
+        if mask is not None:
+            inputs = inputs.reshape(*mask.shape, *inputs.shape[mask.dim() :])[mask]
+        if isinstance(self._layer, (nn.Conv1d, nn.Conv2d)):
+            for patches in _patches(self._layer, inputs):
+                self._add_rows(patches)
+        else:
+            self._add_rows(inputs.reshape(-1, self._columns))
+
+    def _add_rows(self, rows: Tensor) -> None:
+        count = rows.shape[0]
+        if count == 0:
+            return
+        rows = rows.detach().to("cpu", torch.float32)
+        self.tokens += count
+        weight = count / self.tokens
+        for start in range(0, self._columns, _STRIP):  # H is symmetric: strips of its upper half are enough
+            gram = rows[:, start : start + _STRIP].T @ rows[:, start:]
+            if not bool(torch.isfinite(gram.diagonal()).all()):
+                raise DataError(
+                    f"the calibration inputs of layer {self._path} hold NaN, infinite or absurdly large values: "
+                    "check the model in float32 and the calibration data"
+                )
+            self._mean[start : start + _STRIP, start:].mul_(1 - weight).add_(gram, alpha=weight / count)
+
+    def finish(self) -> Statistics:
+        """The statistics of all inputs so far. Raises `DataError` if there were none."""
+        if self.tokens == 0:
+            raise DataError(f"layer {self._path} saw no calibration input: use data that reaches it, or leave it out")
+        upper = self._mean.float().triu_()
+        return Statistics(upper + upper.triu(1).T, self.tokens)
+
+
+def _columns(path: str, layer: nn.Module) -> int:
+    if isinstance(layer, nn.Linear):
+        return layer.in_features
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+        if layer.groups != 1:
+            raise PlanError(
+                f"layer {path} is a convolution with channel groups: leave it at 16 bits, or round it by rtn"
+            )
+        return layer.weight[0].numel()
+    if type(layer).__name__ == "Conv1D":
+        return int(layer.weight.shape[0])
+    raise PlanError(f"layer {path} is a {type(layer).__name__}, which has no Hessian: quantise it by rtn")
+
+
+def _patches(layer: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Iterator[Tensor]:
+    """The input patches a convolution multiplies its weight matrix with, (patches, columns), a few images at a time."""
+    flat = isinstance(layer, nn.Conv1d)
+    if inputs.dim() == (2 if flat else 3):
+        inputs = inputs.unsqueeze(0)
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    inputs = functional.pad(inputs, layer._reversed_padding_repeated_twice, mode=mode)
+    inputs = inputs.unsqueeze(2) if flat else inputs
+    kernel, stride, dilation = (
+        ((1, *sizes) if flat else sizes) for sizes in (layer.kernel_size, layer.stride, layer.dilation)
+    )
+    for image in inputs.split(max(1, _PATCH_ELEMENTS * max(stride) // (inputs[0].numel() * max(kernel) ** 2 + 1))):
+        patches = functional.unfold(image, kernel, dilation=dilation, stride=stride)
+        yield patches.transpose(1, 2).reshape(-1, patches.shape[1])

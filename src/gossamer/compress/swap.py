@@ -1,0 +1,69 @@
+"""Putting other weights into a model and taking them out again."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.core.errors import ModelError
+from gossamer.models.hierarchy import Layer
+from gossamer.models.packed import QuantizedTensor
+from gossamer.models.structure import read_matrix
+
+
+class Swap:
+    """Replaces weights of one model by quantised ones, and remembers what was there.
+
+    A replaced weight is a new parameter, so layers that shared a tensor (tied heads) part on the first replacement
+    and share again once both are restored.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._originals: dict[str, tuple[Layer, nn.Parameter]] = {}
+
+    def put(self, layer: Layer, tensor: QuantizedTensor | None) -> None:
+        """The layer computes with `tensor` from now on; None restores the original."""
+        parameters = self._model.get_submodule(layer.module)._parameters
+        if tensor is None:
+            if layer.path in self._originals:
+                parameters[layer.parameter] = self._originals.pop(layer.path)[1]
+            return
+        original = cast(nn.Parameter, parameters[layer.parameter])
+        self._originals.setdefault(layer.path, (layer, original))
+        dense = tensor.dequantize().to(original.dtype).reshape(original.shape)
+        parameters[layer.parameter] = nn.Parameter(dense, requires_grad=False)
+
+    def put_all(self, layers: Mapping[str, Layer], tensors: Mapping[str, QuantizedTensor]) -> None:
+        """The model computes with exactly these tensors: what is not among them is restored."""
+        for path in [path for path in self._originals if path not in tensors]:
+            self.put(self._originals[path][0], None)
+        for path, tensor in tensors.items():
+            self.put(layers[path], tensor)
+
+    def restore(self) -> None:
+        """Puts every original weight back."""
+        for layer, _ in list(self._originals.values()):
+            self.put(layer, None)
+
+
+@contextmanager
+def restored(model: nn.Module, layers: Iterable[Layer]) -> Iterator[None]:
+    """Whatever happens to these layers' weights inside, the very same parameters are back afterwards."""
+    places = [(model.get_submodule(layer.module)._parameters, layer.parameter) for layer in layers]
+    originals = [parameters[name] for parameters, name in places]
+    try:
+        yield
+    finally:
+        for (parameters, name), original in zip(places, originals, strict=True):
+            parameters[name] = original
+
+
+def finite_weight(model: nn.Module, layer: Layer) -> Tensor:
+    """The layer's weight as float32 (rows, columns). Raises `ModelError` where it holds NaN or infinity."""
+    weight = read_matrix(model, layer).float()
+    if not bool(torch.isfinite(weight).all()):
+        raise ModelError(f"layer {layer.path} ({layer.tensor}) holds NaN or infinite values; mend the checkpoint")
+    return weight

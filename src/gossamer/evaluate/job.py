@@ -1,0 +1,54 @@
+"""The `evaluate` job: one model, one task, figures with intervals and the protocol behind them."""
+
+from typing import Any
+
+from gossamer.core.errors import DataError
+from gossamer.core.outcome import Measure
+from gossamer.core.progress import SILENT, Progress
+from gossamer.evaluate.splits import draw
+from gossamer.evaluate.task import Task
+from gossamer.evaluate.tasks import TASKS, open_task
+from gossamer.models.open import Opened, open_model
+
+
+def evaluate_model(
+    ref: str,
+    task: str | None = None,
+    data: str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> dict[str, Any]:
+    """Measures the model `ref`. Task and data default to what the model suggests; of more examples than `limit`, so
+    many are drawn by `seed`. Raises `ModelError` or `DataError` where either side cannot be used.
+    """
+    opened = open_model(ref)
+    chosen = chosen_task(opened, task, data, limit, seed)
+    figures = chosen.measure(opened.model, progress)
+    figures["weight_bytes"] = Measure.exact(opened.stored_bytes)
+    return {
+        "model": {"name": ref, "family": opened.hierarchy.family, "fingerprint": opened.fingerprint},
+        "task": chosen.name,
+        "metric": chosen.metric,
+        "measured": {key: value.model_dump() for key, value in figures.items()},
+        "protocol": {**chosen.protocol, "seed": seed},
+    }
+
+
+def chosen_task(opened: Opened, task: str | None, data: str | None, limit: int | None, seed: int) -> Task:
+    """The task asked for, or the model's own. Raises `DataError` if nothing says which task or which data."""
+    defaults = opened.defaults
+    name = task or defaults.get("task")
+    if name is None:
+        raise DataError(f"model {opened.source} suggests no task: give --task with one of {', '.join(TASKS)}")
+    if name not in TASKS:
+        raise DataError(f"unknown task {name!r}: choose one of {', '.join(TASKS)}")
+    source = data or (defaults.get("data") if name == defaults.get("task") else None)
+    if source is None:
+        raise DataError(f"task {name!r} needs data: give --data with a path or the name of a built-in set")
+    whole = open_task(name, source, opened)
+    if limit is None or limit == len(whole):
+        return whole
+    if limit > len(whole):
+        return open_task(name, source, opened, limit=limit)
+    return whole.subset(draw(len(whole), {"sample": limit}, seed)["sample"])

@@ -1,0 +1,134 @@
+"""Deciding how every tensor of a compressed checkpoint is stored, and saying where that is not as the grids ask."""
+
+import math
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from gossamer.core.errors import ModelError, PlanError
+from gossamer.models.containers import Containers
+from gossamer.models.packed import Container, QuantizedTensor
+from gossamer.models.ties import Ties
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from gossamer.models.hierarchy import Layer
+    from gossamer.models.open import Opened
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one layer is stored: its container, and why if that is not what its grid asks for."""
+
+    layer: "Layer"
+    tensor: QuantizedTensor
+    container: Container
+    why: str = ""
+
+    @property
+    def compressed(self) -> bool:
+        return self.container != "dense"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every decision about a checkpoint: the quantised layers' forms, broken ties, the 16-bit type of the rest."""
+
+    forms: tuple[Form, ...]
+    ties: Ties
+    dtype: "torch.dtype"
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+    def compressed(self) -> list[Form]:
+        return [form for form in self.forms if form.compressed]
+
+    def without(self, modules: Set[str], why: str) -> "Layout":
+        """The same with the layers of these modules stored dense."""
+        forms = (
+            replace(form, container="dense", why=why) if form.layer.module in modules else form for form in self.forms
+        )
+        return replace(self, forms=tuple(forms))
+
+
+def layout_of(opened: "Opened", tensors: Mapping[str, QuantizedTensor]) -> Layout:
+    """Decides how everything is stored. Raises `PlanError` for a path or shape that is not the model's."""
+    known = {layer.path: layer for layer in opened.hierarchy.layers()}
+    containers = Containers.of(opened.model)
+    forms = []
+    for path in sorted(tensors):
+        layer, tensor = known.get(path), tensors[path]
+        if layer is None:
+            raise PlanError(f"the model has no layer {path}: gossamer inspect lists its layers")
+        if tuple(tensor.codes.shape) != (layer.rows, layer.columns):
+            rows, columns = tensor.codes.shape
+            raise PlanError(f"layer {path} is {layer.rows} x {layer.columns}, its codes are {rows} x {columns}")
+        form = containers.form(layer, tensor.scheme)
+        why = "the format serves plain linear and embedding modules only" if form == "dense" else ""
+        if form == "int-quantized" and layer.module in containers.unpackable:
+            why = "transformers' code for this family does not load packed ones"
+        forms.append(Form(layer, tensor, form, why))
+    ties = Ties.of(opened.model, {form.layer.module for form in forms})
+    return Layout(tuple(forms), ties, _sixteen_bits(opened, {form.layer.tensor for form in forms}))
+
+
+def _sixteen_bits(opened: "Opened", quantised: set[str]) -> "torch.dtype":
+    """float16, or bfloat16 where a weight that stays dense is too large for it. Refuses NaN and infinity."""
+    import torch
+
+    largest = 0.0
+    for name, tensor in opened.model.state_dict().items():
+        if not tensor.is_floating_point() or tensor.numel() == 0 or name in quantised:
+            continue
+        peak = float(tensor.abs().max())
+        if not math.isfinite(peak):
+            raise ModelError(f"{opened.source}: tensor {name} holds NaN or infinity; export needs finite weights")
+        largest = max(largest, peak)
+    return torch.float16 if largest <= torch.finfo(torch.float16).max else torch.bfloat16
+
+
+def dense_weight(form: Form) -> "Tensor":
+    """The dequantised weight in the layer's stored shape, float32."""
+    layer, matrix = form.layer, form.tensor.dequantize()
+    if layer.transposed:
+        *stack, inputs, outputs = layer.shape
+        return matrix.reshape(*stack, outputs, inputs).transpose(-1, -2)
+    return matrix.reshape(layer.shape)
+
+
+def notes_on(layout: Layout) -> Iterator[str]:
+    """One sentence for each way in which the file differs from the plan's grids."""
+    dense: dict[str, list[str]] = {}
+    wide: dict[str, list[str]] = {}
+    for form in layout.forms:
+        scheme, path = form.tensor.scheme, form.layer.path
+        if not form.compressed:
+            dense.setdefault(form.why, []).append(path)
+        elif form.container == "int-quantized" and scheme.bits < 8:
+            why = form.why or f"packed {'embeddings' if scheme.symmetric else 'zero points'} do not load"
+            wide.setdefault(why, []).append(f"{path} ({scheme.bits} bits)")
+    for why, paths in sorted(wide.items()):
+        yield f"Stored with 8 bits for each code, since {why}: {_listed(paths)}."
+    for why, paths in sorted(dense.items()):
+        yield f"Stored on their grid at 16 bits, since {why}: {_listed(paths)}."
+    if layout.ties.broken:
+        yield f"Stored on their own, since one side of the tie is quantised: {_listed(sorted(layout.ties.broken))}."
+    if layout.dtype_name == "bfloat16":
+        yield "What is not quantised is stored as bfloat16, since some weights are too large for float16."
+
+
+def advice_on(model: Any, layout: Layout) -> Iterator[str]:
+    """What a user of plain transformers must know to use the checkpoint."""
+    if layout.compressed() and getattr(model.config, "is_encoder_decoder", False):
+        yield (
+            "transformers unpacks weights on the first whole forward pass, and generate() calls the encoder alone "
+            "before it: after a plain reload, call model.hf_quantizer.compressor.decompress_model(model) first."
+        )
+
+
+def _listed(paths: list[str]) -> str:
+    return ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")

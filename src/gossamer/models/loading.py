@@ -1,0 +1,137 @@
+"""Building models from Hugging Face configs and weights: the right class, dense float32, nothing missing unnoticed."""
+
+import contextlib
+import io
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gossamer.core.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def read_config(path: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} is not valid JSON: give a Hugging Face config.json") from error
+    kind = data.get("model_type") if isinstance(data, dict) else None
+    if not kind:
+        raise ModelError(f"{path} names no model_type: give a Hugging Face config.json")
+    try:
+        if path.name == "config.json":
+            return AutoConfig.from_pretrained(str(path.parent))
+        return AutoConfig.for_model(**data)
+    except (KeyError, ValueError) as error:
+        from transformers import CONFIG_MAPPING
+
+        if kind not in CONFIG_MAPPING:
+            raise ModelError(f"{path} is of unknown architecture {kind!r}: transformers must have its code") from error
+        raise ModelError(f"{path} is malformed: {first_line(error)}") from error
+    except Exception as error:
+        raise ModelError(f"{path} is malformed: {first_line(error)}") from error
+
+
+def class_of(config: Any, path: Path) -> Any:
+    """The model class: the one that the config names, or the first auto class that knows the model type."""
+    import transformers
+    from transformers.models.auto import modeling_auto as auto
+
+    for name in config.architectures or ():
+        found = getattr(transformers, name, None)
+        if found is None:
+            raise ModelError(f"{path} is of unknown architecture {name!r}: transformers must have its code")
+        return found
+    mappings = (
+        auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, auto.MODEL_FOR_CAUSAL_LM_MAPPING,
+        auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING, auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING, auto.MODEL_MAPPING,
+    )  # fmt: skip
+    for mapping in mappings:
+        if type(config) in mapping:
+            return mapping[type(config)]
+    raise ModelError(f"{path} names no architecture, and none is known for {config.model_type!r}")
+
+
+def meta_model(config: Any, path: Path) -> "nn.Module":
+    """The model without values."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            model: nn.Module = class_of(config, path)._from_config(_without_quantization(config), dtype=torch.float32)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{path}: this config describes no buildable model ({first_line(error)})") from error
+    return model
+
+
+def load_weights(path: Path, config: Any) -> "nn.Module":
+    """The model with its weights, dense float32, whatever they are stored as."""
+    import torch
+
+    method = (getattr(config, "quantization_config", None) or {}).get("quant_method")
+    if method not in (None, "compressed-tensors"):
+        raise ModelError(f"{path} is quantised with {method!r}: dense and compressed-tensors checkpoints can be opened")
+    kind = class_of(config, path)
+    try:
+        model, report = kind.from_pretrained(
+            str(path), dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:
+        raise ModelError(f"{path} cannot be loaded: its tensors do not fit its config ({first_line(error)})") from error
+    missing, wrong = sorted(report["missing_keys"]), sorted(report["mismatched_keys"])
+    if missing or wrong:
+        name = missing[0] if missing else str(wrong[0][0])
+        count = len(missing) + len(wrong)
+        raise ModelError(f"{path} does not fit its config: {count} tensors are missing or of other shape, first {name}")
+    if method is not None:
+        model.hf_quantizer.compressor.decompress_model(model)
+        model = plain_copy(model, _without_quantization(config))
+    whole: nn.Module = model.float()
+    return whole
+
+
+def plain_copy(model: Any, config: Any) -> "nn.Module":
+    """A fresh model of the same class that takes over the weights of one that transformers counts as quantised.
+
+    Such a model refuses to be saved or changed like any other.
+    """
+    plain: nn.Module = type(model)(config)
+    wanted = plain.state_dict().keys()
+    state = {name: tensor.float() for name, tensor in model.state_dict().items() if name in wanted}
+    plain.load_state_dict(state, assign=True)
+    plain.tie_weights()
+    return plain
+
+
+def _without_quantization(config: Any) -> Any:
+    return type(config).from_dict({k: v for k, v in config.to_dict().items() if k != "quantization_config"})
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the libraries' bars and advice off standard error while a model is opened; errors still arrive."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

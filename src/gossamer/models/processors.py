@@ -1,0 +1,53 @@
+"""Processors and tokenizers without torchvision: images are prepared with PIL and NumPy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gossamer.core.errors import ModelError
+
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+_MARKERS = ("processor_config.json", "preprocessor_config.json")
+
+
+def load_tokenizer(directory: Path) -> Any | None:
+    """The tokenizer of a Hugging Face directory, or None if it ships none. Raises `ModelError` if it is damaged."""
+    from transformers import AutoTokenizer
+
+    if not any((directory / name).is_file() for name in _TOKENIZERS):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+    except Exception as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise ModelError(f"the tokenizer in {directory} cannot be read ({line})") from error
+
+
+def load_processor(directory: Path) -> Any | None:
+    """The processor of a multimodal model, with PIL image classes, or None if the directory ships none.
+
+    Raises `ModelError` if the processor's files are damaged or of an unknown kind.
+    """
+    from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoProcessor
+
+    if not any((directory / name).is_file() for name in _MARKERS):
+        return None
+    errors: list[BaseException] = []
+    pil = {"backend": "pil"}
+    for auto, options in ((AutoProcessor, pil), (AutoImageProcessor, pil), (AutoFeatureExtractor, {})):
+        try:
+            return auto.from_pretrained(str(directory), local_files_only=True, **options)
+        except Exception as error:
+            errors.append(error)
+    line = (str(errors[0]).strip().splitlines() or [type(errors[0]).__name__])[0][:160]
+    raise ModelError(f"the processor in {directory} cannot be read ({line})")
+
+
+def settings_of(directory: Path) -> dict[str, Any]:
+    """The raw image settings (`image_processor` of the processor's config), empty without any."""
+    for name in _MARKERS:
+        path = directory / name
+        if path.is_file():
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return dict(data.get("image_processor", data))
+    return {}

@@ -1,0 +1,102 @@
+"""Reading a written checkpoint back through plain `transformers`, and checking that everything arrived."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gossamer.core.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from gossamer.models.open import Opened
+
+
+def reload(directory: Path) -> "nn.Module":
+    """The model in `directory` through plain `from_pretrained`: float32, eval, its compressed weights unpacked.
+
+    Afterwards it is an ordinary dense model that can be changed and saved. (`dequantize=True`, which transformers
+    offers for this, reads every layer with the first group's bits and is wrong for mixed precision.)
+    Raises `ModelError` unless every tensor of the file found its place and every parameter its tensor.
+    """
+    model = plain(directory)
+    quantizer = model.hf_quantizer
+    if quantizer is not None:
+        from compressed_tensors.compressors.base import decompress_module
+
+        for module in model.modules():
+            decompress_module(module, leave_decompressed=False)
+        quantizer.compressor.remove_decompression_hook(model)
+        model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
+        del model.config.quantization_config
+    return model.eval().requires_grad_(False)
+
+
+def parity(opened: "Opened", directory: Path, inputs: Mapping[str, "Tensor"]) -> float:
+    """The largest absolute difference of logits between `opened.model` and the checkpoint as plainly reloaded.
+
+    `inputs` are the model's keyword arguments. Infinite if either side gives NaN. Raises as `reload` does.
+    """
+    import torch
+
+    with torch.no_grad(), quiet():
+        ours = _logits(opened.model(**inputs))
+        theirs = _logits(plain(directory).eval()(**inputs))
+    worst = float((ours.float() - theirs.float()).abs().max())
+    return math.inf if math.isnan(worst) else worst
+
+
+def plain(directory: Path) -> Any:
+    """Plain `from_pretrained` in float32, with the check that nothing was left over or left out."""
+    import torch
+
+    model, info = from_pretrained(directory, dtype=torch.float32)
+    lost = lost_keys(info)
+    if lost:
+        raise ModelError(f"{directory}: these tensors did not load: {', '.join(lost[:5])}")
+    return model
+
+
+def from_pretrained(directory: Path, **settings: Any) -> tuple[Any, dict[str, Any]]:
+    """`from_pretrained` of the class that the directory's configuration names, with its loading report.
+
+    Raises `ModelError` if transformers lacks the class.
+    """
+    import transformers
+
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    name = (config.get("architectures") or [""])[0]
+    kind = getattr(transformers, name, None)
+    if kind is None:
+        raise ModelError(f"{directory}: config.json names the architecture {name!r}, which transformers does not have")
+    with quiet():
+        return kind.from_pretrained(directory, output_loading_info=True, local_files_only=True, **settings)
+
+
+def lost_keys(info: Mapping[str, Any]) -> list[str]:
+    """The tensors that a loading report says were missing, unexpected or of another shape, sorted."""
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    keys = {str(key[0] if isinstance(key, tuple) else key) for kind in kinds for key in info[kind]}
+    return sorted(keys) + [str(message) for message in info.get("error_msgs", ())]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps the loaders' progress bars off the terminal; their warnings still appear."""
+    import io
+    from contextlib import redirect_stderr
+
+    with redirect_stderr(io.StringIO()):
+        yield
+
+
+def _logits(output: Any) -> "Tensor":
+    for name in ("logits", "logits_per_image", "last_hidden_state"):
+        value = output.get(name)
+        if value is not None:
+            tensor: Tensor = value
+            return tensor
+    raise ModelError("the model's output holds no logits to compare")

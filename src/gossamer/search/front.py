@@ -1,0 +1,58 @@
+"""The Pareto front over the byte budget, and the uniform settings that every plan is compared with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gossamer.models.packed import Scheme
+from gossamer.search.allocate import Option, allocate, smallest
+from gossamer.search.units import Assignment, Unit
+
+UNIFORM: tuple[Scheme, ...] = (
+    Scheme(2, 64),
+    Scheme(3, 64),
+    Scheme(4, 64),
+    Scheme(5, 64),
+    Scheme(6, 64),
+    Scheme(8, None),
+)
+"""The uniform baselines."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A plan on the plane of bytes and divergence: `predicted` by adding up its units, `kl` as measured."""
+
+    label: str
+    assignment: Assignment
+    weight_bytes: int
+    predicted: float
+    kl: float
+    kl_stderr: float
+
+
+def options_of(units: Sequence[Unit], losses: Sequence[Sequence[float]]) -> list[list[Option]]:
+    """The allocation problem of units and the losses of their choices (nats)."""
+    return [
+        [Option(choice.bytes, max(0.0, loss)) for choice, loss in zip(unit.choices, row, strict=True)]
+        for unit, row in zip(units, losses, strict=True)
+    ]
+
+
+def allocations(units: Sequence[Unit], options: Sequence[Sequence[Option]], count: int) -> list[list[int]]:
+    """Different exact allocations for `count` budgets in geometric steps, from the least possible to 16 bits."""
+    dense = sum(unit.choices[0].bytes for unit in units)
+    budgets = [int(value) for value in np.geomspace(smallest(options), dense, count).round()]
+    return [
+        list(chosen) for chosen in dict.fromkeys(tuple(allocate(options, max(b, smallest(options)))) for b in budgets)
+    ]
+
+
+def undefeated(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats in both bytes and measured divergence, by rising bytes."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.weight_bytes, point.kl)):
+        if not kept or point.kl < kept[-1].kl:
+            kept.append(point)
+    return kept

@@ -1,0 +1,116 @@
+"""What the steps of one `optimize` job share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import gossamer
+from gossamer.compress.swap import Swap
+from gossamer.core.budget import Budget
+from gossamer.core.plan import Calibration, ModelBinding, Plan, Step
+from gossamer.core.progress import Progress
+from gossamer.core.runfolder import RunFolder
+from gossamer.data.batch import Batch
+from gossamer.engine.walk import Walk
+from gossamer.models.hierarchy import Layer
+from gossamer.models.open import Opened
+from gossamer.models.packed import QuantizedTensor
+from gossamer.search.applied import Applier
+from gossamer.search.finish import BATCH, batches_of
+from gossamer.search.parts import Parts, key_of
+from gossamer.search.plans import steps_of
+from gossamer.search.request import OptimizeRequest, Sizes
+from gossamer.search.scorer import Score, Scorer
+from gossamer.search.units import Assignment, Unit
+
+TECHNIQUE = "gptq"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job. `fixed` are the bytes that no unit holds. The model is unchanged between the steps."""
+
+    request: OptimizeRequest
+    opened: Opened
+    folder: RunFolder
+    parts: Parts
+    sizes: Sizes
+    budget: Budget
+    units: tuple[Unit, ...]
+    fixed: int
+    progress: Progress
+
+    @cached_property
+    def key(self) -> Any:
+        """What every result of this job depends on, besides its own inputs."""
+        parts = key_of(self.parts, self.sizes, self.request.seed)
+        return [gossamer.__version__, self.opened.fingerprint, parts, TECHNIQUE]
+
+    @property
+    def dense_bytes(self) -> int:
+        """The 16-bit size: the denominator of every ratio."""
+        return 2 * self.opened.hierarchy.parameters
+
+    @cached_property
+    def calibration(self) -> list[Batch]:
+        """The calibration batches."""
+        return batches_of(self.parts.calibrate)
+
+    @cached_property
+    def walk(self) -> Walk:
+        """The walk through the model."""
+        return Walk(self.opened.model, self.opened.hierarchy, self.calibration[0].inputs)
+
+    @cached_property
+    def layers(self) -> dict[str, Layer]:
+        """Layers by path."""
+        return {layer.path: layer for layer in self.opened.hierarchy.layers()}
+
+    @cached_property
+    def _scorers(self) -> dict[str, Scorer]:
+        return {}
+
+    def scorer(self, part: str) -> Scorer:
+        """The scorer of a part of the data, against the unchanged model."""
+        if part not in self._scorers:
+            task = getattr(self.parts, part)
+            self._scorers[part] = Scorer(self.opened.model, task, BATCH, lambda inputs: self.walk.finish(None, inputs))
+        return self._scorers[part]
+
+    def score(self, tensors: dict[str, QuantizedTensor], part: str) -> Score:
+        """How the model does on a part with these weights in it."""
+        scorer = self.scorer(part)
+        swap = Swap(self.opened.model)
+        swap.put_all(self.layers, tensors)
+        try:
+            return scorer.score(lambda _, batch: self.walk.finish(None, batch.inputs))
+        finally:
+            swap.restore()
+
+    @cached_property
+    def applier(self) -> Applier:
+        """Carries out plans."""
+        return Applier(self.folder, self.opened.model, self.opened.hierarchy, self.calibration, self.key)
+
+    def steps(self, assignment: Assignment) -> tuple[Step, ...]:
+        """The plan steps of an assignment."""
+        return steps_of(self.opened.hierarchy, self.units, assignment, TECHNIQUE)
+
+    def plan(self, steps: Sequence[Step], budget: Budget) -> Plan:
+        """The plan of these steps, bound to the model and the calibration data."""
+        parts = self.parts
+        return Plan(
+            model=ModelBinding(family=self.opened.hierarchy.family, fingerprint=self.opened.fingerprint),
+            budget=budget,
+            calibration=Calibration(
+                task=parts.name,
+                data=parts.data,
+                sha256=parts.sha256,
+                pool=parts.pool,
+                samples=len(parts.calibrate),
+                seed=self.request.seed,
+                settings=parts.settings,
+            ),
+            compression=tuple(steps),
+        )

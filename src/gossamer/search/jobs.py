@@ -1,0 +1,148 @@
+"""The smaller jobs: replay a plan, compare two models, take a checkpoint out of a run."""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gossamer.compress.apply import apply_steps
+from gossamer.compress.quantize.presets import preset_steps
+from gossamer.core.errors import DataError, OutputError
+from gossamer.core.files import writing_directory
+from gossamer.core.plan import Calibration, ModelBinding, Plan, load_plan
+from gossamer.core.progress import SILENT, Progress
+from gossamer.evaluate.tasks import open_task
+from gossamer.models.open import Opened, open_model
+from gossamer.search.finish import calibration_batches, finish
+from gossamer.search.parts import BUILT_IN
+
+Json = dict[str, Any]
+
+PRESET_SAMPLES = 128
+"""Calibration examples of a preset, or as many as the data holds."""
+
+
+def apply_job(plan: str, model: str, out: Path, progress: Progress = SILENT) -> Json:
+    """Carries out a plan file, or a preset such as `gptq-w4g64`, on `model` and writes the checkpoint to `out`.
+
+    A preset is calibrated on the model's own default data. Returns `checkpoint`, `plan`, `measured` and `parity`.
+    Raises `PlanError` for a plan that is malformed or made for another model.
+    """
+    is_file = Path(plan).suffix in (".yaml", ".yml") or Path(plan).exists()
+    loaded = load_plan(Path(plan)) if is_file else None
+    opened = open_model(model)
+    if loaded is None:
+        loaded = _preset_plan(plan, opened)
+    loaded.check_model(opened.hierarchy.family, opened.fingerprint)
+    batches = calibration_batches(loaded.calibration, opened)
+    dense = 2 * opened.hierarchy.parameters
+    applied = apply_steps(opened.model, opened.hierarchy, loaded.compression, batches, progress)
+    probe = batches[0].inputs if batches else None
+    done = finish(opened, applied.tensors, out, probe)
+    loaded.save(out / "plan.yaml")
+    size = done.stored.weight_bytes
+    return {
+        "checkpoint": str(out),
+        "plan": str(out / "plan.yaml"),
+        "measured": {
+            "weight_bytes": {"value": size, "low": size, "high": size, "n": 1},
+            "saving_percent": {"value": 100 * (1 - size / dense)},
+        },
+        "parity": done.parity,
+        "notes": [*applied.notes, *done.stored.notes],
+    }
+
+
+def _preset_plan(name: str, opened: Opened) -> Plan:
+    steps = preset_steps(name, opened.hierarchy)
+    task, data = opened.defaults.get("task"), opened.defaults.get("data")
+    calibration = None
+    if not name.startswith("rtn"):
+        if task is None or data is None:
+            raise DataError(
+                f"preset {name} needs calibration data and the model names none: use a plan with calibration"
+            )
+        split = BUILT_IN.get(data, (None, None))[0]
+        settings: Json = {} if split is None else {"split": split, "limit": PRESET_SAMPLES}
+        pool = open_task(task, data, opened, **settings)
+        calibration = Calibration(
+            task=task,
+            data=data,
+            sha256=str(pool.protocol["sha256"]),
+            pool=len(pool),
+            samples=min(PRESET_SAMPLES, len(pool)),
+            settings=settings,
+        )
+    binding = ModelBinding(family=opened.hierarchy.family, fingerprint=opened.fingerprint)
+    return Plan(model=binding, calibration=calibration, compression=steps)
+
+
+@dataclass(frozen=True)
+class _Side:
+    source: str
+    weight_bytes: int
+    results: Any
+
+
+def compare_job(
+    a: str,
+    b: str,
+    task: str | None = None,
+    data: str | None = None,
+    limit: int | None = None,
+    progress: Progress = SILENT,
+) -> Json:
+    """Measures two models on the same examples in one run. `difference` is b minus a, paired over examples.
+
+    Each of `a` and `b` is a model or a run folder (its checkpoint). The task and data default to what `a` declares.
+    """
+    opened = open_model(_checkpoint_of(a))
+    name = task or opened.defaults.get("task")
+    source = data or opened.defaults.get("data")
+    if name is None or source is None:
+        raise DataError(f"{a} declares no task of its own: give --task and --data")
+    split = BUILT_IN.get(source, (None, None))[1]
+    examples = open_task(name, source, opened, split=split, limit=limit)
+    first = _Side(a, opened.stored_bytes, examples.results(opened.model, progress))
+    other = open_model(_checkpoint_of(b))
+    second = _Side(b, other.stored_bytes, examples.results(other.model, progress))
+    sides = [
+        {
+            "model": side.source,
+            "weight_bytes": side.weight_bytes,
+            "measured": {key: value.model_dump() for key, value in examples.summarise(side.results).items()},
+        }
+        for side in (first, second)
+    ]
+    return {
+        "a": sides[0],
+        "b": sides[1],
+        "difference": {examples.metric: examples.difference(first.results, second.results).model_dump()},
+        "weight_bytes_ratio": second.weight_bytes / first.weight_bytes,
+        "protocol": examples.protocol,
+    }
+
+
+def _checkpoint_of(reference: str) -> str:
+    inside = Path(reference) / "checkpoint"
+    return str(inside) if (Path(reference) / "gossamer-run.json").exists() and inside.is_dir() else reference
+
+
+def read_result(run: Path) -> Json:
+    """The result of a finished run. Raises `OutputError` if the folder holds none."""
+    try:
+        return json.loads((run / "result.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+    except (OSError, json.JSONDecodeError):
+        raise OutputError(
+            f"{run} holds no finished run: give the --out folder of an optimize job that has ended"
+        ) from None
+
+
+def export_job(run: Path, out: Path) -> Json:
+    """Copies a finished run's checkpoint, with its plan, to `out`."""
+    result = read_result(run)
+    with writing_directory(out) as folder:
+        shutil.copytree(run / result["checkpoint"], folder, dirs_exist_ok=True)
+        shutil.copy(run / result["plan"], folder / "plan.yaml")
+    return {"checkpoint": str(out), "plan": str(out / "plan.yaml"), "format": "compressed-tensors"}

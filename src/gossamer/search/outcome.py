@@ -1,0 +1,265 @@
+"""The result of a job as data: what `optimize --json` prints and the report shows."""
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import gossamer
+from gossamer.core.outcome import Measure
+from gossamer.evaluate.intervals import bootstrap_ratio
+from gossamer.models.packed import stored_bytes
+from gossamer.search.finish import Finished
+from gossamer.search.front import Point
+from gossamer.search.guard import Verdict
+from gossamer.search.job import Job
+from gossamer.search.plans import mean_bits
+from gossamer.search.refine import Refined
+from gossamer.search.samples import answer_samples, continuation_samples
+from gossamer.search.scorer import Score
+from gossamer.search.sensitivity import Sensitivity
+from gossamer.search.steps import loss_percent
+from gossamer.search.units import describe
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything that a job found out.
+
+    `selected` is the kept plan's score on the `select` part; `before`, `after` and `texts` are the task's results and
+    the sample continuations of the unchanged model and of the reloaded checkpoint.
+    """
+
+    sensitivity: Sensitivity
+    points: list[Point]
+    uniforms: list[Point]
+    refined: Refined
+    verdict: Verdict
+    selected: Score
+    finished: Finished
+    before: Any
+    after: Any
+    texts: tuple[list[tuple[str, str]], list[tuple[str, str]]]
+    limit: int
+
+
+def result_of(job: Job, found: Found, seconds: float) -> Json:
+    """The result: see `gossamer.report.schema.Result` for every key."""
+    task, hierarchy = job.parts.test, job.opened.hierarchy
+    before, after = task.summarise(found.before), task.summarise(found.after)
+    winner = found.verdict.winner
+    stored = found.finished.stored
+    lost = loss_percent(task, before[task.metric].value, after[task.metric].value)
+    floor = job.budget.max_loss_percent
+    notes: list[Json] = [{"kind": "guard", "text": found.verdict.text}]
+    notes += [{"kind": "container", "text": text} for text in stored.notes]
+    notes += [{"kind": "warning", "text": text} for text in winner.applied.notes]
+    if hierarchy.guessed:
+        notes.append({"kind": "warning", "text": "The model's family is unknown: its structure was guessed."})
+    if found.limit >= job.dense_bytes:
+        notes.append({"kind": "note", "text": "The budget holds the whole 16-bit model: nothing had to be given up."})
+    if floor is not None and lost > floor:
+        text = f"The quality floor was missed on the test data: {lost:.2f} lost, at most {floor:g} allowed."
+        notes.append({"kind": "warning", "text": text})
+    measured = {
+        **after,
+        "weight_bytes": Measure.exact(stored.weight_bytes),
+        "saving_percent": Measure.exact(100 * (1 - stored.weight_bytes / job.dense_bytes)),
+        f"{task.metric}_change": task.difference(found.before, found.after),
+        "kl": _kl(winner.score),
+        "bits": Measure.exact(mean_bits(hierarchy, winner.assignment)),
+    }
+    return {
+        "plan": "plan.yaml",
+        "report": "report.html",
+        "checkpoint": "checkpoint",
+        "model": {
+            "name": job.request.model,
+            "family": hierarchy.family,
+            "fingerprint": job.opened.fingerprint,
+            "parameters": hierarchy.parameters,
+            "architecture": type(job.opened.model).__name__,
+        },
+        "task": {
+            "name": task.name,
+            "metric": task.metric,
+            "higher_is_better": task.higher_is_better,
+            "protocol": task.protocol,
+        },
+        "budget": job.budget.model_dump(exclude_none=True),
+        "baseline": {
+            "label": "16 bits",
+            "measured": _dump({**before, "weight_bytes": Measure.exact(job.dense_bytes)}),
+        },
+        "measured": _dump(measured),
+        "uniform": _uniform(found),
+        "pareto": _pareto(job, found),
+        "pareto_loss": f"KL from the 16-bit model, nats per position, on {len(job.parts.select)} search examples",
+        "parity": found.finished.parity,
+        "sensitivity": _sensitivity(job, found.sensitivity),
+        "layers": _layers(job, winner.assignment),
+        "additivity": _additivity(job, found),
+        "samples": [
+            *answer_samples(task, found.before, found.after),
+            *continuation_samples(*found.texts),
+        ],
+        "notes": notes,
+        "data": _data(job),
+        "environment": environment(),
+        "command": " ".join(["gossamer", *sys.argv[1:]]) if sys.argv[0].endswith("gossamer") else "",
+        "seconds": seconds,
+    }
+
+
+def _dump(measured: dict[str, Measure]) -> Json:
+    return {name: measure.model_dump() for name, measure in measured.items()}
+
+
+def _kl(score: Score) -> Measure:
+    return bootstrap_ratio(score.kl * score.weight, score.weight, over="guard examples")
+
+
+def _uniform(found: Found) -> Json | None:
+    uniform = found.verdict.uniform
+    if uniform is None:
+        return None
+    measured = {"weight_bytes": Measure.exact(uniform.weight_bytes), "kl": _kl(uniform.score)}
+    return {"label": uniform.label, "measured": _dump(measured)}
+
+
+def _pareto(job: Job, found: Found) -> list[Json]:
+    hierarchy = job.opened.hierarchy
+    points = [(point, "allocated") for point in found.points] + [(point, "uniform") for point in found.uniforms]
+    rows = [
+        {
+            "weight_bytes": point.weight_bytes,
+            "loss": point.kl,
+            "kind": kind,
+            "label": point.label if kind == "uniform" else f"{mean_bits(hierarchy, point.assignment):.2f} bits",
+            "bits": mean_bits(hierarchy, point.assignment),
+            "low": max(0.0, point.kl - 1.96 * point.kl_stderr),
+            "high": point.kl + 1.96 * point.kl_stderr,
+        }
+        for point, kind in points
+    ]
+    winner, kl = found.verdict.winner, found.selected
+    rows.append(
+        {
+            "weight_bytes": winner.weight_bytes,
+            "loss": kl.mean_kl,
+            "kind": "uniform" if winner is found.verdict.uniform else "allocated",
+            "label": "the plan",
+            "bits": mean_bits(hierarchy, winner.assignment),
+            "low": max(0.0, kl.mean_kl - 1.96 * kl.kl_stderr),
+            "high": kl.mean_kl + 1.96 * kl.kl_stderr,
+            "chosen": True,
+        }
+    )
+    return rows
+
+
+def _sensitivity(job: Job, found: Sensitivity) -> list[Json]:
+    return [
+        {
+            "unit": unit.name,
+            "path": unit.layers[0].path,
+            "modality": unit.modality,
+            "block": unit.block,
+            "choice": choice.label,
+            "bits": choice.bits,
+            "bytes": choice.bytes,
+            "kl": found.kl[u][c],
+            "kl_stderr": found.stderr[u][c],
+            "loss_delta": found.loss_delta[u][c],
+        }
+        for u, unit in enumerate(job.units)
+        for c, choice in enumerate(unit.choices)
+        if c > 0
+    ]
+
+
+def _layers(job: Job, assignment: dict[str, Any]) -> list[Json]:
+    rows = []
+    for layer in job.opened.hierarchy.layers():
+        scheme = assignment.get(layer.path)
+        free = layer.tied_to is not None and scheme is None and layer.tied_to not in assignment
+        rows.append(
+            {
+                "path": layer.path,
+                "bits": scheme.bits if scheme else 16,
+                "choice": describe(scheme) if scheme else "16 bits",
+                "weight_bytes": 0 if free else stored_bytes(layer.kind, layer.shape, scheme),
+                "parameters": layer.rows * layer.columns,
+            }
+        )
+    return rows
+
+
+def _additivity(job: Job, found: Found) -> Json:
+    points = [
+        {"label": point.label, "predicted": point.predicted, "measured": point.kl, "stderr": point.kl_stderr}
+        for point in (*found.points, *found.uniforms)
+        if point.kl > 0
+    ]
+    return {"unit": "KL, nats per position", "points": points}
+
+
+def _data(job: Job) -> list[Json]:
+    roles = {
+        "calibrate": "calibration",
+        "measure": "sensitivity",
+        "select": "search",
+        "confirm": "confirmation",
+        "guard": "guard",
+    }
+    split = str(job.parts.settings.get("split", ""))
+    rows: list[Json] = [
+        {
+            "role": role,
+            "name": job.parts.data,
+            "n": job.parts.counts[part],
+            "split": split,
+            "sha256": job.parts.sha256,
+            "seed": job.request.seed,
+        }
+        for part, role in roles.items()
+    ]
+    test = job.parts.test.protocol
+    rows.append(
+        {
+            "role": "final test",
+            "name": str(test.get("data", job.parts.data)),
+            "n": len(job.parts.test),
+            "split": str(test.get("split") or "held-out part"),
+            "sha256": str(test.get("sha256", "")),
+        }
+    )
+    return rows
+
+
+def environment() -> Json:
+    """Versions and machine, for the record."""
+    import torch
+    import transformers
+
+    return {
+        "gossamer": gossamer.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as stream:
+            return next(line.split(":", 1)[1].strip() for line in stream if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

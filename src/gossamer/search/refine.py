@@ -1,0 +1,120 @@
+"""Refinement: losses do not quite add up, so the plan is improved by measuring around it.
+
+Each round measures, on the compressed model itself, what one step up or down of every unit changes (the exchange rates
+at the operating point), solves the allocation over those moves again, and tries the result. A change is kept only if it
+is better on the data that chose it *and* on a part that it has not seen, which guards against fitting the fitness.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from gossamer.search.allocate import Option, allocate
+from gossamer.search.scorer import Score
+from gossamer.search.units import Unit, total_bytes
+
+Evaluate = Callable[[Sequence[int]], Score]
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: moves proposed, and the mean divergence before and after on both parts. `kept` tells the outcome."""
+
+    moves: int
+    select_before: float
+    select_after: float
+    confirm_before: float
+    confirm_after: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Refined:
+    """The choice of every unit after refinement, and what happened."""
+
+    chosen: tuple[int, ...]
+    rounds: tuple[Round, ...]
+
+
+def refine(
+    units: Sequence[Unit],
+    chosen: Sequence[int],
+    budget: int,
+    rounds: int,
+    select: Evaluate,
+    confirm: Evaluate,
+    track: Callable[[Sequence[int]], Iterable[int]] = lambda numbers: numbers,
+) -> Refined:
+    """Improves `chosen` (total bytes ≤ `budget`, stays so) in up to `rounds` rounds.
+
+    `select` and `confirm` score a whole choice on two disjoint parts. Each round costs two evaluations per unit.
+    """
+    current = list(chosen)
+    log: list[Round] = []
+    here, there = select(current), confirm(current)
+    for _ in range(rounds):
+        moves = _moves(units, current)
+        options: list[list[Option]] = []
+        for unit in track(range(len(units))):
+            row = []
+            for move in moves[unit]:
+                kl = here.mean_kl if move == current[unit] else select(_with(current, unit, move)).mean_kl
+                row.append(Option(units[unit].choices[move].bytes, kl - here.mean_kl))
+            options.append(row)
+        lowest = min(option.loss for row in options for option in row)
+        shifted = [[Option(option.bytes, option.loss - lowest) for option in row] for row in options]
+        proposal = [moves[u][index] for u, index in enumerate(allocate(shifted, budget))]
+        kept = False
+        for candidate in _shortened(units, current, proposal, options, moves, budget):
+            near, far = select(candidate), confirm(candidate)
+            kept = near.mean_kl < here.mean_kl and far.mean_kl < there.mean_kl
+            changed = sum(a != b for a, b in zip(candidate, current, strict=True))
+            log.append(Round(changed, here.mean_kl, near.mean_kl, there.mean_kl, far.mean_kl, kept))
+            if kept:
+                current, here, there = list(candidate), near, far
+                break
+        if not kept:
+            break
+    return Refined(tuple(current), tuple(log))
+
+
+def _with(chosen: Sequence[int], unit: int, choice: int) -> list[int]:
+    changed = list(chosen)
+    changed[unit] = choice
+    return changed
+
+
+def _moves(units: Sequence[Unit], chosen: Sequence[int]) -> list[list[int]]:
+    """For every unit: its present choice and its neighbours by bytes."""
+    moves = []
+    for unit, index in zip(units, chosen, strict=True):
+        order = sorted(range(len(unit.choices)), key=lambda c: unit.choices[c].bytes)
+        place = order.index(index)
+        moves.append([order[p] for p in (place - 1, place, place + 1) if 0 <= p < len(order)])
+    return moves
+
+
+def _shortened(
+    units: Sequence[Unit],
+    current: Sequence[int],
+    proposal: Sequence[int],
+    options: Sequence[Sequence[Option]],
+    moves: Sequence[Sequence[int]],
+    budget: int,
+) -> list[list[int]]:
+    """The proposal, then its best half and quarter, each filled up from the downward moves that pay for it."""
+    changed = [u for u in range(len(units)) if proposal[u] != current[u]]
+    loss = {u: options[u][moves[u].index(proposal[u])].loss for u in changed}
+    gains = sorted((u for u in changed if loss[u] < 0), key=lambda u: loss[u])
+    payers = sorted((u for u in changed if loss[u] >= 0), key=lambda u: loss[u])
+    candidates: list[list[int]] = []
+    for share in (1.0, 0.5, 0.25):
+        candidate = list(current)
+        for u in gains[: max(1, round(share * len(gains)))]:
+            candidate[u] = proposal[u]
+        for u in payers:
+            if total_bytes(units, candidate) <= budget:
+                break
+            candidate[u] = proposal[u]
+        if candidate != list(current) and total_bytes(units, candidate) <= budget and candidate not in candidates:
+            candidates.append(candidate)
+    return candidates

@@ -1,0 +1,85 @@
+"""What the user asks of `optimize`, and how much work each effort spends."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gossamer.core.budget import Budget
+from gossamer.core.errors import BudgetError
+
+Effort = Literal["quick", "standard", "thorough"]
+
+
+@dataclass(frozen=True)
+class OptimizeRequest:
+    """One job.
+
+    `weight_bytes` or `ratio` (share of the 16-bit size) bound the exported checkpoint's tensors; `max_loss_percent` is
+    the quality floor. With a floor and no size, the smallest model that meets it is sought. `task`, `data` default to
+    what the model declares; `test_data` to a part of `data` that the search never sees.
+    """
+
+    model: str
+    out: Path
+    task: str | None = None
+    data: str | None = None
+    test_data: str | None = None
+    weight_bytes: int | None = None
+    ratio: float | None = None
+    max_loss_percent: float | None = None
+    seed: int = 0
+    granularity: Literal["auto", "layer", "block"] = "auto"
+    effort: Effort = "standard"
+    dry_run: bool = False
+
+    def budget(self, dense_bytes: int) -> Budget:
+        """The budget in bytes. Raises `BudgetError` if none is stated, two are, or it is absurd."""
+        if self.weight_bytes is not None and self.ratio is not None:
+            raise BudgetError("give either --memory or --ratio, not both: they state the same limit")
+        if self.weight_bytes is None and self.ratio is None and self.max_loss_percent is None:
+            raise BudgetError(
+                "no budget: give --memory (such as 3MB), --ratio (such as 0.3) or --max-loss (such as 1%)"
+            )
+        if self.weight_bytes is not None and self.weight_bytes <= 0:
+            raise BudgetError(f"a memory budget of {self.weight_bytes} bytes is not possible: give a positive size")
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise BudgetError(f"ratio {self.ratio} is out of range: it is a share of the 16-bit size, up to 1")
+        size = self.weight_bytes if self.ratio is None else int(self.ratio * dense_bytes)
+        return Budget(weight_bytes=size, max_loss_percent=self.max_loss_percent)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How many examples each part of the search reads, and how many rounds of refinement it makes.
+
+    `calibrate`: Hessians; `measure`: sensitivity; `select` and `confirm`: refinement chooses on one and confirms on the
+    other; `guard`: the never-worse comparison; `test`: the final figures.
+    """
+
+    calibrate: int
+    measure: int
+    select: int
+    confirm: int
+    guard: int
+    test: int
+    rounds: int
+
+
+SIZES: dict[str, dict[Effort, Sizes]] = {
+    "text": {
+        "quick": Sizes(24, 4, 6, 6, 12, 64, 1),
+        "standard": Sizes(64, 8, 12, 12, 24, 256, 2),
+        "thorough": Sizes(128, 16, 24, 24, 48, 4096, 4),
+    },
+    "other": {
+        "quick": Sizes(96, 48, 96, 96, 256, 1000, 1),
+        "standard": Sizes(256, 96, 192, 192, 512, 2000, 2),
+        "thorough": Sizes(512, 256, 512, 512, 1024, 10000, 4),
+    },
+}
+"""Examples by task (windows of text; questions or images for the others) and effort."""
+
+
+def sizes_for(task: str, effort: Effort) -> Sizes:
+    """The sizes of a task at an effort."""
+    return SIZES.get(task, SIZES["other"])[effort]

@@ -1,0 +1,164 @@
+"""The steps of the search, each a function from what the run folder holds to what it holds next."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from gossamer.compress.swap import Swap
+from gossamer.core.errors import RequirementError
+from gossamer.evaluate.task import Task
+from gossamer.search.allocate import allocate
+from gossamer.search.bank import Bank
+from gossamer.search.front import UNIFORM, Point, allocations, options_of, undefeated
+from gossamer.search.guard import Contender, Verdict, judge
+from gossamer.search.job import Job
+from gossamer.search.plans import mean_bits, uniform_assignment
+from gossamer.search.refine import Refined, Round, refine
+from gossamer.search.scorer import Score
+from gossamer.search.sensitivity import Sensitivity
+from gossamer.search.units import Assignment, assignment_of, describe, stored_total, total_bytes
+
+FRONT_POINTS = 14
+
+
+def _measured(job: Job, bank: Bank, assignment: Assignment, part: str) -> Score:
+    return job.score(bank.assignment(assignment), part)
+
+
+def pareto(job: Job, bank: Bank, sensitivity: Sensitivity) -> tuple[list[Point], list[Point]]:
+    """The front of allocated plans, and the uniform ones, measured on the `select` part with the bank's candidates."""
+    choices = allocations(job.units, options_of(job.units, sensitivity.kl), FRONT_POINTS)
+
+    def compute() -> Any:
+        found = []
+        for chosen in job.progress.track(choices, "pareto front"):
+            score = _measured(job, bank, assignment_of(job.units, chosen), "select")
+            found.append([score.mean_kl, score.kl_stderr])
+        return found
+
+    scores = job.folder.step("front", [job.key, choices], compute)
+    points = [
+        Point(
+            "allocated",
+            assignment_of(job.units, chosen),
+            job.fixed + total_bytes(job.units, chosen),
+            sum(sensitivity.kl[u][c] for u, c in enumerate(chosen)),
+            kl,
+            stderr,
+        )
+        for chosen, (kl, stderr) in zip(choices, scores, strict=True)
+    ]
+    return undefeated(points), _uniforms(job, bank, sensitivity)
+
+
+def _uniforms(job: Job, bank: Bank, sensitivity: Sensitivity) -> list[Point]:
+    losses = {
+        choice.schemes: sensitivity.kl[u][c]
+        for u, unit in enumerate(job.units)
+        for c, choice in enumerate(unit.choices)
+    }
+    assignments = [uniform_assignment(job.opened.hierarchy, scheme) for scheme in UNIFORM]
+
+    def compute() -> Any:
+        found = []
+        for assignment in job.progress.track(assignments, "uniform baselines"):
+            score = _measured(job, bank, assignment, "select")
+            found.append([score.mean_kl, score.kl_stderr])
+        return found
+
+    scores = job.folder.step("uniform", [job.key, [describe(scheme) for scheme in UNIFORM]], compute)
+    points = []
+    for scheme, assignment, (kl, stderr) in zip(UNIFORM, assignments, scores, strict=True):
+        predicted = sum(
+            losses.get(
+                tuple((layer.path, assignment[layer.path]) for layer in unit.layers if layer.path in assignment), 0.0
+            )
+            for unit in job.units
+        )
+        size = stored_total(job.opened.hierarchy, assignment)
+        points.append(Point(f"uniform {describe(scheme)}", assignment, size, predicted, kl, stderr))
+    return points
+
+
+def byte_limit(job: Job, bank: Bank, points: Sequence[Point]) -> int:
+    """The budget in bytes: as asked, or the smallest front point that keeps the quality floor on the `confirm` part.
+
+    Raises `RequirementError` if no point keeps it.
+    """
+    if job.budget.weight_bytes is not None:
+        return job.budget.weight_bytes
+    floor = job.budget.max_loss_percent
+    assert floor is not None
+    task: Task = job.parts.confirm
+
+    def compute() -> Any:
+        before = task.summarise(task.results(job.opened.model))[task.metric].value
+        for point in job.progress.track(points, "smallest size within the floor"):
+            swap = Swap(job.opened.model)
+            swap.put_all(job.layers, bank.assignment(point.assignment))
+            after = task.summarise(task.results(job.opened.model))[task.metric].value
+            swap.restore()
+            if loss_percent(task, before, after) <= floor:
+                return point.weight_bytes
+        return None
+
+    found = job.folder.step("floor", [job.key, floor, [point.weight_bytes for point in points]], compute)
+    if found is None:
+        raise RequirementError(f"no plan keeps the quality floor of {floor} %: allow more loss")
+    return int(found)
+
+
+def loss_percent(task: Task, before: float, after: float) -> float:
+    """How far `after` falls behind: percentage points for figures where higher is better (shares), else percent."""
+    return 100 * (before - after) if task.higher_is_better else 100 * (after / before - 1)
+
+
+def allocated(job: Job, bank: Bank, sensitivity: Sensitivity, limit: int) -> Refined:
+    """The exact allocation within `limit` bytes, refined by measuring around it."""
+    start = allocate(options_of(job.units, sensitivity.kl), limit - job.fixed)
+
+    def evaluate(part: str) -> Any:
+        return lambda chosen: _measured(job, bank, assignment_of(job.units, chosen), part)
+
+    def compute() -> Any:
+        found = refine(
+            job.units,
+            start,
+            limit - job.fixed,
+            job.sizes.rounds,
+            evaluate("select"),
+            evaluate("confirm"),
+            lambda numbers: job.progress.track(numbers, "refine around the plan"),
+        )
+        return {"chosen": found.chosen, "rounds": [asdict(item) for item in found.rounds]}
+
+    record = job.folder.step("refine", [job.key, limit, start, job.sizes.rounds], compute)
+    return Refined(tuple(record["chosen"]), tuple(Round(**item) for item in record["rounds"]))
+
+
+def contend(job: Job, label: str, assignment: Assignment) -> Contender:
+    """An assignment really applied, layer after layer, and scored on the `guard` part."""
+    steps = job.steps(assignment)
+    applied = job.applier(steps, job.progress)
+
+    def compute() -> Any:
+        score = job.score(applied.tensors, "guard")
+        return {"kl": score.kl.tolist(), "loss": score.loss.tolist(), "weight": score.weight.tolist()}
+
+    record = job.folder.step("guard", [job.key, [dict(step) for step in steps]], compute)
+    score = Score(*(np.array(record[name]) for name in ("kl", "loss", "weight")))
+    return Contender(label, stored_total(job.opened.hierarchy, assignment), assignment, applied, score)
+
+
+def guarded(job: Job, chosen: Assignment, uniforms: Sequence[Point], limit: int) -> Verdict:
+    """The searched plan, or the best uniform one within `limit` bytes if that is better on fresh data."""
+    fitting = sorted((p for p in uniforms if p.weight_bytes <= limit), key=lambda p: p.kl)[:1]
+    searched = contend(job, "the searched plan", chosen)
+    return judge(searched, [contend(job, point.label, point.assignment) for point in fitting])
+
+
+def bits_of(job: Job, assignment: Assignment) -> float:
+    """Mean code bits over the quantisable weights."""
+    return mean_bits(job.opened.hierarchy, assignment)

@@ -1,0 +1,151 @@
+"""The units of the search and the choices each of them has.
+
+A unit is the smallest set of layers that takes one setting: a fused set (q/k/v, gate/up, one other matrix) or, for
+large models, a whole block. A choice names a scheme for every layer of its unit; bytes are counted as the checkpoint
+stores them, so that a container that the public loaders force on a layer is paid for here.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gossamer.models.hierarchy import Hierarchy, Layer
+from gossamer.models.packed import Scheme, fitting_group, stored_bytes
+
+Granularity = Literal["layer", "block"]
+Assignment = dict[str, Scheme]
+"""Layer path → scheme; a path that is not in it stays at 16 bits."""
+
+GRID: tuple[Scheme, ...] = (
+    Scheme(2, 32),
+    Scheme(2, 64),
+    Scheme(3, 32),
+    Scheme(3, 64),
+    Scheme(4, 32),
+    Scheme(4, 64),
+    Scheme(5, 64),
+    Scheme(6, 64),
+    Scheme(8, None),
+)
+"""The schemes that every linear layer may take, besides 16 bits. Symmetric: packed zero points do not reload."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One setting of a unit. `bits` and `label` describe the lowest-bit layer; 16 bits has no schemes."""
+
+    label: str
+    bits: int
+    schemes: tuple[tuple[str, Scheme], ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Layers that share a setting. `choices[0]` leaves them at 16 bits; the others rise in bytes."""
+
+    name: str
+    modality: str
+    block: int | None
+    layers: tuple[Layer, ...]
+    choices: tuple[Choice, ...]
+
+
+def units_of(hierarchy: Hierarchy, granularity: Granularity, grid: Sequence[Scheme] = GRID) -> tuple[Unit, ...]:
+    """Every unit with more than one choice, in the hierarchy's order.
+
+    Convolutions and position embeddings have no low-bit container and are no units. A token embedding may take 8 bits
+    (its container's width); where the head shares its tensor, both form one unit, because quantising either unties
+    them and the checkpoint then stores two tensors.
+    """
+    tied = {layer.tied_to: layer for layer in hierarchy.layers() if layer.tied_to is not None}
+    units: list[Unit] = []
+    for modality in hierarchy.modalities:
+        for number, block in enumerate(modality.blocks):
+            members = [layer for layer in block.layers if _is_plain(layer)]
+            if granularity == "block":
+                units.append(_linear_unit(block.path, modality.name, number, members, grid))
+            else:
+                for name in dict.fromkeys(layer.unit for layer in members):
+                    fused = [layer for layer in members if layer.unit == name]
+                    units.append(_linear_unit(name, modality.name, number, fused, grid))
+        for name in dict.fromkeys(layer.unit for layer in modality.layers):
+            members = [layer for layer in modality.layers if layer.unit == name and layer.tied_to is None]
+            linear = [layer for layer in members if _is_plain(layer)]
+            if linear:
+                units.append(_linear_unit(name, modality.name, None, linear, grid))
+            for layer in members:
+                if layer.kind == "embedding" and modality.name == "embeddings":
+                    units.append(_embedding_unit(layer, tied.get(layer.path), modality.name, grid))
+    return tuple(unit for unit in units if len(unit.choices) > 1)
+
+
+def _is_plain(layer: Layer) -> bool:
+    return layer.kind == "linear" and not layer.transposed
+
+
+def _fit(scheme: Scheme, layer: Layer) -> Scheme:
+    return Scheme(scheme.bits, fitting_group(layer.columns, scheme.group), scheme.symmetric)
+
+
+def describe(scheme: Scheme) -> str:
+    """`3 bits g64`, `8 bits per channel`."""
+    return f"{scheme.bits} bits " + (f"g{scheme.group}" if scheme.group else "per channel")
+
+
+def _linear_unit(name: str, modality: str, block: int | None, layers: list[Layer], grid: Sequence[Scheme]) -> Unit:
+    dense = Choice("16 bits", 16, (), sum(stored_bytes(layer.kind, layer.shape, None) for layer in layers))
+    choices: dict[tuple[tuple[str, Scheme], ...], Choice] = {}
+    for scheme in grid:
+        fitted = tuple((layer.path, _fit(scheme, layer)) for layer in layers)
+        size = sum(stored_bytes(layer.kind, layer.shape, _fit(scheme, layer)) for layer in layers)
+        choices.setdefault(fitted, Choice(describe(scheme), scheme.bits, fitted, size))
+    ordered = sorted(choices.values(), key=lambda choice: choice.bytes)
+    return Unit(name, modality, block, tuple(layers), (dense, *ordered))
+
+
+def _embedding_unit(layer: Layer, head: Layer | None, modality: str, grid: Sequence[Scheme]) -> Unit:
+    dense = Choice("16 bits", 16, (), stored_bytes(layer.kind, layer.shape, None))
+    eight = Scheme(8, None)
+    small = stored_bytes(layer.kind, layer.shape, eight)
+    if head is None:
+        choice = Choice(describe(eight), 8, ((layer.path, eight),), small)
+        return Unit(layer.path, modality, None, (layer,), (dense, choice))
+    choices = []
+    for scheme in grid:
+        fitted = _fit(scheme, head)
+        size = small + stored_bytes(head.kind, head.shape, fitted)
+        label = f"embedding 8 bits, head {describe(scheme)}"
+        choices.append(Choice(label, scheme.bits, ((layer.path, eight), (head.path, fitted)), size))
+    ordered = sorted(choices, key=lambda choice: choice.bytes)
+    return Unit(layer.path, modality, None, (layer, head), (dense, *ordered))
+
+
+def fixed_bytes(hierarchy: Hierarchy, units: Sequence[Unit]) -> int:
+    """Bytes of everything that no unit holds, at 16 bits."""
+    held = {layer.path for unit in units for layer in unit.layers}
+    inside = sum(layer.parameters for layer in hierarchy.layers() if layer.path in held)
+    return 2 * (hierarchy.parameters - inside)
+
+
+def assignment_of(units: Sequence[Unit], chosen: Sequence[int]) -> Assignment:
+    """The schemes of all layers when unit u takes its choice number chosen[u]."""
+    return {
+        path: scheme for unit, index in zip(units, chosen, strict=True) for path, scheme in unit.choices[index].schemes
+    }
+
+
+def total_bytes(units: Sequence[Unit], chosen: Sequence[int]) -> int:
+    """Bytes of all units when unit u takes its choice number chosen[u]."""
+    return sum(unit.choices[index].bytes for unit, index in zip(units, chosen, strict=True))
+
+
+def stored_total(hierarchy: Hierarchy, assignment: Assignment) -> int:
+    """Bytes of the whole checkpoint under an assignment. A tied head costs nothing until either side is quantised."""
+    total = 2 * hierarchy.parameters
+    for layer in hierarchy.layers():
+        scheme = assignment.get(layer.path)
+        parted = layer.tied_to is not None and (scheme is not None or layer.tied_to in assignment)
+        if scheme is not None or parted:
+            total += stored_bytes(layer.kind, layer.shape, scheme) - 2 * layer.parameters
+    return total
