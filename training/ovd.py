@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,20 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Owlv2Config, Owlv2ForObjectDetection, Owlv2TextConfig, Owlv2VisionConfig
+from transformers import (
+    AutoModelForImageTextToText,
+    Owlv2Config,
+    Owlv2ForObjectDetection,
+    Owlv2TextConfig,
+    Owlv2VisionConfig,
+)
 from transformers.image_transforms import center_to_corners_format
 
 from gossamer.data.scenes import COLOURS, HELD_OUT_PAIRS, PAIRS, QUERY, SHAPES, Scene, coco, scene, targets
+from halves import shared_out
 from vlm import HEADS, Reader, _split_loss
 
+ROOT = Path(__file__).resolve().parent.parent
 SEEN = tuple(p for p in PAIRS if p not in HELD_OUT_PAIRS)
 WORDS = ("<pad>", "<bos>", "<unk>", "a", "an", "object", *COLOURS, *SHAPES, "<eos>")
 """The tokenizer's words in order; OWLv2 pools the text at the highest number, so <eos> is last."""
@@ -74,6 +83,21 @@ def network(config: dict[str, Any]) -> Owlv2ForObjectDetection:
     net.box_head.dense2.bias.data[2:] = 0.5
     net.objectness_head.dense2.bias.data.fill_(-3.0)
     return net
+
+
+def start_tower(net: Owlv2ForObjectDetection, directory: Path) -> None:
+    """Take the vision tower of an exported tiny-vlm; its patch kernel is stretched to this model's patch."""
+    donor = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).model.vision_tower
+    tower = net.owlv2.vision_model
+    state = donor.state_dict()
+    name = next(n for n in state if n.endswith("patch_embedding.weight"))
+    kernel, patch = state[name], tower.config.patch_size
+    stretched = F.interpolate(kernel, size=(patch, patch), mode="bilinear")
+    state[name] = stretched * (kernel.shape[-1] / patch) ** 2
+    named = {n.removeprefix("vision_model.").replace("pre_layrnorm", "pre_layernorm"): t for n, t in state.items()}
+    missing, extra = tower.load_state_dict(named, strict=False)
+    if missing or extra:
+        raise ValueError(f"{directory}: its vision tower does not fit: missing {missing}, unknown {extra}")
 
 
 class Trained(nn.Module):
@@ -140,13 +164,12 @@ class OvdJob:
         self.model = Trained(config)
         self.size = config["model"]["image"]
         self.reader = Reader(self.size, config["model"]["patch"])
+        self.pool = ThreadPoolExecutor(config["data"]["parts"])
+        if config.get("start"):
+            start_tower(self.model.net, ROOT / config["start"])
         side = self.model.side
         row, column = np.indices((side, side))
         self.middles = (np.stack([column, row], -1).reshape(-1, 2) + 0.5) / side
-
-    def train_scenes(self, first: int, n: int) -> list[Scene]:
-        """Training scenes without the held-out pairs."""
-        return [scene("train", first + i, size=self.size, exclude=HELD_OUT_PAIRS) for i in range(n)]
 
     def match(self, logits: Tensor, boxes: Tensor, rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """The patch of each object of one picture: (objects,) int."""
@@ -160,11 +183,20 @@ class OvdJob:
         return patch[np.argsort(which)]
 
     def loss(self, step: int, batch_size: int) -> tuple[Tensor, dict[str, float]]:
-        data, weight = self.config["data"], self.config["loss"]
+        data = self.config["data"]
         alone = step < data["tower_steps"]
         n = data["tower_batch"] if alone else batch_size
         first = step * n if alone else data["tower_steps"] * data["tower_batch"] + (step - data["tower_steps"]) * n
-        scenes = self.train_scenes(self.config["seed"] * 100_000_000 + first, n)
+        first += self.config["seed"] * 100_000_000
+        parts = data["parts"]
+        return shared_out(
+            self.model, self.pool, lambda i: self.part_loss(range(first + i, first + n, parts), alone), parts
+        )
+
+    def part_loss(self, numbers: range, alone: bool) -> tuple[Tensor, dict[str, float]]:
+        """The loss on these training scenes, without the held-out pairs; `alone`: of the vision tower only."""
+        weight = self.config["loss"]
+        scenes = [scene("train", i, size=self.size, exclude=HELD_OUT_PAIRS) for i in numbers]
         where = self.model.device_of.device
         pixels = self.reader.pixels(scenes).to(where)
         known = torch.from_numpy(np.stack([self.reader.patches(s) for s in scenes])).to(where)

@@ -129,7 +129,7 @@ Through `AutoProcessor` and the saved model the logits differ by at most {m["thr
 - Data: `scene("train", i, size={side}, exclude=HELD_OUT_PAIRS)`: {tower * c["data"]["tower_batch"]:,} scenes for the vision tower alone, then {(run["steps"] - tower) * c["batch"]:,} for detection.
 - {run["steps"]} steps (batch {c["batch"]}), AdamW {c["betas"]}, lr {c["lr"]}, warm-up {c["warmup"]}, cosine, weight decay {c["weight_decay"]}, seed {c["seed"]}.
 - Loss: focal over 56 text queries + {c["loss"]["box"]} × L1 + {c["loss"]["giou"]} × (1 − GIoU) after Hungarian matching + {c["loss"]["objectness"]} × objectness + {c["loss"]["patch"]} × patch labels (heads not shipped).
-- Wall time {run["elapsed_s"] / 60:.0f} minutes on {run["device"]}, {run["threads"]} thread(s), the machine shared with other work; torch {run["torch"]}.
+- Wall time {run["elapsed_s"] / 60:.0f} minutes on {run["device"]}, {c["data"]["parts"]} threads at most, the machine shared with other work; torch {run["torch"]}.
 
 Reproduce: `{run["command"]}`; only the numbers above: the same with `--export-only --card`.
 """

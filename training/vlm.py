@@ -6,6 +6,7 @@ positions start after the image, so a packed question gives the same logits as t
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from transformers import (
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from gossamer.data.scenes import COLOURS, KINDS, SHAPES, SIZES, Scene, questions, scene, vocabulary
+from halves import shared_out
 
 SLOTS = ((13, 8), (6, 11))
 """(how many, tokens each): short questions first, then those that name two things; the answer's token included."""
@@ -266,17 +268,26 @@ class VlmJob:
         self.config = config
         self.model = Trained(config)
         self.reader = Reader(config["model"]["image"], config["model"]["patch"])
+        self.pool = ThreadPoolExecutor(config["data"]["parts"])
 
     def loss(self, step: int, batch_size: int) -> tuple[Tensor, dict[str, float]]:
-        data, weight = self.config["data"], self.config["loss"]
+        data = self.config["data"]
         alone = step < data["tower_steps"]
         if alone:
             n, first = data["tower_batch"], step * data["tower_batch"]
         else:
             n = batch_size
             first = data["tower_steps"] * data["tower_batch"] + (step - data["tower_steps"]) * batch_size
-        first += data.get("first_scene", 0) + self.config["seed"] * 100_000_000
-        batch = self.reader.batch([scene("train", first + i) for i in range(n)], ask=not alone)
+        first += self.config["seed"] * 100_000_000
+        parts = data["parts"]
+        return shared_out(
+            self.model, self.pool, lambda i: self.part_loss(range(first + i, first + n, parts), alone), parts
+        )
+
+    def part_loss(self, numbers: range, alone: bool) -> tuple[Tensor, dict[str, float]]:
+        """The loss on these training scenes; `alone`: of the vision tower only."""
+        weight = self.config["loss"]
+        batch = self.reader.batch([scene("train", i) for i in numbers], ask=not alone)
         where = self.model.positions.device
         with torch.autocast(where.type, dtype=torch.bfloat16):
             image = self.model.see(batch.pixels.to(where))

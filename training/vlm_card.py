@@ -194,7 +194,7 @@ packed run ({SINGLE_SCENES} scenes; {m["single"]["right"]} right).
 - {run["steps"]} steps (batch {c["batch"]}), AdamW {c["betas"]}, lr {c["lr"]}, warm-up {c["warmup"]}, cosine, weight decay {c["weight_decay"]}, seed {c["seed"]}.
 - Loss: answer + {c["loss"]["end"]} × end token + {c["loss"]["patch"]} × patch labels (shape, colour, size, middle, place of the object, row, column)
   + {c["loss"]["ground"]} × grounding (a noun's state after language layer {min(2, c["model"]["layers"] - 1)} tells its object's place and look). The extra heads are not shipped.
-- Wall time {run["elapsed_s"] / 60:.0f} minutes on {run["device"]}, {run["threads"]} thread(s), the machine shared with other work; torch {run["torch"]}.
+- Wall time {run["elapsed_s"] / 60:.0f} minutes on {run["device"]}, {c["data"]["parts"]} threads at most, the machine shared with other work; torch {run["torch"]}.
 
 Reproduce: `{run["command"]}`; only the numbers above: the same with `--export-only --card`.
 """

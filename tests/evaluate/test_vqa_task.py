@@ -8,6 +8,7 @@ from standins import llama, opened
 
 from gossamer.core.errors import DataError
 from gossamer.evaluate.prompts import Prompt, answer_ids, prompt_of
+from gossamer.evaluate.sharing import shared_log_probs
 from gossamer.evaluate.task import Task
 from gossamer.evaluate.tasks import open_task
 
@@ -131,3 +132,27 @@ def test_text_models_cannot_answer(text_model):
         open_task("vqa", "scenes", opened(text_model))
     with pytest.raises(DataError, match="stand-in cannot answer questions"):
         open_task("vqa", "scenes", opened(llama()))
+
+
+@pytest.mark.parametrize("size", [16, 45])
+def test_sharing_a_picture_changes_nothing(vlm, task, long_file, size):
+    for some in (task, open_task("vqa", long_file, vlm)):
+        for batch in some.batches(size):
+            images = [some.examples[i].image.key for i in batch.indices]
+            shared = shared_log_probs(vlm.model, batch, images, vlm.processor.image_token_id)
+            with torch.inference_mode():
+                plain = some.log_probs(vlm.model(**batch.inputs), batch)
+            assert shared.shape == plain.shape
+            assert torch.allclose(shared, plain, atol=2e-4)
+
+
+def test_nothing_is_shared_where_that_would_be_wrong(vlm, task):
+    batch = next(task.batches(4))
+    token = vlm.processor.image_token_id
+    assert shared_log_probs(vlm.model, batch, ["a", "b", "c", "d"], token) is None
+    assert shared_log_probs(vlm.model, batch, ["a"] * 4, None) is None
+    late = {**batch.inputs, "input_ids": batch.inputs["input_ids"].flip(1)}
+    late["attention_mask"] = batch.inputs["attention_mask"].flip(1)
+    assert shared_log_probs(vlm.model, type(batch)(late, batch.labels, batch.indices), ["a"] * 4, token) is None
+    more = type(batch)({**batch.inputs, "image_grid_thw": torch.ones(4, 3)}, batch.labels, batch.indices)
+    assert shared_log_probs(vlm.model, more, ["a"] * 4, token) is None

@@ -8,17 +8,37 @@ import transformers as hf
 from torch import nn
 
 _TEXT: dict[str, Any] = {
-    "vocab_size": 96, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-}  # fmt: skip
+    "vocab_size": 96,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 _HEAD = {"head_dim": 4}
 _TOWER: dict[str, Any] = {
-    "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16, "patch_size": 8,
-}  # fmt: skip
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 16,
+    "patch_size": 8,
+}
 _CLIP_TEXT: dict[str, Any] = {
-    "vocab_size": 96, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-}  # fmt: skip
+    "vocab_size": 96,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 16,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 0]}
 _QWEN_VL_IDS = {"image_token_id": 90, "video_token_id": 91, "vision_start_token_id": 92, "vision_end_token_id": 93}
 
@@ -34,25 +54,33 @@ def _gemma3_text() -> nn.Module:
 
 def _llava() -> nn.Module:
     config = hf.LlavaConfig(
-        vision_config=hf.CLIPVisionConfig(**_TOWER, projection_dim=16), text_config=hf.LlamaConfig(**_TEXT),
-        image_token_index=90, image_seq_length=4,
-    )  # fmt: skip
+        vision_config=hf.CLIPVisionConfig(**_TOWER, projection_dim=16),
+        text_config=hf.LlamaConfig(**_TEXT),
+        image_token_index=90,
+        image_seq_length=4,
+    )
     return hf.LlavaForConditionalGeneration(config)
 
 
 def _llava_next() -> nn.Module:
     config = hf.LlavaNextConfig(
-        vision_config=hf.CLIPVisionConfig(**_TOWER, projection_dim=16), text_config=hf.MistralConfig(**_TEXT),
-        image_token_index=90, image_seq_length=4, image_grid_pinpoints=[[16, 32], [32, 16]],
-    )  # fmt: skip
+        vision_config=hf.CLIPVisionConfig(**_TOWER, projection_dim=16),
+        text_config=hf.MistralConfig(**_TEXT),
+        image_token_index=90,
+        image_seq_length=4,
+        image_grid_pinpoints=[[16, 32], [32, 16]],
+    )
     return hf.LlavaNextForConditionalGeneration(config)
 
 
 def _llava_onevision() -> nn.Module:
     config = hf.LlavaOnevisionConfig(
-        vision_config=hf.SiglipVisionConfig(**_TOWER, vision_use_head=False), text_config=hf.Qwen2Config(**_TEXT),
-        image_token_index=90, video_token_index=91, image_grid_pinpoints=[[16, 32], [32, 16]],
-    )  # fmt: skip
+        vision_config=hf.SiglipVisionConfig(**_TOWER, vision_use_head=False),
+        text_config=hf.Qwen2Config(**_TEXT),
+        image_token_index=90,
+        video_token_index=91,
+        image_grid_pinpoints=[[16, 32], [32, 16]],
+    )
     return hf.LlavaOnevisionForConditionalGeneration(config)
 
 
@@ -74,9 +102,16 @@ def _qwen2_vl() -> nn.Module:
 
 def _qwen2_5_vl() -> nn.Module:
     vision = {
-        "depth": 2, "hidden_size": 16, "num_heads": 4, "intermediate_size": 24, "out_hidden_size": 16, "patch_size": 4, "window_size": 16,
-        "spatial_merge_size": 2, "fullatt_block_indexes": [1],
-    }  # fmt: skip
+        "depth": 2,
+        "hidden_size": 16,
+        "num_heads": 4,
+        "intermediate_size": 24,
+        "out_hidden_size": 16,
+        "patch_size": 4,
+        "window_size": 16,
+        "spatial_merge_size": 2,
+        "fullatt_block_indexes": [1],
+    }
     config = hf.Qwen2_5_VLConfig(
         vision_config=vision,
         text_config={**_TEXT, "rope_parameters": _MROPE},
@@ -88,9 +123,16 @@ def _qwen2_5_vl() -> nn.Module:
 
 def _qwen3_vl() -> nn.Module:
     vision = {
-        "depth": 2, "hidden_size": 16, "num_heads": 4, "intermediate_size": 24, "out_hidden_size": 16, "patch_size": 4,
-        "spatial_merge_size": 2, "deepstack_visual_indexes": [0], "num_position_embeddings": 16,
-    }  # fmt: skip
+        "depth": 2,
+        "hidden_size": 16,
+        "num_heads": 4,
+        "intermediate_size": 24,
+        "out_hidden_size": 16,
+        "patch_size": 4,
+        "spatial_merge_size": 2,
+        "deepstack_visual_indexes": [0],
+        "num_position_embeddings": 16,
+    }
     text = {**_TEXT, **_HEAD, "rope_parameters": {**_MROPE, "mrope_interleaved": True}}
     config = hf.Qwen3VLConfig(vision_config=vision, text_config=text, tie_word_embeddings=False, **_QWEN_VL_IDS)
     return hf.Qwen3VLForConditionalGeneration(config)
@@ -106,8 +148,11 @@ def _idefics3(name: str = "Idefics3") -> nn.Module:
 def _paligemma() -> nn.Module:
     config = hf.PaliGemmaConfig(
         vision_config=hf.SiglipVisionConfig(**_TOWER, vision_use_head=False),
-        text_config=hf.GemmaConfig(**_TEXT, **_HEAD), projection_dim=16, hidden_size=16, image_token_index=90,
-    )  # fmt: skip
+        text_config=hf.GemmaConfig(**_TEXT, **_HEAD),
+        projection_dim=16,
+        hidden_size=16,
+        image_token_index=90,
+    )
     return hf.PaliGemmaForConditionalGeneration(config)
 
 
@@ -136,19 +181,38 @@ def _bert(name: str = "Bert", head: str = "ForSequenceClassification") -> nn.Mod
 
 def _whisper() -> nn.Module:
     config = hf.WhisperConfig(
-        vocab_size=96, num_mel_bins=8, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
-        decoder_attention_heads=4, encoder_ffn_dim=24, decoder_ffn_dim=24, d_model=16, max_source_positions=16,
-        max_target_positions=16, bos_token_id=1, eos_token_id=2, pad_token_id=0, decoder_start_token_id=1,
-        suppress_tokens=None, begin_suppress_tokens=None,
-    )  # fmt: skip
+        vocab_size=96,
+        num_mel_bins=8,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        d_model=16,
+        max_source_positions=16,
+        max_target_positions=16,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        decoder_start_token_id=1,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+    )
     return hf.WhisperForConditionalGeneration(config)
 
 
 def _rwkv() -> nn.Module:
     config = hf.RwkvConfig(
-        vocab_size=96, context_length=32, hidden_size=16, attention_hidden_size=16, intermediate_size=24,
-        num_hidden_layers=2, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=96,
+        context_length=32,
+        hidden_size=16,
+        attention_hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     return hf.RwkvForCausalLM(config)
 
 
@@ -204,6 +268,38 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
 
 
 def build(name: str, seed: int = 0) -> nn.Module:
-    """The tiny model of one family, with seeded random weights, float32, eval mode."""
+    """The tiny model of one family, with seeded random weights, float32, eval mode, without gradients."""
     torch.manual_seed(seed)
-    return BUILDERS[name]().eval()
+    return BUILDERS[name]().eval().requires_grad_(False)
+
+
+def run(name: str, model: nn.Module) -> tuple[torch.Tensor, ...]:
+    """What the model computes on fixed inputs: the outputs of every tower and of the whole."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, 80, (2, 7), generator=generator)
+    side = 32 if name == "owlv2" else 16
+    pixels = torch.randn(2, 3, side, side, generator=generator)
+    with torch.no_grad():
+        if name in ("clip", "siglip"):
+            out = model(input_ids=ids, pixel_values=pixels)
+            return (out.logits_per_image, out.image_embeds)
+        if name == "owlv2":
+            out = model(input_ids=ids, pixel_values=pixels)
+            return (out.logits, out.pred_boxes)
+        if name in ("vit", "deit"):
+            return (model(pixel_values=pixels).logits,)
+        if name == "whisper":
+            sound = torch.randn(2, 8, 32, generator=generator)
+            return (model(input_features=sound, decoder_input_ids=ids).logits,)
+        if name in ("llava", "idefics3", "smolvlm", "paligemma", "llava_next", "llava_onevision"):
+            inner = model.model
+            tower = inner.vision_model if hasattr(inner, "vision_model") else inner.vision_tower
+            projector = inner.connector if hasattr(inner, "connector") else inner.multi_modal_projector
+            states = tower(pixels).last_hidden_state
+            patches = states[:, 1:] if states.shape[1] == 5 else states
+            return (model(input_ids=ids).logits, states, projector(patches))
+        if name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+            patches = torch.randn(16, 3 * 2 * 4 * 4, generator=generator)
+            seen = model.model.visual(patches, grid_thw=torch.tensor([[1, 4, 4]]))
+            return (model(input_ids=ids).logits, seen.pooler_output)
+        return (model(input_ids=ids).logits,)

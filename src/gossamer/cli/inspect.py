@@ -1,9 +1,7 @@
 """`gossamer inspect`: what a model is made of."""
 
-from collections.abc import Sized
-
 from gossamer.cli.options import Json, Model
-from gossamer.cli.terminal import Result, job, quantity, show, table
+from gossamer.cli.terminal import Result, job, line, named, quantity, show, table
 
 EXAMPLE = "gossamer inspect tiny-vlm"
 
@@ -11,7 +9,8 @@ EXAMPLE = "gossamer inspect tiny-vlm"
 def command(model: Model, as_json: Json = False) -> None:
     """Show the parts of a model and their sizes.
 
-    Parameters, bytes at stored precision, multiply-accumulates per token and per image. A config.json alone is enough; no weights are needed.
+    Parameters, bytes at stored precision, multiply-accumulates per token and per image. A config.json alone is
+    enough; no weights are needed.
     """
     with job():
         from gossamer.models.inspect import inspect
@@ -21,12 +20,23 @@ def command(model: Model, as_json: Json = False) -> None:
 
 
 def draw(result: Result) -> None:
-    """Prints the hierarchy, one row per modality."""
-    rows = []
-    for name, part in {**result["modalities"], "total": result}.items():
-        blocks = part.get("blocks", "")
-        count = len(blocks) if isinstance(blocks, Sized) and not isinstance(blocks, str) else blocks
-        rows.append(
-            (name, str(count), quantity("", part["parameters"]), quantity("weight_bytes", part["weight_bytes"]))
+    """Prints the hierarchy, one row per modality, and the work of a forward pass."""
+    rows = [
+        (
+            name,
+            f"{part['blocks'] or ''}",
+            quantity("", part["parameters"]),
+            quantity("weight_bytes", part["weight_bytes"]),
         )
-    table(f"{result.get('family', 'model')}", ("part", "blocks", "parameters", "weights"), rows)
+        for name, part in result["modalities"].items()
+    ]
+    total = ("total", f"{len(result['blocks'])}", quantity("", result["parameters"]))
+    title = f"{result['model']}: {result['architecture']}, {result['stored_as']}"
+    table(
+        title,
+        ("part", "blocks", "parameters", "weights"),
+        [*rows, (*total, quantity("_bytes", result["weight_bytes"]))],
+    )
+    for key in ("macs_per_token", "macs_per_image", "macs_per_audio_window"):
+        if result[key] is not None:
+            line(f"{named(key)}: {quantity('', result[key])}")

@@ -1,6 +1,7 @@
 """The entry point: verbs, and how each kind of end becomes an exit code.
 
-0 done; 1 a stated requirement was not met; 2 the input is at fault; 70 a mistake of ours; 130 interrupted.
+0 done; 1 a stated requirement was not met; 2 the input is at fault; 70 a mistake of ours; 130 interrupted; 141 nobody
+reads the output any more (as when `head` has seen enough).
 """
 
 import errno
@@ -18,6 +19,7 @@ from gossamer.core.errors import GossamerError
 
 INTERNAL = 70
 INTERRUPTED = 130
+UNREAD = 141
 _PLACE_AT_FAULT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 app = typer.Typer(
@@ -59,9 +61,9 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(_usage(error), 2)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # the reader of our output went away; typer turns that into an exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
+        return UNREAD
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _PLACE_AT_FAULT:
             place = f" {error.filename}" if error.filename else ""

@@ -40,7 +40,9 @@ def job(threads: int | None = None) -> Iterator[Progress]:
 
 
 def show(result: Result, as_json: bool, draw: Callable[[Result], None]) -> None:
-    """Prints a result: one JSON object, or what `draw` prints for people."""
+    """Prints a result, as one JSON object or as `draw` prints it for people; its warnings go to standard error."""
+    for warning in result.get("warnings", ()):
+        print(f"warning: {warning}", file=sys.stderr)
     if as_json:
         print(json.dumps(result, indent=1, default=_plain))
     else:
@@ -53,19 +55,14 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(
-        title=Text(title),
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        show_edge=False,
-        title_style="bold",
-    )
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for number, name in enumerate(columns):
         grid.add_column(Text(name), justify="right" if number else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(Text(cell) for cell in row))
-    _console().print(grid)
+    console = _console()
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    console.print(grid)
 
 
 def line(text: str) -> None:
@@ -100,7 +97,7 @@ def named(key: str) -> str:
     stem = key
     for suffix in ("_bytes", "_percent", "_ms", "_s"):
         stem = stem.removesuffix(suffix)
-    return {"weight": "weights", "ap50": "AP50"}.get(stem, stem.replace("_", " "))
+    return {"weight": "weights", "ap50": "AP50"}.get(stem, stem.replace("_", " ").replace("macs", "MACs"))
 
 
 def figures(title: str, values: Mapping[str, Any], head: str = "") -> None:

@@ -128,7 +128,7 @@ def _quantised(
     return Applied(
         {**result.tensors, layer.path: tensor},
         {**result.losses, layer.path: found.loss},
-        (*result.notes, *(f"{layer.path}: {note}" for note in found.notes)),
+        (*result.notes, *(f"{layer.path}: {note}" for note in found.notes if layer.kind != "embedding")),
     )
 
 

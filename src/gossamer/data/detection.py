@@ -48,8 +48,8 @@ def read_detection(
 
     `data` is `scenes` (splits train, val, test; test if none is named; rendered at `size` x `size` pixels), a COCO
     JSON file, or a folder with one such file (or one whose name contains `split`). `images` is the folder of the
-    pictures (default: the JSON file's own, or `images` in or beside it). `skip_missing` leaves out pictures that are not
-    there instead of refusing the set. Of panoptic files, the boxes of things are read.
+    pictures (default: the JSON file's own, or `images` in or beside it). `skip_missing` leaves out pictures that are
+    not there instead of refusing the set. Of panoptic files, the boxes of things are read.
 
     Raises `DataError` naming the file and entry at fault.
     """
@@ -143,14 +143,15 @@ def _box(row: dict[str, Any], where: str, numbers: dict[Any, int]) -> tuple[Any,
     """(box, label, crowd, area) of an annotation."""
     if row.get("category_id") not in numbers:
         raise DataError(f"{where}: category {row.get('category_id')!r} is not among the file's categories")
-    box = row.get("bbox")
+    box: Any = row.get("bbox")
     numeric = (
         isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in box)
     )
     if not numeric or box[2] < 0 or box[3] < 0:
         raise DataError(f"{where}: bbox must be [x, y, width, height] in pixels, not {box!r}")
     x, y, w, h = (float(v) for v in box)
-    return (x, y, x + w, y + h), numbers[row["category_id"]], bool(row.get("iscrowd", 0)), float(row.get("area", w * h))
+    corners = (x, y, x + w, y + h)
+    return corners, numbers[row["category_id"]], bool(row.get("iscrowd", 0)), float(row.get("area", w * h))
 
 
 def _folder(path: Path, entries: list[Any], images: str | None) -> Path:
@@ -182,7 +183,7 @@ def _scenes(split: str, limit: int, size: int) -> tuple[list[DetectionExample], 
     examples = []
     for index in range(limit):
         objects = scene(split, index, size=size).objects
-        boxes = tuple(tuple(float(v) for v in o.box) for o in objects)
+        boxes = tuple((float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in (o.box for o in objects))
         labels = tuple(PAIRS.index((o.colour, o.shape)) for o in objects)
         areas = tuple((b[2] - b[0]) * (b[3] - b[1]) for b in boxes)
         examples.append(

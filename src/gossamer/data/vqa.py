@@ -100,11 +100,11 @@ def _rows(path: Path, content: bytes) -> Iterator[tuple[Any, str]]:
             raise DataError(f"{path} line {error.lineno}: not valid JSON ({error.msg}); fix the list") from error
         yield from ((entry, f"{path} entry {i}") for i, entry in enumerate(entries, 1))
         return
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
+    for number, content_line in enumerate(text.split("\n"), 1):
+        if not content_line.strip():
             continue
         try:
-            yield json.loads(line), f"{path} line {number}"
+            yield json.loads(content_line), f"{path} line {number}"
         except json.JSONDecodeError as error:
             raise DataError(f"{path} line {number}: not valid JSON ({error.msg}); one object a line is due") from error
 

@@ -63,8 +63,8 @@ class DetectionTask:
     def subset(self, indices: Sequence[int]) -> DetectionTask:
         """The task on these pictures."""
         return DetectionTask(
-            tuple(self.examples[i] for i in indices), self.classes, self.queries, self.processor, self.grid, self.square,
-            {**self.protocol, "n": len(indices)}, self.groups, self.batch_size,
+            tuple(self.examples[i] for i in indices), self.classes, self.queries, self.processor, self.grid,
+            self.square, {**self.protocol, "n": len(indices)}, self.groups, self.batch_size,
         )  # fmt: skip
 
     def batches(self, size: int) -> Iterator[Batch]:

@@ -38,7 +38,7 @@ def kl_per_position(baseline: Tensor, candidate: Tensor) -> Tensor:
         raise ValueError(f"distributions differ in shape: {tuple(baseline.shape)} and {tuple(candidate.shape)}")
     rows = max(1, CHUNK_NUMBERS // max(1, baseline.shape[-1]))
     parts = []
-    for p, q in zip(baseline.split(rows), candidate.split(rows), strict=True):
+    for p, q in zip(torch.split(baseline, rows), torch.split(candidate, rows), strict=True):
         log_p = p.to(candidate.device, torch.float64).log_softmax(-1)
         log_q = q.double().log_softmax(-1)
         weight = log_p.exp()

@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,12 @@ from gossamer.evaluate.intervals import percentile, resamples
 DRAWS = 500
 RECALLS = np.linspace(0.0, 1.0, 101)
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
+CHUNK_NUMBERS = 2**20
 MOST_DETECTIONS = 100
 """Detections of one class in one picture that count, as in COCO."""
+
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,11 @@ class ClassMatches:
 
 def match(examples: Sequence[DetectionExample], found: Sequence[Detections], classes: int) -> tuple[ClassMatches, ...]:
     """Matches detections with the truth, class by class, at IoU 0.50, 0.55, … 0.95 (pycocotools' greedy matching)."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
+    from pycocotools import coco, cocoeval
 
+    make: Any = coco.COCO
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
+        truth = make()
         truth.dataset = _truth(examples, classes)
         truth.createIndex()
         rows = [
@@ -58,7 +63,8 @@ def match(examples: Sequence[DetectionExample], found: Sequence[Detections], cla
             for i, one in enumerate(found)
             for (x0, y0, x1, y1), s, c in zip(one.boxes.tolist(), one.scores, one.labels, strict=True)
         ]
-        run = COCOeval(truth, truth.loadRes(rows) if rows else COCO(), "bbox")
+        guesses = truth.loadRes(rows) if rows else make()
+        run: Any = cocoeval.COCOeval(truth, guesses, "bbox")  # type: ignore[no-untyped-call, unused-ignore]
         run.params.maxDets = [MOST_DETECTIONS]
         run.params.areaRng, run.params.areaRngLbl = [[0, 1e10]], ["all"]
         run.params.imgIds, run.params.catIds = list(range(len(examples))), list(range(classes))
@@ -67,9 +73,9 @@ def match(examples: Sequence[DetectionExample], found: Sequence[Detections], cla
     return tuple(_collect(run.evalImgs[c * n : (c + 1) * n]) for c in range(classes))
 
 
-def _truth(examples: Sequence[DetectionExample], classes: int) -> dict[str, list[dict[str, object]]]:
-    images = [{"id": i, "width": e.width, "height": e.height} for i, e in enumerate(examples)]
-    annotations: list[dict[str, object]] = []
+def _truth(examples: Sequence[DetectionExample], classes: int) -> dict[str, list[dict[str, Any]]]:
+    images: list[dict[str, Any]] = [{"id": i, "width": e.width, "height": e.height} for i, e in enumerate(examples)]
+    annotations: list[dict[str, Any]] = []
     for i, e in enumerate(examples):
         for (x0, y0, x1, y1), label, crowd, area in zip(e.boxes, e.labels, e.crowd, e.areas, strict=True):
             box = [x0, y0, x1 - x0, y1 - y0]
@@ -101,42 +107,56 @@ def _collect(rows: list[dict[str, NDArray[np.float64]] | None]) -> ClassMatches:
 
 
 def average_precision(
-    matches: Sequence[ClassMatches], weights: NDArray[np.float64] | None = None, thresholds: slice = slice(None)
-) -> NDArray[np.float64]:
-    """AP at each IoU threshold, averaged over the classes that have something to find: (thresholds,), 0 to 1.
+    matches: Sequence[ClassMatches], weights: Floats | None = None, thresholds: slice = slice(None)
+) -> Floats:
+    """AP at each IoU threshold, averaged over the classes that have something to find: (draws, thresholds), 0 to 1.
 
-    `weights` (pictures,) count each picture that often (default once). NaN where no class has anything to find.
+    `weights` (draws, pictures) count each picture that often; without it one draw counts each once. NaN for draws in
+    which no class has anything to find.
     """
-    curves = []
+    w = np.ones((1, len(matches[0].truths))) if weights is None else weights
+    total = np.zeros((len(w), len(THRESHOLDS[thresholds])))
+    classes = np.zeros((len(w), 1))
     for one in matches:
-        w = np.ones(len(one.truths)) if weights is None else weights
-        wanted = float(one.truths @ w)
-        if wanted == 0:
-            continue
-        hits = np.cumsum(one.hit[thresholds] * w[one.image], axis=1)
-        misses = np.cumsum(one.miss[thresholds] * w[one.image], axis=1)
-        precision = hits / (hits + misses + np.spacing(1))
-        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-        padded = np.pad(precision, ((0, 0), (0, 1)))
-        places = np.stack([np.searchsorted(row / wanted, RECALLS, side="left") for row in hits])
-        curves.append(np.take_along_axis(padded, places, axis=1).mean(1))
-    if curves:
-        return np.mean(curves, axis=0)
-    return np.full(len(THRESHOLDS[thresholds]), np.nan)
+        wanted = w @ one.truths
+        classes[:, 0] += wanted > 0
+        if one.truths.any():
+            total += _curve_means(one, w, np.maximum(wanted, 1), thresholds)
+    return np.divide(total, classes, out=np.full_like(total, np.nan), where=classes > 0)
 
 
-def _draws(runs: Sequence[Sequence[ClassMatches]], thresholds: slice, seed: int, draws: int) -> NDArray[np.float64]:
+def _curve_means(one: ClassMatches, w: Floats, wanted: Floats, thresholds: slice) -> Floats:
+    """COCO's mean of the interpolated precision at 101 recalls: (draws, thresholds).
+
+    A recall's precision is that of the first detection that reaches it, so each detection's precision counts as
+    often as there are recalls that it is the first to reach.
+    """
+    each = w[:, None, one.image]
+    hits = np.cumsum(one.hit[thresholds] * each, axis=2)
+    misses = np.cumsum(one.miss[thresholds] * each, axis=2)
+    precision = hits / (hits + misses + np.spacing(1))
+    precision = np.maximum.accumulate(precision[:, :, ::-1], axis=2)[:, :, ::-1]
+    reached = np.searchsorted(RECALLS, hits / wanted[:, None, None], side="right")
+    first = np.diff(reached, axis=2, prepend=0)
+    return np.asarray((precision * first).sum(2) / len(RECALLS))
+
+
+def _draws(runs: Sequence[Sequence[ClassMatches]], thresholds: slice, seed: int, draws: int) -> Floats:
     """Mean AP over `thresholds` of each run, all runs on the same resampled pictures: (draws, runs)."""
     n = len(runs[0][0].truths)
-    weights = (np.bincount(row, minlength=n).astype(float) for rows in resamples(n, seed, draws) for row in rows)
-    return np.array([[average_precision(run, w, thresholds).mean() for run in runs] for w in weights])
+    most = max((len(one.image) for run in runs for one in run), default=1)
+    step = max(1, CHUNK_NUMBERS // (len(THRESHOLDS) * max(1, most)))
+    counts = np.stack([np.bincount(row, minlength=n) for rows in resamples(n, seed, draws) for row in rows])
+    chunks = [counts[start : start + step].astype(np.float64) for start in range(0, draws, step)]
+    columns = [np.concatenate([average_precision(run, w, thresholds).mean(1) for w in chunks]) for run in runs]
+    return np.stack(columns, axis=1)
 
 
 def ap_measure(
     matches: Sequence[ClassMatches], thresholds: slice = slice(None), seed: int = 0, draws: int = DRAWS
 ) -> Measure:
     """Mean AP over `thresholds` with a bootstrap over pictures. `slice(0, 1)` is AP50."""
-    value = float(average_precision(matches, None, thresholds).mean())
+    value = float(average_precision(matches, thresholds=thresholds).mean())
     drawn = _draws([matches], thresholds, seed, draws)[:, 0]
     return percentile(value, drawn[~np.isnan(drawn)], len(matches[0].truths), "bootstrap over images")
 
@@ -149,6 +169,8 @@ def ap_difference(
     draws: int = DRAWS,
 ) -> Measure:
     """Mean AP after minus before, both on the same resampled pictures."""
-    value = float((average_precision(after, None, thresholds) - average_precision(before, None, thresholds)).mean())
+    value = float(
+        (average_precision(after, thresholds=thresholds) - average_precision(before, thresholds=thresholds)).mean()
+    )
     drawn = np.diff(_draws([before, after], thresholds, seed, draws), axis=1)[:, 0]
     return percentile(value, drawn[~np.isnan(drawn)], len(before[0].truths), "paired bootstrap over images")

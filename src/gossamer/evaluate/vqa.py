@@ -18,6 +18,7 @@ from gossamer.evaluate import tokens
 from gossamer.evaluate.answers import is_right, recall
 from gossamer.evaluate.intervals import bootstrap_mean, paired_mean, wilson
 from gossamer.evaluate.prompts import Prompt, answer_ids, prompt_of
+from gossamer.evaluate.sharing import shared_log_probs
 from gossamer.evaluate.task import BatchCache, forward, spans
 
 if TYPE_CHECKING:
@@ -119,13 +120,15 @@ class VqaTask:
         """Answers every question greedily and weighs the true answers.
 
         Where answers have one token, its greedy choice is the largest logit of the teacher-forced pass, so one
-        forward pass gives both; longer ones are generated.
+        forward pass gives both; longer ones are generated. Questions in a row about one picture share its pass.
         """
         predictions: list[str] = []
         loss, count = np.zeros(len(self)), np.zeros(len(self))
         for batch in progress.track(self.batches(self.batch_size), "questions", -(-len(self) // self.batch_size)):
-            keep = self._answer_width(batch) + 1
-            log_probs = self.log_probs(_tail(model, batch, keep), batch)
+            images = [self.examples[i].image.key for i in batch.indices]
+            log_probs = shared_log_probs(model, batch, images, getattr(self.processor, "image_token_id", None))
+            if log_probs is None:
+                log_probs = self.log_probs(_tail(model, batch), batch)
             owners = self.owners(batch).numpy()
             np.add.at(loss, owners, self.losses(log_probs, batch).double().cpu().numpy())
             np.add.at(count, owners, 1)
@@ -143,7 +146,8 @@ class VqaTask:
         inputs = {key: value.to(device) for key, value in self.prompts(indices).items()}
         pad = getattr(self.processor.tokenizer, "pad_token_id", None)
         with torch.inference_mode():
-            out = model.generate(  # type: ignore[operator]
+            generate: Any = model.generate
+            out: Tensor = generate(
                 **inputs,
                 max_new_tokens=self.longest,
                 do_sample=False,
@@ -159,9 +163,6 @@ class VqaTask:
     def _decoded(self, ids: Tensor) -> list[str]:
         texts = self.processor.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [(text.strip().splitlines() or [""])[0].strip() for text in texts]
-
-    def _answer_width(self, batch: Batch) -> int:
-        return int((batch.labels != tokens.IGNORE).any(0).sum())
 
     def predictions(self, model: nn.Module, progress: Progress = SILENT) -> list[str]:
         """The model's answers, as it wrote them."""
@@ -196,10 +197,11 @@ class VqaTask:
         return self.summarise(self.results(model, progress))
 
 
-def _tail(model: nn.Module, batch: Batch, keep: int) -> Any:
-    """The output with logits of the last `keep` places only, where the model can leave the others out."""
+def _tail(model: nn.Module, batch: Batch) -> Any:
+    """The output with logits from the questions' last tokens on, where the model can leave the others out."""
     import inspect
 
+    keep = int((batch.labels != tokens.IGNORE).any(0).sum()) + 1
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         return forward(model, batch, use_cache=False, logits_to_keep=keep)
     return forward(model, batch, use_cache=False)

@@ -7,6 +7,7 @@ used: codes of 8 bits each. The model's code is asked on a copy without values, 
 """
 
 import copy
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,8 @@ class Containers:
     """The forms that one model's layers load in.
 
     `unpackable` are linear modules that take 8-bit codes at best, `unserved` modules that stay dense at 16 bits
-    (input-major linear layers, stacked experts, convolutions); `beside` are bytes of constants that a compressed
-    module stores beside its weight (Gemma's embedding scale).
+    (convolutions, input-major linear layers, stacked experts, modules with several inputs); `beside` are bytes of
+    constants that a compressed module stores beside its weight (Gemma's embedding scale).
     """
 
     unpackable: frozenset[str]
@@ -34,11 +35,8 @@ class Containers:
     @classmethod
     def of(cls, model: "nn.Module") -> "Containers":
         """Asks the model's modules and its initialisation code. The model itself is not touched."""
-        from torch import nn
-
-        kinds = (nn.Linear, nn.Embedding)
         modules = dict(model.named_modules(remove_duplicate=False))
-        served = {name: module for name, module in modules.items() if isinstance(module, kinds)}
+        served = {name: module for name, module in modules.items() if _is_served(module)}
         beside = {name: sum(tensor.nbytes for tensor in constants(module).values()) for name, module in served.items()}
         unserved = frozenset(modules.keys() - served.keys())
         return cls(weights_asked_for(model), unserved, {name: size for name, size in beside.items() if size})
@@ -57,6 +55,14 @@ class Containers:
             return stored_bytes(layer.kind, layer.shape, None)
         kind = "embedding" if form == "int-quantized" else layer.kind
         return stored_bytes(kind, layer.shape, scheme) + self.beside.get(layer.module, 0)
+
+
+def _is_served(module: "nn.Module") -> bool:
+    """A linear or embedding module called with one input: compressed-tensors' wrapper passes on no more."""
+    from torch import nn
+
+    one_input = len(inspect.signature(type(module).forward).parameters) == 2
+    return isinstance(module, (nn.Linear, nn.Embedding)) and one_input
 
 
 def constants(module: "nn.Module") -> dict[str, Any]:

@@ -68,7 +68,7 @@ def layout_of(opened: "Opened", tensors: Mapping[str, QuantizedTensor]) -> Layou
             rows, columns = tensor.codes.shape
             raise PlanError(f"layer {path} is {layer.rows} x {layer.columns}, its codes are {rows} x {columns}")
         form = containers.form(layer, tensor.scheme)
-        why = "the format serves plain linear and embedding modules only" if form == "dense" else ""
+        why = "the format serves linear and embedding modules with one input only" if form == "dense" else ""
         if form == "int-quantized" and layer.module in containers.unpackable:
             why = "transformers' code for this family does not load packed ones"
         forms.append(Form(layer, tensor, form, why))

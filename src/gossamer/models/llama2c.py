@@ -232,7 +232,8 @@ def build_tokenizer(path: Path, vocabulary: int) -> Any:
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
     )
     tokenizer.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in names])
-    return PreTrainedTokenizerFast(
+    build: Any = PreTrainedTokenizerFast
+    return build(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", split_special_tokens=True,
         clean_up_tokenization_spaces=False,
     )  # fmt: skip

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def read_config(path: Path) -> Any:
+    """The config in a JSON file. Raises `ModelError` if it is malformed or of an unknown architecture."""
     from transformers import AutoConfig
 
     try:
@@ -25,9 +26,7 @@ def read_config(path: Path) -> Any:
     if not kind:
         raise ModelError(f"{path} names no model_type: give a Hugging Face config.json")
     try:
-        if path.name == "config.json":
-            return AutoConfig.from_pretrained(str(path.parent))
-        return AutoConfig.for_model(**data)
+        return AutoConfig.from_pretrained(str(path))
     except (KeyError, ValueError) as error:
         from transformers import CONFIG_MAPPING
 
@@ -59,12 +58,12 @@ def class_of(config: Any, path: Path) -> Any:
 
 
 def meta_model(config: Any, path: Path) -> "nn.Module":
-    """The model without values."""
+    """The model without values, on the meta device. Raises `ModelError` if the config describes none."""
     import torch
 
     try:
         with torch.device("meta"):
-            model: nn.Module = class_of(config, path)._from_config(_without_quantization(config), dtype=torch.float32)
+            model: nn.Module = class_of(config, path)._from_config(dense_config(config), dtype=torch.float32)
     except ModelError:
         raise
     except Exception as error:
@@ -73,7 +72,10 @@ def meta_model(config: Any, path: Path) -> "nn.Module":
 
 
 def load_weights(path: Path, config: Any) -> "nn.Module":
-    """The model with its weights, dense float32, whatever they are stored as."""
+    """The model with its weights, dense float32, whatever they are stored as.
+
+    Raises `ModelError` for other quantised formats and for tensors that are missing or of another shape.
+    """
     import torch
 
     method = (getattr(config, "quantization_config", None) or {}).get("quant_method")
@@ -93,9 +95,9 @@ def load_weights(path: Path, config: Any) -> "nn.Module":
         raise ModelError(f"{path} does not fit its config: {count} tensors are missing or of other shape, first {name}")
     if method is not None:
         model.hf_quantizer.compressor.decompress_model(model)
-        model = plain_copy(model, _without_quantization(config))
-    whole: nn.Module = model.float()
-    return whole
+        model = plain_copy(model, dense_config(config))
+    whole: Any = model
+    return whole.float()
 
 
 def plain_copy(model: Any, config: Any) -> "nn.Module":
@@ -111,7 +113,8 @@ def plain_copy(model: Any, config: Any) -> "nn.Module":
     return plain
 
 
-def _without_quantization(config: Any) -> Any:
+def dense_config(config: Any) -> Any:
+    """The config without its quantization entry."""
     return type(config).from_dict({k: v for k, v in config.to_dict().items() if k != "quantization_config"})
 
 
@@ -122,8 +125,9 @@ def first_line(error: BaseException) -> str:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keeps the libraries' bars and advice off standard error while a model is opened; errors still arrive."""
-    from transformers.utils import logging
+    import transformers
 
+    logging: Any = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from gossamer.core.errors import ModelError
 from gossamer.models.embedded import embedded_model, embedded_models, known_config, known_configs
 from gossamer.models.hierarchy import Hierarchy
-from gossamer.models.loading import load_weights, meta_model, quiet, read_config
+from gossamer.models.loading import dense_config, load_weights, meta_model, quiet, read_config
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,9 +28,9 @@ class Opened:
 
     `model` is in eval mode, float32, without gradients; on the meta device, without values, if opened without weights.
     `fingerprint` is `sha256:<64 hex>` over the config's essentials and the stored tensors, however they are spread over
-    files; without weights, over the config alone. `stored_bytes` are the bytes of the tensors on disk (0 without).
-    `directory` is where the files are, None for configs that ship with the package. `defaults` are the task, data and
-    prompt that `gossamer.json` suggests.
+    files; without weights, over the config alone. `stored_bytes` are the bytes of the tensors on disk, 0 if there are
+    none. `file` is the directory or file that the model was read from, None for a config alone. `defaults` are the
+    task, data and prompt that `gossamer.json` suggests.
     """
 
     model: "nn.Module"
@@ -42,7 +42,7 @@ class Opened:
     tokenizer: Any | None = None
     defaults: dict[str, Any] = field(default_factory=dict)
     stored_bytes: int = 0
-    directory: Path | None = None
+    file: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def _open_directory(place: Located, weights: bool) -> Opened:
         raise ModelError(f"{place.path} has a config but {what}: model.safetensors is needed")
     model = load_weights(place.path, config) if weights else meta_model(config, place.path)
     return _finish(
-        place, model,
+        place, model, dense_config(config),
         fingerprint=fingerprint_of(essentials, tensors if weights else ()),
         stored=sum(tensor.bytes for tensor in tensors),
         extras=weights,
@@ -146,7 +146,14 @@ def _open_config(place: Located, weights: bool) -> Opened:
     from gossamer.models.stored import fingerprint_of
 
     config = read_config(place.path)
-    return _finish(place, meta_model(config, place.path), fingerprint_of(config.to_dict(), ()), 0, extras=False)
+    return _finish(
+        place,
+        meta_model(config, place.path),
+        dense_config(config),
+        fingerprint_of(config.to_dict(), ()),
+        0,
+        extras=False,
+    )
 
 
 def _open_gguf(place: Located, weights: bool) -> Opened:
@@ -157,7 +164,7 @@ def _open_gguf(place: Located, weights: bool) -> Opened:
     model = gguf.gguf_model(place.path, config) if weights else meta_model(config, place.path)
     tokenizer = gguf.gguf_tokenizer(place.path) if weights else None
     stored = sum(tensor.bytes for tensor in tensors)
-    return _finish(place, model, _file_fingerprint(config, place.path, weights), stored, tokenizer=tokenizer)
+    return _finish(place, model, config, _file_fingerprint(config, place.path, weights), stored, tokenizer=tokenizer)
 
 
 def _open_llama2c(place: Located, weights: bool) -> Opened:
@@ -176,7 +183,7 @@ def _open_llama2c(place: Located, weights: bool) -> Opened:
     else:
         model = meta_model(config, place.path)
     fingerprint = _file_fingerprint(config, place.path, weights)
-    return _finish(place, model, fingerprint, header.weight_bytes, tokenizer=tokenizer)
+    return _finish(place, model, config, fingerprint, header.weight_bytes, tokenizer=tokenizer)
 
 
 _OPENERS = {
@@ -189,7 +196,8 @@ _OPENERS = {
 
 def _finish(
     place: Located,
-    model: Any,
+    model: "nn.Module",
+    config: Any,
     fingerprint: str,
     stored: int,
     *,
@@ -208,8 +216,8 @@ def _finish(
         processor = load_processor(directory)
         tokenizer = getattr(processor, "tokenizer", None) or load_tokenizer(directory)
     return Opened(
-        model, hierarchy_of(model, model.config), model.config, place.source, fingerprint, processor, tokenizer,
-        _defaults(directory), stored, directory,
+        model, hierarchy_of(model, config), config, place.source, fingerprint, processor, tokenizer,
+        _defaults(directory), stored, place.path if place.kind != "config" else None,
     )  # fmt: skip
 
 

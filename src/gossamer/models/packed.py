@@ -2,7 +2,8 @@
 
 A weight is `scale * (code - zero)`: signed codes, one 16-bit scale (and, on asymmetric grids, one zero point) for each
 row or for each group of neighbouring columns. This is the convention of compressed-tensors, whose own routine does the
-packing, so vLLM and transformers read what is written here.
+packing, so vLLM and transformers read what is written here. Codes reach one step further down than up, so a symmetric
+grid may have a negative scale: its wider side then serves the positive weights.
 """
 
 import math
@@ -72,7 +73,7 @@ class QuantizedTensor:
     """A weight on a grid.
 
     `shape` is the dense weight's; the matrix view has rows = shape[0] and columns = the product of the rest.
-    `codes` int8 (rows, columns) in [scheme.low, scheme.high]; `scales` float16 (rows, groups), positive and finite;
+    `codes` int8 (rows, columns) in [scheme.low, scheme.high]; `scales` float16 (rows, groups), finite and never zero;
     `zeros` int8 (rows, groups) in the range of the codes, None on symmetric grids.
     Raises `ModelError` if the parts contradict each other or hold values outside those ranges.
     """
@@ -94,8 +95,8 @@ class QuantizedTensor:
         if self.zeros is not None:
             _check("zero points", self.zeros, torch.int8, groups)
             _check_codes("zero points", self.zeros, self.scheme)
-        if not bool((torch.isfinite(self.scales) & (self.scales > 0)).all()):
-            raise ModelError("a quantised weight has a scale that is zero, negative or not finite")
+        if not bool((torch.isfinite(self.scales) & (self.scales != 0)).all()):
+            raise ModelError("a quantised weight has a scale that is zero or not finite")
 
     @classmethod
     def encode(cls, weight: Tensor, scheme: Scheme, scales: Tensor, zeros: Tensor | None = None) -> "QuantizedTensor":
@@ -139,7 +140,7 @@ class QuantizedTensor:
             f"{prefix}scales": self.scales.contiguous(),
         }
         if self.zeros is not None:
-            state[f"{prefix}zeros"] = _pack(self.zeros, scheme.bits, along=0)
+            state[f"{prefix}zeros"] = _pack(self.zeros.T.contiguous(), scheme.bits)
         return state
 
     @classmethod
@@ -157,8 +158,8 @@ class QuantizedTensor:
         _check("packed codes", packed, torch.int32, (rows, _words(columns, bits)))
         if zeros is not None:
             groups = scheme.groups(columns)
-            _check("packed zero points", zeros, torch.int32, (_words(rows, bits), groups))
-            zeros = _unpack(zeros, bits, (rows, groups), along=0)
+            _check("packed zero points", zeros, torch.int32, (groups, _words(rows, bits)))
+            zeros = _unpack(zeros, bits, (groups, rows)).T.contiguous()
         return cls(scheme, shape, _unpack(packed, bits, (rows, columns)), scales, zeros)
 
 
@@ -166,9 +167,9 @@ def container(kind: LayerKind, scheme: Scheme | None) -> Container:
     """The on-disk format that plain transformers reloads for a layer of this kind on this grid.
 
     Packed zero points and packed embeddings do not load (transformers 5.23, compressed-tensors 0.20), so those take
-    8 bits for each code; convolutions, and layers without a scheme, stay dense at 16 bits.
+    8 bits for each code; convolutions, stacked experts, and layers without a scheme stay dense at 16 bits.
     """
-    if scheme is None or kind == "conv":
+    if scheme is None or kind not in ("linear", "embedding"):
         return "dense"
     return "pack-quantized" if kind == "linear" and scheme.symmetric else "int-quantized"
 
@@ -200,16 +201,16 @@ def _words(elements: int, bits: int) -> int:
     return -(-elements * bits // 32)
 
 
-def _pack(codes: Tensor, bits: int, along: Literal[0, 1] = 1) -> Tensor:
+def _pack(codes: Tensor, bits: int) -> Tensor:
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
-    return pack_to_int32(codes, bits, along)
+    return pack_to_int32(codes, bits)
 
 
-def _unpack(words: Tensor, bits: int, shape: tuple[int, int], along: Literal[0, 1] = 1) -> Tensor:
+def _unpack(words: Tensor, bits: int, shape: tuple[int, int]) -> Tensor:
     from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
-    return unpack_from_int32(words, bits, torch.Size(shape), along).contiguous()
+    return unpack_from_int32(words.contiguous(), bits, torch.Size(shape)).contiguous()
 
 
 def _check(what: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:

@@ -1,6 +1,5 @@
 """Processors and tokenizers without torchvision: images are prepared with PIL and NumPy."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ def load_processor(directory: Path) -> Any | None:
         return None
     errors: list[BaseException] = []
     pil = {"backend": "pil"}
+    auto: Any
     for auto, options in ((AutoProcessor, pil), (AutoImageProcessor, pil), (AutoFeatureExtractor, {})):
         try:
             return auto.from_pretrained(str(directory), local_files_only=True, **options)
@@ -41,13 +41,3 @@ def load_processor(directory: Path) -> Any | None:
             errors.append(error)
     line = (str(errors[0]).strip().splitlines() or [type(errors[0]).__name__])[0][:160]
     raise ModelError(f"the processor in {directory} cannot be read ({line})")
-
-
-def settings_of(directory: Path) -> dict[str, Any]:
-    """The raw image settings (`image_processor` of the processor's config), empty without any."""
-    for name in _MARKERS:
-        path = directory / name
-        if path.is_file():
-            data = json.loads(path.read_text(encoding="utf-8"))
-            return dict(data.get("image_processor", data))
-    return {}

@@ -52,6 +52,17 @@ def write_matrix(model: "nn.Module", layer: Layer, matrix: "Tensor") -> None:
         weight.copy_(matrix.reshape(layer.shape))
 
 
+def modality_of(model: "nn.Module", hierarchy: Hierarchy) -> dict[str, str]:
+    """Parameter name → the modality that counts it, shared tensors under their first name only."""
+    if hierarchy.guessed:
+        places = _guess(model)
+    else:
+        family = family_of(hierarchy.family)
+        places = _places(model, family.parts if family else (), _base_path(model))
+    held = _held(places)
+    return {name: _locate(name, held)[0] for name, _ in model.named_parameters()}
+
+
 # ---------------------------------------------------------------------------------------------------- places
 
 
@@ -120,25 +131,12 @@ class _Bin:
 def _assemble(model: "nn.Module", name: str, guessed: bool, places: list[_Place], fused: tuple[str, ...]) -> Hierarchy:
     """Sorts every tensor of the model into a block or a part."""
     order = list(dict.fromkeys([place.modality for place in places if place.modality != "head"] + ["head"]))
-    held = [(path, relative, place) for place in places for path, relative in place.prefixes]
-    held.sort(key=lambda item: -len(item[0]))
-    head = _Place("head", "", [])
+    held = _held(places)
     bins: dict[tuple[str, str], _Bin] = {}
     paths: dict[int, str] = {}
     counted: set[int] = set()
-
-    def locate(tensor: str) -> tuple[str, str, str]:
-        """(modality, path of the block's module or "", path of the tensor's owner inside its part)."""
-        for path, relative, place in held:
-            if not path or tensor == path or tensor.startswith(path + "."):
-                if place.blocks and tensor.startswith(place.blocks + "."):
-                    index = tensor[len(place.blocks) + 1 :].split(".", 1)[0]
-                    return place.modality, f"{place.blocks}.{index}", f"{place.blocks}.{index}"
-                return place.modality, "", relative
-        return head.modality, "", ""
-
     for found in _weights(model):
-        modality, block, relative = locate(found.layer.tensor)
+        modality, block, relative = _locate(found.layer.tensor, held)
         holder = bins.setdefault((modality, block), _Bin())
         inner = found.layer.path[len(relative) + 1 if relative else 0 :]
         stem = f"{modality}.blocks.{block.rpartition('.')[2]}" if block else modality
@@ -149,7 +147,7 @@ def _assemble(model: "nn.Module", name: str, guessed: bool, places: list[_Place]
         holder.layers.append(layer)
     for tensor, parameter in model.named_parameters():
         if id(parameter) not in counted:
-            modality, block, _ = locate(tensor)
+            modality, block, _ = _locate(tensor, held)
             bins.setdefault((modality, block), _Bin()).other += parameter.numel()
 
     modalities = []
@@ -166,6 +164,26 @@ def _assemble(model: "nn.Module", name: str, guessed: bool, places: list[_Place]
             root = next((place.root for place in own if place.root), "")
             modalities.append(Modality(modality, root, tuple(blocks), tuple(rest.layers), rest.other))
     return Hierarchy(name, guessed, tuple(modalities))
+
+
+_Held = list[tuple[str, str, _Place]]
+
+
+def _held(places: Iterable[_Place]) -> _Held:
+    """(path, path that names are relative to, place) of everything that places hold, the longest paths first."""
+    held = [(path, relative, place) for place in places for path, relative in place.prefixes]
+    return sorted(held, key=lambda item: -len(item[0]))
+
+
+def _locate(tensor: str, held: _Held) -> tuple[str, str, str]:
+    """(modality, the block's module or "", the module that the layer's name is relative to) of a tensor."""
+    for path, relative, place in held:
+        if not path or tensor == path or tensor.startswith(path + "."):
+            if place.blocks and tensor.startswith(place.blocks + "."):
+                block = f"{place.blocks}.{tensor[len(place.blocks) + 1 :].split('.', 1)[0]}"
+                return place.modality, block, block
+            return place.modality, "", relative
+    return "head", "", ""
 
 
 def _children(model: "nn.Module", path: str) -> Iterator[tuple[str, "nn.Module"]]:

@@ -132,7 +132,7 @@ def _checkpoint_of(reference: str) -> str:
 def read_result(run: Path) -> Json:
     """The result of a finished run. Raises `OutputError` if the folder holds none."""
     try:
-        return json.loads((run / "result.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        return json.loads((run / "result.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError):
         raise OutputError(
             f"{run} holds no finished run: give the --out folder of an optimize job that has ended"

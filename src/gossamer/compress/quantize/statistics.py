@@ -7,6 +7,8 @@ unfolded patches.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -105,9 +107,9 @@ def _columns(path: str, layer: nn.Module) -> int:
             raise PlanError(
                 f"layer {path} is a convolution with channel groups: leave it at 16 bits, or round it by rtn"
             )
-        return layer.weight[0].numel()
+        return layer.in_channels * prod(layer.kernel_size)
     if type(layer).__name__ == "Conv1D":
-        return int(layer.weight.shape[0])
+        return cast(Tensor, layer.weight).shape[0]
     raise PlanError(f"layer {path} is a {type(layer).__name__}, which has no Hessian: quantise it by rtn")
 
 
@@ -122,6 +124,7 @@ def _patches(layer: nn.Conv1d | nn.Conv2d, inputs: Tensor) -> Iterator[Tensor]:
     kernel, stride, dilation = (
         ((1, *sizes) if flat else sizes) for sizes in (layer.kernel_size, layer.stride, layer.dilation)
     )
-    for image in inputs.split(max(1, _PATCH_ELEMENTS * max(stride) // (inputs[0].numel() * max(kernel) ** 2 + 1))):
-        patches = functional.unfold(image, kernel, dilation=dilation, stride=stride)
+    at_once = _PATCH_ELEMENTS * prod(stride) // (inputs[0].numel() * prod(kernel))
+    for images in torch.split(inputs, max(1, at_once)):
+        patches = functional.unfold(images, kernel, dilation=dilation, stride=stride)
         yield patches.transpose(1, 2).reshape(-1, patches.shape[1])

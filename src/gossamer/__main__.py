@@ -1,0 +1,5 @@
+"""`python -m gossamer` is the `gossamer` program."""
+
+from gossamer.cli.main import main
+
+main()

@@ -1,0 +1,116 @@
+"""GPTQ: each column's rounding error is made up for by the columns that follow (arXiv 2210.17323)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gossamer.compress.quantize.factor import DAMPING_CAP, Factor
+from gossamer.compress.quantize.grid import Grid, fit_grid
+from gossamer.compress.quantize.quantized import Quantized, judged, usable
+from gossamer.compress.quantize.statistics import Statistics
+from gossamer.core.technique import technique
+from gossamer.models.packed import QuantizedTensor, Scheme
+
+_BLOCK = 64
+
+
+@technique("gptq")
+@dataclass(frozen=True)
+class Gptq:
+    """Rounds column by column under the calibration Hessian.
+
+    `bits` 2 to 8; `group` columns for each scale, None for whole rows. `act_order` takes the columns with the largest
+    inputs first; groups stay those of the stored order and their scales are fixed beforehand, so nothing but the usual
+    codes and scales is stored. `damping` in (0, 1] is the share of the mean diagonal added to the Hessian; it grows
+    tenfold while the Hessian is singular, and beyond 1 the layer is rounded to nearest, which the notes tell.
+    `clip` finds the scales: `hessian` weighs each column's squared error by what it costs after compensation, `mse`
+    weighs all alike, `none` spans every value. Raises `ValueError` for damping outside its range.
+    """
+
+    bits: int
+    group: int | None = None
+    symmetric: bool = True
+    act_order: bool = True
+    damping: float = 0.01
+    clip: Literal["none", "mse", "hessian"] = "hessian"
+
+    def __post_init__(self) -> None:
+        Scheme(self.bits, self.group, self.symmetric)
+        if not 0 < self.damping <= DAMPING_CAP:
+            raise ValueError(f"damping cannot be {self.damping}: it is above 0 and at most {DAMPING_CAP:g}")
+
+    @property
+    def scheme(self) -> Scheme:
+        """The grid's kind."""
+        return Scheme(self.bits, self.group, self.symmetric)
+
+    @property
+    def calibrated(self) -> bool:
+        """True: without statistics a layer is rounded to nearest."""
+        return True
+
+    def quantize(self, weight: Tensor, statistics: Statistics | None) -> Quantized:
+        """The quantised form of `weight` (rows, columns) for inputs with these `statistics`.
+
+        Raises `PlanError` if the group does not divide the columns, `ModelError` for weights or Hessians that are not
+        finite.
+        """
+        weight = usable(weight)
+        factor = None if statistics is None else statistics.factor(self.damping, self.act_order)
+        costs = factor.costs if factor is not None and self.clip == "hessian" else None
+        grid = fit_grid(weight, self.scheme, "none" if self.clip == "none" else "mse", costs)
+        if factor is None:
+            tensor = QuantizedTensor.encode(weight, self.scheme, grid.scales, grid.zeros)
+            reason = "no calibration statistics" if statistics is None else "the Hessian is singular at every damping"
+            return judged(weight, tensor, statistics, (f"rounded to nearest: {reason}",))
+        codes = diffuse(weight, factor, self.scheme, grid)
+        tensor = QuantizedTensor(self.scheme, tuple(weight.shape), codes, grid.scales, grid.zeros)
+        return judged(weight, tensor, statistics, _notes(self, factor))
+
+
+def diffuse(weight: Tensor, factor: Factor, scheme: Scheme, grid: Grid) -> Tensor:
+    """The codes int8 (rows, columns) that error diffusion finds for `weight` on a fixed grid.
+
+    Works on columns as contiguous rows. A column takes in the errors of all before it when its turn comes: those of
+    earlier blocks by one matrix product for the whole block, those of its own block by a vector product. Each column's
+    scaled error replaces its values in place, so the only large buffers are one copy of the weight and the codes.
+    """
+    columns = weight.shape[1]
+    lower, order = factor.lower, factor.order
+    group = (order // (columns // grid.scales.shape[1])).tolist()
+    scales = grid.scales.float().T.contiguous()
+    zeros = None if grid.zeros is None else grid.zeros.float().T.contiguous()
+    pivots = lower.diagonal().tolist()
+    work = weight.T[order]
+    codes = torch.empty(work.shape, dtype=torch.int8)
+    code = torch.empty_like(work[0])
+    for start in range(0, columns, _BLOCK):
+        stop = min(start + _BLOCK, columns)
+        if start:
+            work[start:stop].addmm_(lower[start:stop, :start], work[:start], alpha=-1)
+        for j in range(start, stop):
+            column, scale = work[j], scales[group[j]]
+            if j > start:
+                column.addmv_(work[start:j].T, lower[j, start:j], alpha=-1)
+            torch.div(column, scale, out=code).round_()
+            if zeros is None:
+                codes[j] = code.clamp_(scheme.low, scheme.high)
+            else:
+                zero = zeros[group[j]]
+                codes[j] = code.add_(zero).clamp_(scheme.low, scheme.high)
+                code.sub_(zero)
+            column.addcmul_(code, scale, value=-1).div_(pivots[j])
+    back = torch.empty_like(order)
+    back[order] = torch.arange(columns)
+    return codes[back].T.contiguous()
+
+
+def _notes(settings: Gptq, factor: Factor) -> tuple[str, ...]:
+    notes = []
+    if factor.damping != settings.damping:
+        notes.append(f"the Hessian is nearly singular: damping was raised to {factor.damping:g}")
+    if factor.dead:
+        notes.append(f"{factor.dead} input columns were never active in calibration: they are rounded to nearest")
+    return tuple(notes)

@@ -1,0 +1,111 @@
+"""Where the grid lies: the scales and zero points of a weight's rows or groups."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gossamer.models.packed import Scheme
+
+Clip = Literal["none", "mse", "percentile"]
+
+STEPS = 24
+"""Shrink factors tried on each side; 80 of them lower no measured loss by more than 1 % at 2 to 4 bits."""
+
+_LEAST_SCALE = 2.0**-24
+_LEAST_NORMAL = 2.0**-14
+_CHUNK = 1 << 17
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """`scales` float16 (rows, groups); `zeros` int8 (rows, groups), None on symmetric grids."""
+
+    scales: Tensor
+    zeros: Tensor | None
+
+
+def fit_grid(weight: Tensor, scheme: Scheme, clip: Clip, costs: Tensor | None = None, percentile: float = 99.9) -> Grid:
+    """The grid of each row or group of `weight` float32 (rows, columns).
+
+    `none` spans all values. `percentile` spans that share of the magnitudes, or of both ends on asymmetric grids.
+    `mse` shrinks the span step by step and keeps the least squared error against the rounded 16-bit scale; on symmetric
+    grids it tries both signs of the scale. `costs` float32 (columns,) weigh the squared errors of the columns.
+    Raises `PlanError` if the group does not divide the columns.
+    """
+    rows, columns = weight.shape
+    groups = scheme.groups(columns)
+    grouped = weight.reshape(rows, groups, -1)
+    weights = None if costs is None else costs.reshape(groups, -1)
+    at_once = max(1, _CHUNK // columns)
+    parts = [_fit(part, scheme, clip, weights, percentile) for part in torch.split(grouped, at_once)]
+    scales = torch.cat([part[0] for part in parts]).half()
+    if scheme.symmetric:
+        return Grid(scales, None)
+    return Grid(scales, torch.cat([part[1] for part in parts]).to(torch.int8))
+
+
+def _fit(values: Tensor, scheme: Scheme, clip: Clip, costs: Tensor | None, percentile: float) -> tuple[Tensor, Tensor]:
+    low, high = _span(values, scheme, percentile / 100 if clip == "percentile" else 1.0)
+    if clip != "mse":
+        return _grid_of(low, high, scheme)
+    least = torch.full_like(low, torch.inf)
+    best = _grid_of(low, high, scheme)
+    floor = 0.35 if scheme.bits <= 4 else 0.6
+    signs = (1.0, -1.0) if scheme.symmetric else (1.0,)
+    for sign in signs:
+        for shrink in torch.linspace(1.0, floor, STEPS).tolist():
+            scale, zero = _grid_of(low * shrink, high * shrink, scheme)
+            scale = scale * sign
+            error = _error(values, scale, zero, scheme, costs)
+            better = error < least
+            least = torch.where(better, error, least)
+            best = (torch.where(better, scale, best[0]), torch.where(better, zero, best[1]))
+    return best
+
+
+def _span(values: Tensor, scheme: Scheme, share: float) -> tuple[Tensor, Tensor]:
+    """The range to cover, (rows, groups) each. It always includes 0, and is even on symmetric grids."""
+    if scheme.symmetric:
+        high = values.abs().amax(-1) if share == 1 else values.abs().quantile(share, -1)
+        return -high, high
+    if share == 1:
+        low, high = torch.aminmax(values, dim=-1)
+    else:
+        low, high = values.quantile(1 - share, -1), values.quantile(share, -1)
+    return low.clamp_max(0), high.clamp_min(0)
+
+
+def _grid_of(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """Rounded scales and zero points that spread the codes over [low, high]: half a step beyond an even range."""
+    scale = rounded_scale((high - low) / (scheme.high - scheme.low))
+    if scheme.symmetric:
+        return scale, torch.zeros_like(scale)
+    return scale, (scheme.low - low / scale).round().clamp(scheme.low, scheme.high)
+
+
+def _error(values: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme, costs: Tensor | None) -> Tensor:
+    scale, zero = scale.unsqueeze(-1), zero.unsqueeze(-1)
+    error = values / scale
+    error.round_()
+    if scheme.symmetric:
+        error.clamp_(scheme.low, scheme.high)
+    else:
+        error.add_(zero).clamp_(scheme.low, scheme.high).sub_(zero)
+    error.mul_(scale).sub_(values).square_()
+    if costs is not None:
+        error.mul_(costs)
+    return error.sum(-1)
+
+
+def rounded_scale(scale: Tensor) -> Tensor:
+    """Positive scales as the float16 values that will be stored, in float32; 1 where the scale is 0.
+
+    Scales in the coarse range below 2^-14 are rounded up, so that no value falls off the end of the grid, and never
+    become 0.
+    """
+    rounded = scale.half().float()
+    coarse = (scale < _LEAST_NORMAL) & (rounded < scale)
+    rounded = torch.where(coarse, rounded + _LEAST_SCALE, rounded)
+    return torch.where(scale == 0, torch.ones_like(scale), rounded)

@@ -1,0 +1,52 @@
+"""Round to nearest: the baseline that needs no data."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gossamer.compress.quantize.grid import Clip, fit_grid
+from gossamer.compress.quantize.quantized import Quantized, judged, usable
+from gossamer.compress.quantize.statistics import Statistics
+from gossamer.core.technique import technique
+from gossamer.models.packed import QuantizedTensor, Scheme
+
+
+@technique("rtn")
+@dataclass(frozen=True)
+class RoundToNearest:
+    """Every weight goes to the nearest point of its group's grid.
+
+    `bits` 2 to 8; `group` columns for each scale, None for whole rows; `clip` says how the grid's range is found (see
+    `fit_grid`), `percentile` in (50, 100] only counts for `clip: percentile`. Raises `ValueError` outside those ranges.
+    """
+
+    bits: int
+    group: int | None = None
+    symmetric: bool = True
+    clip: Clip = "mse"
+    percentile: float = 99.9
+
+    def __post_init__(self) -> None:
+        Scheme(self.bits, self.group, self.symmetric)
+        if not 50 < self.percentile <= 100:
+            raise ValueError(f"percentile cannot be {self.percentile}: it is above 50 and at most 100")
+
+    @property
+    def scheme(self) -> Scheme:
+        """The grid's kind."""
+        return Scheme(self.bits, self.group, self.symmetric)
+
+    @property
+    def calibrated(self) -> bool:
+        """False: statistics only serve to report the loss."""
+        return False
+
+    def quantize(self, weight: Tensor, statistics: Statistics | None) -> Quantized:
+        """The rounded form of `weight` (rows, columns).
+
+        Raises `PlanError` if the group does not divide the columns, `ModelError` for weights that are not finite.
+        """
+        weight = usable(weight)
+        grid = fit_grid(weight, self.scheme, self.clip, percentile=self.percentile)
+        tensor = QuantizedTensor.encode(weight, self.scheme, grid.scales, grid.zeros)
+        return judged(weight, tensor, statistics)

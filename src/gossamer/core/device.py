@@ -1,0 +1,75 @@
+"""Devices: what a machine can hold, move and compute. Presets ship as YAML; users add files of their own."""
+
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gossamer.core.errors import DeviceError
+
+Precision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
+PRESETS = Path(__file__).parent / "devices"
+
+
+class Device(BaseModel):
+    """One device. Rates are peaks; what a real job reaches of them is the cost model's business.
+
+    `memory_bytes` is what models and data share; `bandwidth_bytes_per_s` that memory's. `operations_per_s` maps a
+    precision to operations a second, a multiply-accumulate counting as two. `disk_bytes_per_s` is sequential reading.
+    `memory_joules_per_byte` and `power_watts` are given where published. `source` says where the figures are from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    description: str
+    source: str
+    memory_bytes: int = Field(gt=0)
+    bandwidth_bytes_per_s: float = Field(gt=0)
+    operations_per_s: dict[Precision, float] = Field(min_length=1)
+    disk_bytes_per_s: float = Field(gt=0)
+    memory_joules_per_byte: float | None = Field(default=None, gt=0)
+    power_watts: float | None = Field(default=None, gt=0)
+
+    def rate(self, precision: Precision) -> float:
+        """Operations a second at `precision`, or at the nearest precision above it that the device lists."""
+        order: tuple[Precision, ...] = ("int4", "int8", "float16", "bfloat16", "float32")
+        start = order.index(precision)
+        for candidate in (*order[start:], *reversed(order[:start])):
+            if candidate in self.operations_per_s:
+                return self.operations_per_s[candidate]
+        raise DeviceError(f"device {self.name} lists no compute rate: give operations_per_s for float32")
+
+
+def device_names() -> tuple[str, ...]:
+    """The presets, sorted."""
+    return tuple(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+
+
+def load_device(ref: str) -> Device:
+    """The preset or YAML file that `ref` names.
+
+    Raises `DeviceError` naming the file and the field at fault and what is accepted.
+    """
+    path = PRESETS / f"{ref}.yaml" if ref in device_names() else Path(ref).expanduser()
+    if not path.is_file():
+        raise DeviceError(f"device {ref} does not exist: give a YAML file or one of {', '.join(device_names())}")
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DeviceError(f"device file {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark is not None else ""
+        raise DeviceError(
+            f"device file {path} is not valid YAML{line}: write a mapping of the device's fields"
+        ) from error
+    if not isinstance(data, dict):
+        raise DeviceError(f"device file {path} is not a mapping: it needs {', '.join(Device.model_fields)}")
+    try:
+        return Device.model_validate({"name": path.stem, **data})
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise DeviceError(f"device file {path}, field {field}: {str(first['msg']).lower()}") from error

@@ -1,0 +1,216 @@
+"""Meters: time of prefill, decode and image encoding; peak memory; bytes of weights on disk and in memory.
+
+Time is wall-clock on the machine at hand: each figure is the median of repeated runs after warm-up, its `low` and
+`high` the quartiles (not a confidence interval), as `method` says. Lengths are what is timed, so random inputs do.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from gossamer.core.errors import ModelError
+from gossamer.core.outcome import Measure
+
+if TYPE_CHECKING:
+    from torch import nn
+
+T = TypeVar("T")
+
+
+def latency(run: Callable[[], Any], *, repeats: int = 10, warmup: int = 2, device: Any = None) -> Measure:
+    """Milliseconds of one `run()`: median with quartiles of `repeats` runs, after `warmup` ones that do not count.
+
+    On a GPU `device`, each run is waited for before the clock is read.
+    """
+    wait = _waiter(device)
+    for _ in range(warmup):
+        run()
+    wait()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        wait()
+        times.append((time.perf_counter() - start) * 1000)
+    low, middle, high = (float(v) for v in np.quantile(times, (0.25, 0.5, 0.75)))
+    return Measure(
+        value=middle, low=low, high=high, n=repeats, method=f"median and quartiles after {warmup} warm-up runs"
+    )
+
+
+def prefill_latency(model: nn.Module, tokens: int = 128, batch: int = 1, **options: Any) -> Measure:
+    """Milliseconds from a prompt of `tokens` tokens to the logits of the next one, caches being filled."""
+    import torch
+
+    ids, device = _random_ids(model, batch, tokens)
+
+    def run() -> None:
+        with torch.inference_mode():
+            model(input_ids=ids, use_cache=True)
+
+    return latency(run, device=device, **options)
+
+
+def decode_latency(model: nn.Module, context: int = 128, new: int = 16, batch: int = 1, **options: Any) -> Measure:
+    """Milliseconds for each of `new` tokens after `context` cached ones, one at a time.
+
+    The prompt is read again before every run, outside the clock, so that each run starts from the same cache.
+    """
+    import torch
+
+    ids, device = _random_ids(model, batch, context)
+    wait = _waiter(device)
+    repeats, warmup = options.get("repeats", 10), options.get("warmup", 2)
+    times = []
+    with torch.inference_mode():
+        for number in range(warmup + repeats):
+            cache = model(input_ids=ids, use_cache=True).past_key_values
+            wait()
+            start = time.perf_counter()
+            for place in range(new):
+                token = ids[:, place % context, None]
+                cache = model(input_ids=token, past_key_values=cache, use_cache=True).past_key_values
+            wait()
+            if number >= warmup:
+                times.append((time.perf_counter() - start) * 1000 / new)
+    low, middle, high = (float(v) for v in np.quantile(times, (0.25, 0.5, 0.75)))
+    method = f"median and quartiles of runs of {new} tokens after {warmup} warm-up runs"
+    return Measure(value=middle, low=low, high=high, n=repeats, method=method)
+
+
+def image_latency(model: nn.Module, inputs: dict[str, Any], **options: Any) -> Measure:
+    """Milliseconds to encode images: the vision part alone, projector included where the model has one.
+
+    `inputs` are a batch's inputs; those that the model's `get_image_features` takes are used. Raises `ModelError` if
+    the model encodes no images.
+    """
+    import inspect
+
+    import torch
+
+    inner = getattr(model, "model", model)
+    encode = getattr(model, "get_image_features", None) or getattr(inner, "get_image_features", None)
+    if encode is None:
+        raise ModelError("this model encodes no images: image latency needs a vision-language model")
+    device = _device(model)
+    known = set(inspect.signature(encode).parameters) - {"input_ids", "attention_mask"}
+    given = {key: value.to(device) for key, value in inputs.items() if key in known}
+    if "pixel_values" not in given:
+        raise ModelError("image latency needs pixel_values among the inputs")
+
+    def run() -> None:
+        with torch.inference_mode():
+            encode(**given)
+
+    return latency(run, device=device, **options)
+
+
+def peak_memory(run: Callable[[], T], *, interval_s: float = 0.002) -> tuple[T, Measure]:
+    """The result of `run()` and how many bytes of resident memory (RSS) it added at its highest.
+
+    A thread samples this process every `interval_s`: memory that stays shorter than that can be missed, and memory
+    that was freed before but kept by the allocator is not counted again. Run it in a fresh process for a whole
+    job's footprint.
+    """
+    import gc
+
+    import psutil
+
+    gc.collect()
+    process = psutil.Process()
+    base = process.memory_info().rss
+    peak, samples = base, 0
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak, samples
+        while not done.is_set():
+            peak = max(peak, process.memory_info().rss)
+            samples += 1
+            done.wait(interval_s)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        result = run()
+        peak = max(peak, process.memory_info().rss)
+    finally:
+        done.set()
+        thread.join()
+    added = float(peak - base)
+    return result, Measure(value=added, low=added, high=added, n=1, method=f"RSS above the start, {samples} samples")
+
+
+def process_peak_bytes() -> int:
+    """The highest resident memory of this process since it started, as the operating system counts it."""
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def disk_bytes(path: Path) -> int:
+    """Bytes of all tensors in the safetensors files of a directory (or in one file), headers not counted.
+
+    Raises `ModelError` if there is none, or a header is damaged.
+    """
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files:
+        raise ModelError(f"{path} holds no safetensors file: weight bytes are read from their headers")
+    return sum(_tensor_bytes(file) for file in files)
+
+
+def _tensor_bytes(file: Path) -> int:
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            header: Any = json.loads(stream.read(length)) if length < file.stat().st_size else None
+        spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
+        return sum(end - start for start, end in spans)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise ModelError(f"{file} is not a whole safetensors file: its header cannot be read") from error
+
+
+def memory_bytes(model: nn.Module) -> int:
+    """Bytes that the parameters and buffers of a model take in memory, shared tensors once."""
+    seen: dict[tuple[int, int], int] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        storage = tensor.untyped_storage()
+        seen[(storage.data_ptr() or id(tensor), storage.nbytes())] = storage.nbytes()
+    return sum(seen.values())
+
+
+def _device(model: nn.Module) -> Any:
+    import torch
+
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def _waiter(device: Any) -> Callable[[], None]:
+    if device is not None and getattr(device, "type", str(device)) == "cuda":
+        import torch
+
+        return lambda: torch.cuda.synchronize(device)
+    return lambda: None
+
+
+def _random_ids(model: nn.Module, batch: int, tokens: int) -> tuple[Any, Any]:
+    """Token ids that stand for text: below every special token that a vision model would look for an image at."""
+    import torch
+
+    config: Any = model.config
+    text = config.get_text_config()
+    special = {getattr(config, name, None) for name in ("image_token_id", "image_token_index", "video_token_id")}
+    usable = torch.tensor([i for i in range(min(text.vocab_size, 4096)) if i not in special])
+    picks = torch.randint(len(usable), (batch, tokens), generator=torch.Generator().manual_seed(0))
+    device = _device(model)
+    return usable[picks].to(device), device
