@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from gossamer.cli.options import Json, Model, Out, Threads
-from gossamer.cli.terminal import Result, figures, job, line, show
+from gossamer.cli.terminal import Result, figures, job, line, notes, show
 
 EXAMPLE = "gossamer apply gptq-w4g64 tiny-vlm --out runs/w4"
 
@@ -30,6 +30,5 @@ def command(plan: PlanName, model: Model, out: Out, threads: Threads = None, as_
 def draw(result: Result) -> None:
     """Prints the figures and where the checkpoint is."""
     figures("Applied", result["measured"])
-    for note in result.get("notes", ()):
-        line(note if isinstance(note, str) else note["text"])
+    notes(result)
     line(f"checkpoint: {result['checkpoint']}")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from gossamer.cli.options import Data, Json, Limit, Seed, Task, Threads
+from gossamer.cli.options import Data, Json, Limit, Task, Threads
 from gossamer.cli.terminal import Result, job, named, quantity, show, table
 
 EXAMPLE = "gossamer compare tiny-vlm runs/tiny-vlm/checkpoint --limit 500"
@@ -18,7 +18,6 @@ def command(
     task: Task = None,
     data: Data = None,
     limit: Limit = None,
-    seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -29,7 +28,7 @@ def command(
     with job(threads) as progress:
         from gossamer.search.jobs import compare_job
 
-        result = compare_job(a, b, task=task, data=data, limit=limit, seed=seed, progress=progress)
+        result = compare_job(a, b, task=task, data=data, limit=limit, progress=progress)
     show(result, as_json, draw)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gossamer.cli.options import Json, Model
-from gossamer.cli.terminal import Result, figures, job, show
+from gossamer.cli.terminal import Result, figures, job, line, show
 
 EXAMPLE = "gossamer estimate tiny-vlm --bits 4 --group 64 --keep 'language.blocks.{0,5}.*=16'"
 
@@ -40,4 +40,6 @@ def command(
 
 def draw(result: Result) -> None:
     """Prints the estimates."""
-    figures("Estimated, not measured", result["estimated"])
+    fits = "fits" if result["fits_memory"] else "does not fit"
+    figures(f"{result['model']}: estimated, not measured", result["estimated"])
+    line(f"The job {fits} into the memory of {result['device']}. Assumed: {'; '.join(result['assumptions'])}.")

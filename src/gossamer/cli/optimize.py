@@ -1,5 +1,8 @@
 """`gossamer optimize`: the smallest version that keeps its quality."""
 
+from functools import partial
+from pathlib import Path
+
 from gossamer.cli.options import (
     Data,
     DryRun,
@@ -18,7 +21,7 @@ from gossamer.cli.options import (
     TestData,
     Threads,
 )
-from gossamer.cli.terminal import Result, job, line, named, quantity, show, table
+from gossamer.cli.terminal import Result, figures, job, line, named, notes, quantity, show, table
 
 EXAMPLE = "gossamer optimize tiny-vlm --memory 3MB --max-loss 1% --out runs/tiny-vlm"
 
@@ -62,17 +65,23 @@ def command(
             dry_run=dry_run,
         )
         result = optimize(request, progress)
-    show(result, as_json, draw)
+    show(result, as_json, draw_plan if dry_run else partial(draw, out))
 
 
-def draw(result: Result) -> None:
+def draw(out: Path, result: Result) -> None:
     """Prints before and after, then where the files are."""
-    before, after = result.get("baseline", {}).get("measured", {}), result.get("measured", {})
-    keys = list(dict.fromkeys([*before, *after]))
-    cells = [(named(key), *(quantity(key, side.get(key, "")) for side in (before, after))) for key in keys]
-    table("Measured, with 95 % intervals", ("", "before, 16 bits", "after"), cells)
-    for note in result.get("notes", ()):
-        line(note if isinstance(note, str) else note["text"])
+    before, after = result["baseline"]["measured"], result["measured"]
+    rows = [
+        (named(key), *(quantity(key, side.get(key, "")) for side in (before, after)))
+        for key in dict.fromkeys([*before, *after])
+    ]
+    table("Measured, with 95 % intervals", ("", "before, 16 bits", "after"), rows)
+    notes(result)
     for name in ("plan", "checkpoint", "report"):
-        if result.get(name):
-            line(f"{name}: {result[name]}")
+        line(f"{name}: {out / result[name]}")
+
+
+def draw_plan(result: Result) -> None:
+    """Prints what a dry run found."""
+    figures("Dry run: nothing was written", {**result["budget"], **result["estimated"]})
+    line("Examples: " + ", ".join(f"{named(part)} {count}" for part, count in result["data"].items()))

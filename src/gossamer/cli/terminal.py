@@ -55,7 +55,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_header=any(columns))
     for number, name in enumerate(columns):
         grid.add_column(Text(name), justify="right" if number else "left", overflow="fold")
     for row in rows:
@@ -87,9 +87,8 @@ def quantity(key: str, value: Any) -> str:
 def measured(key: str, value: Mapping[str, Any]) -> str:
     """A measured value with its 95 % interval, where it has one."""
     point = quantity(key, value["value"])
-    if value["low"] == value["high"]:
-        return point
-    return f"{point} [{quantity(key, value['low'])}, {quantity(key, value['high'])}]"
+    low, high = value.get("low"), value.get("high")
+    return point if low == high else f"{point} [{quantity(key, low)}, {quantity(key, high)}]"
 
 
 def named(key: str) -> str:
@@ -97,7 +96,15 @@ def named(key: str) -> str:
     stem = key
     for suffix in ("_bytes", "_percent", "_ms", "_s"):
         stem = stem.removesuffix(suffix)
-    return {"weight": "weights", "ap50": "AP50"}.get(stem, stem.replace("_", " ").replace("macs", "MACs"))
+    return {"weight": "weights", "ap50": "AP50", "kl": "KL, nats"}.get(
+        stem, stem.replace("_", " ").replace("macs", "MACs")
+    )
+
+
+def notes(result: Result) -> None:
+    """Prints a result's notes, one a line."""
+    for note in result.get("notes", ()):
+        line(note if isinstance(note, str) else note["text"])
 
 
 def figures(title: str, values: Mapping[str, Any], head: str = "") -> None:

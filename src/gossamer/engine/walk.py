@@ -2,13 +2,14 @@
 
 Calibration wants each block's inputs while the blocks before it may change, and sensitivity wants the rest of the model
 re-run from one block on. Both are served by one idea: run the model's own forward, let finished towers return what they
-returned before, let blocks before the entry pass their input through, and hand the entry block its remembered input.
+returned before, let blocks before the entry do nothing, and hand the entry block its remembered input.
 Everything between the blocks (embeddings, masks, rotary tables, merges) runs as the model's authors wrote it, so the
 result is exact for any architecture whose blocks map a hidden state to a hidden state.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,11 +30,16 @@ class Stage:
 
 @dataclass
 class Entry:
-    """The state of one batch at the door of a stage: the block's input and the outputs of the finished towers."""
+    """The state of one batch at the door of a stage.
+
+    `hidden` is the block's input, `towers` holds the outputs of the finished towers, `outputs` those of earlier blocks
+    of this tower where the model reads them elsewhere too (Qwen3-VL's DeepStack).
+    """
 
     stage: int
     hidden: Tensor
     towers: dict[str, Any] = field(default_factory=dict)
+    outputs: dict[str, Any] = field(default_factory=dict)
 
 
 class _Arrived(Exception):  # noqa: N818 - control flow: leaves the forward pass once the wanted input is seen
@@ -54,6 +60,7 @@ class Walk:
         order: list[Block] = []
         self._steps: dict[str, int] = {}
         self._tuple_sizes: dict[str, int | None] = {}
+        towers: dict[str, Any] = {}
 
         def meet(block: Block) -> None:
             if block not in order:
@@ -71,11 +78,29 @@ class Walk:
                 for layer in modality.layers:
                     module = self._modules[layer.module]
                     stack.callback(module.register_forward_pre_hook(lambda *_, p=layer.path: pass_layer(p)).remove)
+            for root in self._roots:
+                stack.callback(self._modules[root].register_forward_hook(_keeper(towers, root)).remove)
             self._forward(inputs)
         if not order:
             raise ModelError("the model's forward pass runs none of its known blocks: its family row does not fit it")
         roots = {block.module: modality.root for modality in hierarchy.modalities for block in modality.blocks}
         self.stages = tuple(Stage(block, roots[block.module]) for block in order)
+        self._remembered: set[str] = set()
+        self._find_remembered(inputs, towers)
+
+    def _find_remembered(self, inputs: dict[str, Any], towers: dict[str, Any]) -> None:
+        """Finds the towers that read outputs of their earlier blocks besides passing them on, by trying without."""
+        last = {stage.root: number for number, stage in enumerate(self.stages)}
+        final = self.stages[-1].root
+        entry = self.start(inputs) if any(root != final for root in last) else None
+        for number, stage in enumerate(self.stages):
+            if entry is None or stage.root == final:
+                return
+            following = self.advance(entry, inputs) if number + 1 < len(self.stages) else None
+            if last[stage.root] == number and following is not None and stage.root in following.towers:
+                if not _same(following.towers[stage.root], towers[stage.root]):
+                    self._remembered.add(stage.root)
+            entry = following
 
     def _note_output(self, block: Block) -> Callable[..., None]:
         def note(_module: nn.Module, _args: Any, output: Any) -> None:
@@ -102,6 +127,7 @@ class Walk:
 
     def _run_to(self, entry: Entry | None, target: int, inputs: dict[str, Any]) -> Entry:
         towers = dict(entry.towers) if entry else {}
+        outputs: dict[str, Any] = {}
         found: list[Tensor] = []
 
         def arrive(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -112,6 +138,12 @@ class Walk:
         with ExitStack() as stack:
             stack.enter_context(self._resumed(entry))
             stack.callback(block.register_forward_pre_hook(arrive, with_kwargs=True).remove)
+            if entry is not None:
+                current = self.stages[entry.stage]
+                if current.root in self._remembered and current.root == self.stages[target].root:
+                    outputs.update(entry.outputs)
+                    module = self._modules[current.block.module]
+                    stack.callback(module.register_forward_hook(_keeper(outputs, current.block.module)).remove)
             for root in self._roots:
                 if root not in towers and root != self.stages[target].root:
                     keep = _keeper(towers, root)
@@ -120,7 +152,7 @@ class Walk:
                 self._forward(inputs)
         if not found:
             raise ModelError(f"the forward pass did not reach block {self.stages[target].block.path} with this batch")
-        return Entry(target, found[0], towers)
+        return Entry(target, found[0], towers, outputs)
 
     @contextmanager
     def _resumed(self, entry: Entry | None) -> Iterator[None]:
@@ -130,10 +162,14 @@ class Walk:
         current = self.stages[entry.stage]
         with ExitStack() as stack:
             for root, output in entry.towers.items():
-                stack.enter_context(_replaced(self._modules[root], lambda *_, o=output, **__: o))
-            for stage in self.stages[: entry.stage]:
+                stack.enter_context(_replaced(self._modules[root], _returning(output)))
+            for number, stage in enumerate(self.stages[: entry.stage]):
                 if stage.root == current.root:
-                    skip = _pass_through(self._tuple_sizes[stage.block.module])
+                    size = self._tuple_sizes[stage.block.module]
+                    # The block just before the entry gave its input, which some models read as a hidden state.
+                    skip = _doing_nothing(size, entry.hidden if number == entry.stage - 1 else None)
+                    if stage.block.module in entry.outputs:
+                        skip = _returning(entry.outputs[stage.block.module])
                     stack.enter_context(_replaced(self._modules[stage.block.module], skip))
 
             def hand_over(
@@ -167,17 +203,35 @@ def _with_hidden(
 
 def _keeper(towers: dict[str, Any], root: str) -> Callable[..., None]:
     def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-        towers[root] = output
+        towers[root] = copy(output)
 
     return keep
 
 
-def _pass_through(tuple_size: int | None) -> Callable[..., Any]:
+def _returning(output: Any) -> Callable[..., Any]:
+    # A copy each time: some models write into the output object that their tower returns.
+    return lambda *_, **__: copy(output)
+
+
+def _doing_nothing(tuple_size: int | None, output: Tensor | None) -> Callable[..., Any]:
+    """A block's forward that returns `output`, or its own input, in the form that the block returns it."""
+
     def skip(*args: Any, **kwargs: Any) -> Any:
-        hidden = _hidden_of(args, kwargs)
+        hidden = _hidden_of(args, kwargs) if output is None else output
         return hidden if tuple_size is None else (hidden, *[None] * (tuple_size - 1))
 
     return skip
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two tower outputs hold bitwise equal tensors."""
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return all(_same(value, b[key]) for key, value in a.items())
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    return True
 
 
 @contextmanager

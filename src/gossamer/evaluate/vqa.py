@@ -48,7 +48,7 @@ class VqaTask:
     prompt: Prompt
     longest: int
     protocol: dict[str, Any]
-    batch_size: int = 32
+    batch_size: int = 64
     name: str = "vqa"
     metric: str = "accuracy"
     higher_is_better: bool = True
@@ -215,7 +215,7 @@ def open_vqa(
     limit: int | None = None,
     prompt: str | None = None,
     max_new_tokens: int | None = None,
-    batch_size: int = 32,
+    batch_size: int = 64,
 ) -> VqaTask:
     """The question-answering task of a data set for a generative vision-language model.
 

@@ -124,9 +124,8 @@ def _own(name: str) -> str:
 
 
 def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return get_plotlyjs().replace("</script", "<\\/script")
+    library = resources.files("plotly").joinpath("package_data", "plotly.min.js")
+    return library.read_text(encoding="utf-8").replace("</script", "<\\/script")
 
 
 def _text(path: Path) -> str:

@@ -23,7 +23,7 @@ def sensitivity(points: Sequence[SensitivityPoint]) -> dict[str, Any]:
     modalities = list(dict.fromkeys(point.modality for point in points))
     across = len(modalities) if len(modalities) <= 4 else 3
     down = math.ceil(len(modalities) / across)
-    figure = _figure(height=300 * down + 40)
+    figure = _figure(height=(300 if across > 2 else 360) * down + 40)
     layout = figure["layout"]
     span = _log_range([point.kl for point in points])
     widths = sorted({point.bits for point in points})

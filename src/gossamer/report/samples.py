@@ -26,7 +26,7 @@ def _card(item: Sample, run: Path) -> str:
         if answer or not detection:
             answers += el("dt", name) + el("dd", _judged(answer, right))
     content = (_pictures(item, run), el("p", text(item.prompt), class_="prompt"), el("dl", answers))
-    return el("article", *content, class_="sample wide" if detection else "sample")
+    return el("article", *content, class_="sample wide" if detection or item.image is None else "sample")
 
 
 def _judged(answer: str, right: bool | None) -> str:

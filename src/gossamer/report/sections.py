@@ -43,10 +43,12 @@ def _tiles(result: Result) -> Iterator[tuple[str, str, str, str]]:
     fall, floor = words.loss_percent(result), result.budget.max_loss_percent
     if fall is not None:
         met = floor is None or fall <= floor
-        unit = "points" if result.task.higher_is_better else "%"
-        allowed = f"at most {floor} {unit} allowed: {'met' if met else 'not met'}"
-        verdict = "no quality floor" if floor is None else allowed
-        name = f"Loss of {words.name_of(result.task.metric).lower()}"
+        better = result.task.higher_is_better
+        unit = "points" if better else "%"
+        verdict = (
+            "no quality floor" if floor is None else f"{'within' if met else 'beyond'} the {floor:g} {unit} allowed"
+        )
+        name = f"{'Loss' if better else 'Rise'} of {words.name_of(result.task.metric).lower()}"
         yield name, f"{words.signed(fall, 2).removeprefix('+')} {unit}", verdict, "" if met else "missed"
     kl = result.measured.get("kl")
     if kl is not None:
