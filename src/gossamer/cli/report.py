@@ -12,9 +12,10 @@ def command(run: Run, as_json: Json = False) -> None:
     Made from the result.json of the run folder; nothing is measured again.
     """
     with job():
-        from gossamer.report.build import rebuild_report
+        from gossamer.report.build import write_report
+        from gossamer.search.jobs import read_result
 
-        result = {"report": str(rebuild_report(run))}
+        result = {"report": str(write_report(run, read_result(run)))}
     show(result, as_json, draw)
 
 

@@ -97,7 +97,7 @@ class Walk:
             if entry is None or stage.root == final:
                 return
             following = self.advance(entry, inputs) if number + 1 < len(self.stages) else None
-            if last[stage.root] == number and following is not None and stage.root in following.towers:
+            if last[stage.root] == number and following is not None and stage.root in following.towers:  # noqa: SIM102
                 if not _same(following.towers[stage.root], towers[stage.root]):
                     self._remembered.add(stage.root)
             entry = following

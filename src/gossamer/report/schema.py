@@ -193,7 +193,8 @@ class Result(_Record):
 
     `baseline` is the unchanged model at 16 bits, `measured` and `estimated` describe the reloaded checkpoint,
     `uniform` the best uniform setting at no more bytes, on the same data. `parity` is the largest absolute logit
-    difference between Gossamer's weights and the reloaded checkpoint. `plan_yaml` is read from `plan` if empty.
+    difference between Gossamer's weights and the reloaded checkpoint. `unmet` holds a sentence for each stated
+    requirement that the result misses. `plan_yaml` is read from `plan` if empty.
     """
 
     plan: str
@@ -214,6 +215,7 @@ class Result(_Record):
     additivity: Additivity | None = None
     samples: tuple[Sample, ...] = ()
     notes: Annotated[tuple[Note, ...], BeforeValidator(_notes)] = ()
+    unmet: tuple[str, ...] = ()
     data: tuple[DataUse, ...] = ()
     environment: dict[str, Any] = {}
     command: str = ""

@@ -1,9 +1,11 @@
 """The bank: every layer at every scheme that the search may choose, really quantised, packed on disk."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -33,11 +35,12 @@ class Bank:
     def __init__(self) -> None:
         self._files: dict[str, Path] = {}
 
-    def write(self, file: Path, candidates: Mapping[tuple[str, Scheme], QuantizedTensor]) -> None:
-        """Stores candidates in `file` (atomically) and adds them."""
+    def write(self, file: Path, candidates: Mapping[tuple[str, Scheme], tuple[QuantizedTensor, float]]) -> None:
+        """Stores candidates and their output errors in `file` (atomically) and adds them."""
         state = {}
-        for (path, scheme), tensor in candidates.items():
+        for (path, scheme), (tensor, error) in candidates.items():
             state.update(tensor.to_state(tag(path, scheme)))
+            state[tag(path, scheme) + "error"] = torch.tensor([error], dtype=torch.float64)
         with writing(file) as temporary:
             save_file(state, temporary)
         self.open(file)
@@ -61,6 +64,12 @@ class Bank:
                     state = {name: stored.get_tensor(name) for name in names if name.startswith(prefix)}
                     found[path] = QuantizedTensor.from_state(state, prefix)
         return found
+
+    def error(self, path: str, scheme: Scheme) -> float:
+        """The candidate's mean squared output error on the calibration data (NaN where it was not calibrated)."""
+        prefix = tag(path, scheme)
+        with safe_open(self._files[prefix], "pt") as stored:
+            return float(stored.get_tensor(prefix + "error"))
 
     def assignment(self, assignment: Assignment) -> dict[str, QuantizedTensor]:
         """The candidates that an assignment names."""
@@ -126,12 +135,13 @@ def _candidates(
     wanted: Mapping[str, Mapping[Scheme, None]],
     technique: str,
     statistics: Mapping[str, Any],
-) -> dict[tuple[str, Scheme], QuantizedTensor]:
-    candidates: dict[tuple[str, Scheme], QuantizedTensor] = {}
+) -> dict[tuple[str, Scheme], tuple[QuantizedTensor, float]]:
+    candidates: dict[tuple[str, Scheme], tuple[QuantizedTensor, float]] = {}
     for layer in layers:
         weight = finite_weight(model, layer)
         for scheme in wanted[layer.path]:
             settings = {"bits": scheme.bits, "group": scheme.group, "symmetric": scheme.symmetric}
             done = build(technique, settings).quantize(weight, statistics.get(layer.path))
-            candidates[layer.path, scheme] = reshaped(done.tensor, layer)
+            error = done.loss if layer.path in statistics else math.nan
+            candidates[layer.path, scheme] = (reshaped(done.tensor, layer), error)
     return candidates

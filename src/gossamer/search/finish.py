@@ -17,7 +17,10 @@ from gossamer.models.open import Opened
 from gossamer.models.packed import QuantizedTensor
 
 BATCH = 16
-"""Examples in a forward pass of the search and of calibration."""
+"""Examples in a forward pass of the search and of calibration, at most."""
+
+LOGIT_BYTES = 2**28
+"""Bytes that one forward pass's logits may take."""
 
 PARITY_LIMIT = 1e-3
 """Largest accepted difference of logits between Gossamer's weights and the reloaded checkpoint, float32."""
@@ -42,12 +45,13 @@ def calibration_batches(calibration: Calibration | None, opened: Opened) -> list
             f"{str(pool.protocol['sha256'])[:12]}…, the plan names {calibration.sha256[:12]}…"
         )
     indices = draw(calibration.pool, {"calibrate": calibration.samples}, calibration.seed)["calibrate"]
-    return batches_of(pool.subset(indices))
+    return list(pool.subset(indices).batches(batch_size(pool, opened)))
 
 
-def batches_of(task: Task) -> list[Batch]:
-    """All of a task's batches at the search's batch size."""
-    return list(task.batches(BATCH))
+def batch_size(task: Task, opened: Opened) -> int:
+    """Examples in a forward pass, so few that the logits of long texts over large vocabularies fit `LOGIT_BYTES`."""
+    vocabulary = getattr(opened.config.get_text_config(), "vocab_size", 1)
+    return max(1, min(BATCH, LOGIT_BYTES // (4 * vocabulary * int(task.protocol.get("context", 1)))))
 
 
 def finish(

