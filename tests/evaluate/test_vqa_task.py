@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from standins import llama, opened
 from gossamer.core.errors import DataError
 from gossamer.evaluate.prompts import Prompt, answer_ids, prompt_of
 from gossamer.evaluate.sharing import shared_log_probs
-from gossamer.evaluate.task import Task
+from gossamer.evaluate.task import BatchCache, Task
 from gossamer.evaluate.tasks import open_task
 
 
@@ -156,3 +157,15 @@ def test_nothing_is_shared_where_that_would_be_wrong(vlm, task):
     assert shared_log_probs(vlm.model, type(batch)(late, batch.labels, batch.indices), ["a"] * 4, token) is None
     more = type(batch)({**batch.inputs, "image_grid_thw": torch.ones(4, 3)}, batch.labels, batch.indices)
     assert shared_log_probs(vlm.model, more, ["a"] * 4, token) is None
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_token_types_keep_the_answer_causal_in_prefix_models(task, prefix):
+    def processor(**options):
+        found = task.processor(**options)
+        return {**found, "token_type_ids": torch.zeros_like(found["input_ids"]), "labels": found["input_ids"]}
+
+    batch = next(replace(task, processor=processor, prefix_model=prefix, _cache=BatchCache()).batches(3))
+    assert "labels" not in batch.inputs
+    assert batch.inputs["token_type_ids"][:, -1].tolist() == [int(prefix)] * 3
+    assert not batch.inputs["token_type_ids"][:, :-1].any()

@@ -39,7 +39,8 @@ class VqaTask:
     """Accuracy of greedy answers, exact match after normalisation. An example is a question.
 
     `batches` are teacher-forced: prompts padded on the left, the true answer behind them; positions are the true
-    answer's tokens. `answers` holds their ids, `longest` how many tokens a greedy answer may have.
+    answer's tokens. `answers` holds their ids, `longest` how many tokens a greedy answer may have. In a `prefix_model`
+    (PaliGemma) prompt tokens see each other both ways, and `token_type_ids` of 1 keep the answer out of that.
     """
 
     examples: tuple[VqaExample, ...]
@@ -48,6 +49,7 @@ class VqaTask:
     prompt: Prompt
     longest: int
     protocol: dict[str, Any]
+    prefix_model: bool = False
     batch_size: int = 64
     name: str = "vqa"
     metric: str = "accuracy"
@@ -61,7 +63,7 @@ class VqaTask:
         """The task on these questions."""
         return VqaTask(
             tuple(self.examples[i] for i in indices), tuple(self.answers[i] for i in indices), self.processor,
-            self.prompt, self.longest, {**self.protocol, "n": len(indices)}, self.batch_size,
+            self.prompt, self.longest, {**self.protocol, "n": len(indices)}, self.prefix_model, self.batch_size,
         )  # fmt: skip
 
     def batches(self, size: int) -> Iterator[Batch]:
@@ -79,7 +81,7 @@ class VqaTask:
             padding_side="left",
             return_tensors="pt",
         )
-        return dict(found)
+        return {key: value for key, value in found.items() if key != "labels"}
 
     def _encode(self, indices: tuple[int, ...]) -> Batch:
         """Prompts and answers; every input that has one entry per prompt token gets entries for the answer's."""
@@ -94,7 +96,8 @@ class VqaTask:
             n = len(self.answers[i])
             answer[r, :n] = torch.tensor(self.answers[i])
             real[r, :n] = 1
-        tails = {"input_ids": answer, "attention_mask": real}
+        causal = torch.ones_like(answer) if self.prefix_model else torch.zeros_like(answer)
+        tails = {"input_ids": answer, "attention_mask": real, "token_type_ids": causal}
         for key, value in inputs.items():
             if value.shape == ids.shape:
                 tail = tails.get(key, torch.zeros_like(answer)).to(value.dtype)
@@ -241,4 +244,5 @@ def open_vqa(
         "decoding": "greedy",
         "match": "exact, after lower case and without punctuation and articles",
     }
-    return VqaTask(tuple(examples), answers, opened.processor, template, longest, protocol, batch_size)
+    prefix = getattr(opened.config, "model_type", "") == "paligemma"
+    return VqaTask(tuple(examples), answers, opened.processor, template, longest, protocol, prefix, batch_size)

@@ -28,8 +28,8 @@ from gossamer.search.steps import allocated, byte_limit, guarded, pareto
 from gossamer.search.units import Granularity, Unit, assignment_of, describe, fixed_bytes, units_of
 
 LARGE = 50_000_000
-"""Above this many parameters sensitivity is measured at the anchors only and the plan is not refined by measuring around
-it, unless the effort is thorough."""
+"""Above this many parameters sensitivity is measured at the anchors only and the plan is not refined by measuring
+around it, unless the effort is thorough."""
 
 ANCHORS = (Scheme(2, 64), Scheme(4, 64))
 """The choices at which the units of large models are measured."""

@@ -1,0 +1,182 @@
+"""The whole job on a small model: what it writes, that it resumes, and that the same plan gives the same bytes."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gossamer.core.errors import BudgetError, PlanError
+from gossamer.core.plan import load_plan
+from gossamer.models.checkpoint import reload
+from gossamer.search import optimize as job
+from gossamer.search.jobs import apply_job, compare_job, export_job
+from gossamer.search.request import OptimizeRequest
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A random Llama with tiny-lm's tokenizer, sharpened so that rounding matters: plumbing only."""
+    import transformers
+
+    from gossamer.models.embedded import embedded_model
+
+    directory = tmp_path_factory.mktemp("model") / "lm"
+    tokenizer = transformers.AutoTokenizer.from_pretrained(embedded_model("tiny-lm"))
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, initializer_range=0.3,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    (directory / "gossamer.json").write_text('{"task": "text", "data": "heldout"}')
+    return directory
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    """A text of a few thousand words."""
+    words = random.Random(0).choices(["the", "sea", "ship", "wind", "old", "man", "saw", "north", "went", "of"], k=6000)
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(" ".join(words))
+    return path
+
+
+def request(model: Path, text: Path, out: Path, **settings) -> OptimizeRequest:
+    return OptimizeRequest(str(model), out, task="text", data=str(text), effort="quick", **settings)
+
+
+@pytest.fixture(scope="module")
+def done(model, text, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "run"
+    return out, job.optimize(request(model, text, out, ratio=0.65))
+
+
+def digests(out: Path) -> dict[str, str]:
+    files = [out / "plan.yaml", *sorted((out / "checkpoint").iterdir())]
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def test_result_is_complete_and_within_the_budget(done):
+    out, result = done
+    from gossamer.report.schema import Result
+
+    checked = Result.model_validate(result)
+    assert json.loads((out / "result.json").read_text()) == json.loads(json.dumps(result))
+    assert checked.measured["weight_bytes"].value <= checked.budget.weight_bytes
+    assert checked.parity <= 1e-3
+    assert sum(point.chosen for point in checked.pareto) == 1
+    sizes = [point.weight_bytes for point in checked.pareto if point.kind == "allocated" and not point.chosen]
+    assert sizes == sorted(sizes)
+    assert len(sizes) >= 5
+    for size in sizes:
+        assert load_plan(out / "pareto" / f"{size}.yaml").budget.weight_bytes == size
+    assert {layer.path for layer in checked.layers} >= {"language.blocks.0.mlp.down_proj", "head.lm_head"}
+    assert sum(layer.weight_bytes for layer in checked.layers) < checked.measured["weight_bytes"].value
+
+
+def test_plan_replays_to_the_same_bytes(done, model, tmp_path):
+    out, _ = done
+    apply_job(str(out / "plan.yaml"), str(model), tmp_path / "again")
+    first, second = (
+        digests(out),
+        {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in (tmp_path / "again").iterdir()},
+    )
+    assert second["model.safetensors"] == first["model.safetensors"]
+    assert second["config.json"] == first["config.json"]
+
+
+def test_plain_transformers_opens_the_checkpoint(done):
+    out, result = done
+    with torch.inference_mode():
+        logits = reload(out / "checkpoint")(torch.tensor([[5, 6, 7]])).logits
+    assert bool(torch.isfinite(logits).all())
+    assert result["parity"] <= 1e-3
+
+
+def test_a_finished_run_resumes_without_work_and_with_the_same_bytes(done, model, text, monkeypatch):
+    out, _ = done
+    before = digests(out)
+    monkeypatch.setattr("gossamer.search.bank.collect", lambda *_: pytest.fail("quantised again"))
+    monkeypatch.setattr("gossamer.search.sensitivity._measure_units", lambda *_: pytest.fail("measured again"))
+    job.optimize(request(model, text, out, ratio=0.65))
+    assert digests(out) == before
+
+
+def test_dry_run_writes_nothing(model, text, tmp_path):
+    result = job.optimize(request(model, text, tmp_path / "run", ratio=0.65, dry_run=True))
+    assert not (tmp_path / "run").exists()
+    assert result["estimated"]["smallest_weight_bytes"] < result["estimated"]["dense_weight_bytes"]
+
+
+def test_infeasible_budget_says_what_is_feasible_and_that_is(model, text, tmp_path):
+    with pytest.raises(BudgetError, match=r"nearest feasible is --memory (\d+)") as caught:
+        job.optimize(request(model, text, tmp_path / "run", weight_bytes=1000))
+    assert not (tmp_path / "run").exists()
+    nearest = int(str(caught.value).rsplit(" ", 1)[1])
+    assert job.open_job(request(model, text, tmp_path / "run", weight_bytes=nearest)).budget.weight_bytes == nearest
+    with pytest.raises(BudgetError):
+        job.open_job(request(model, text, tmp_path / "run", weight_bytes=nearest - 1))
+
+
+def test_floor_alone_finds_a_size_and_reports_it(model, text, tmp_path):
+    result = job.optimize(request(model, text, tmp_path / "run", max_loss_percent=50.0))
+    assert result["measured"]["saving_percent"]["value"] > 0
+
+
+def test_compare_and_export(done, model, text, tmp_path):
+    out, _ = done
+    found = compare_job(str(model), str(out), task="text", data=str(text), limit=8)
+    assert found["weight_bytes_ratio"] < 1
+    assert found["difference"]["perplexity"]["n"] == 8
+    export_job(out, tmp_path / "copy")
+    assert (tmp_path / "copy" / "model.safetensors").read_bytes() == (
+        out / "checkpoint" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_plan_for_another_model_is_refused(done, tmp_path):
+    out, _ = done
+    with pytest.raises(PlanError, match="another model"):
+        apply_job(str(out / "plan.yaml"), "tiny-lm", tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+
+
+def kill_and_resume(command: list[str], out: Path, moments: list[float]) -> None:
+    """Starts the command, kills it with SIGKILL at each moment in turn (seconds after its start), then lets it end."""
+    for moment in moments:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(moment)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_killed_twice_it_ends_with_the_same_bytes(done, model, text, tmp_path):
+    out = tmp_path / "run"
+    command = [
+        sys.executable, "-m", "gossamer", "optimize", str(model), "--ratio", "0.65", "--task", "text", "--data",
+        str(text), "--effort", "quick", "--out", str(out), "--threads", str(torch.get_num_threads()),
+    ]  # fmt: skip
+    kill_and_resume(command, out, [7.0, 10.0])
+    assert digests(out) == digests(done[0])
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments_tiny_vlm_ends_with_the_same_bytes(tmp_path):
+    base = [sys.executable, "-m", "gossamer", "optimize", "tiny-vlm", "--ratio", "0.2", "--effort", "quick"]
+    started = time.monotonic()
+    subprocess.run([*base, "--out", str(tmp_path / "whole")], check=True, stdout=subprocess.DEVNULL)
+    length = time.monotonic() - started
+    moments = random.Random(int(os.environ.get("GOSSAMER_SEED", "0")))
+    out = tmp_path / "killed"
+    kill_and_resume([*base, "--out", str(out)], out, [moments.uniform(1, length) for _ in range(10)])
+    assert digests(out) == digests(tmp_path / "whole")
