@@ -98,6 +98,7 @@ def card(job: OvdJob, directory: Path) -> str:
     unfinished = "" if run["steps"] >= run["steps_planned"] else (
         f"\n**Not trained to the end:** {run['steps']} of {run['steps_planned']} planned steps.\n"
     )  # fmt: skip
+    notes = f"- {c['notes']}\n" if c.get("notes") else ""
     return f"""# {directory.name.removesuffix(".new")}
 
 `Owlv2ForObjectDetection`, {m["parameters"]:,} parameters, {m["bytes"]:,} bytes in float16. It finds coloured shapes by text
@@ -130,6 +131,6 @@ Through `AutoProcessor` and the saved model the logits differ by at most {m["thr
 - {run["steps"]} steps (batch {c["batch"]}), AdamW {c["betas"]}, lr {c["lr"]}, warm-up {c["warmup"]}, cosine, weight decay {c["weight_decay"]}, seed {c["seed"]}.
 - Loss: focal over 56 text queries + {c["loss"]["box"]} × L1 + {c["loss"]["giou"]} × (1 − GIoU) after Hungarian matching + {c["loss"]["objectness"]} × objectness + {c["loss"]["patch"]} × patch labels (heads not shipped).
 - Wall time {run["elapsed_s"] / 60:.0f} minutes on {run["device"]}, {c["data"]["parts"]} threads at most, the machine shared with other work; torch {run["torch"]}.
-
+{notes}
 Reproduce: `{run["command"]}`; only the numbers above: the same with `--export-only --card`.
 """

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from gossamer.data.scenes import COLOURS, KINDS, SHAPES, SIZES, Scene, questions, scene, vocabulary
+from gossamer.data.scenes import COLOURS, KINDS, NUMBERS, SHAPES, SIZES, Scene, questions, scene, vocabulary
 from halves import shared_out
 
 SLOTS = ((13, 8), (6, 11))
@@ -36,6 +36,8 @@ GROUND_AFTER = 2
 HEADS = {"shape": len(SHAPES) + 1, "colour": len(COLOURS) + 1, "size": len(SIZES) + 1, "middle": 2,
          "x": BINS, "y": BINS, "row": 0, "column": 0}  # fmt: skip
 GROUND = {"x": BINS, "y": BINS, "shape": len(SHAPES), "colour": len(COLOURS), "size": len(SIZES)}
+RELATION = {"right of": 3, "below": 3, "larger": 3, "more": 3}
+"""For questions that name two things: is the second to the first less, much the same, or more so?"""
 NONE = -100
 
 
@@ -139,6 +141,10 @@ class Batch:
     kinds: list[str]
     ground: Tensor
     """(g, 7): image, position of the noun, then the labels in the order of `GROUND`"""
+    counts: Tensor
+    """(c, 3): image, position of a group's noun, how many there are"""
+    relations: Tensor
+    """(r, 6): image, position of the second noun, then the labels in the order of `RELATION`"""
     patches: Tensor
     """(b, patches, heads) labels in the order of `HEADS`, `NONE` where there is nothing to say"""
 
@@ -180,7 +186,7 @@ class Reader:
         """The scenes with their questions (none if not `ask`)."""
         n = sum(count * length for count, length in SLOTS)
         tokens = np.zeros((len(scenes), n), dtype=np.int64)
-        asked, kinds, ground = [], [], []
+        asked, kinds, ground, counts, relations = [], [], [], [], []
         for b, s in enumerate(scenes if ask else []):
             free = [list(range(SLOTS[0][0])), list(range(SLOTS[1][0]))]
             labels = [object_labels(s, i) for i in range(len(s.objects))]
@@ -196,14 +202,47 @@ class Reader:
                 tokens[b, start + len(ids)] = answer
                 asked.append((b, start + len(ids) - 1, answer))
                 kinds.append(q.kind)
+                words = q.text.split()
+                groups = group_sizes(words, s)
+                counts += [(b, start + place, n) for place, n in groups]
+                if q.kind in LONG:
+                    pair = relation(s, *(number for _, number in q.referents)) if q.referents else (NONE,) * 3
+                    more = 1 + (groups[1][1] > groups[0][1]) - (groups[1][1] < groups[0][1]) if groups else NONE
+                    relations.append((b, start + len(words) - 2, *pair, more))
                 for place, number in q.referents:
                     shape, colour, size, x, y = labels[number]
                     ground.append((b, start + place, x, y, shape, colour, size))
         patches = np.stack([self.patches(s) for s in scenes])
         return Batch(
             self.pixels(scenes), torch.from_numpy(tokens), torch.tensor(asked).reshape(-1, 3), kinds,
-            torch.tensor(ground).reshape(-1, 7), torch.from_numpy(patches),
+            torch.tensor(ground).reshape(-1, 7), torch.tensor(counts).reshape(-1, 3),
+            torch.tensor(relations).reshape(-1, 2 + len(RELATION)), torch.from_numpy(patches),
         )  # fmt: skip
+
+
+def group_sizes(words: list[str], s: Scene) -> list[tuple[int, int]]:
+    """(position of the noun, number of objects) of the groups that "how many" and "more ... than" name."""
+    if words[0] == "how":
+        spans = [(2, len(words) - 1)]
+    elif "more" in words:
+        spans = [(3, words.index("than")), (words.index("than") + 1, len(words) - 1)]
+    else:
+        return []
+    out = []
+    for low, high in spans:
+        names = {w for w in words[low:high] if w != "objects"}
+        n = sum(all(name in (o.colour, o.shape + "s", o.shape + "es") for name in names) for o in s.objects)
+        out.append((high - 1, n))
+    return out
+
+
+def relation(s: Scene, first: int, second: int) -> tuple[int, int, int]:
+    """Labels of the second object against the first: right of, below, larger; 0 less, 1 much the same, 2 more so."""
+    a, b = s.objects[first], s.objects[second]
+    near = 3 * s.width / 64
+    way = [1 + (q - p > near) - (p - q > near) for p, q in zip(a.centre, b.centre, strict=True)]
+    size = SIZES.index(b.size) - SIZES.index(a.size)
+    return way[0], way[1], 1 + (size > 0) - (size < 0)
 
 
 def object_labels(s: Scene, i: int) -> tuple[int, int, int, int, int]:
@@ -228,6 +267,8 @@ class Trained(nn.Module):
         self.patch_sizes = [n or side for n in HEADS.values()]
         self.patch_heads = nn.Sequential(nn.LayerNorm(m["width"]), nn.Linear(m["width"], sum(self.patch_sizes)))
         self.ground_heads = nn.Sequential(nn.LayerNorm(m["width"]), nn.Linear(m["width"], sum(GROUND.values())))
+        self.count_heads = nn.Sequential(nn.LayerNorm(m["width"]), nn.Linear(m["width"], len(NUMBERS)))
+        self.relation_heads = nn.Sequential(nn.LayerNorm(m["width"]), nn.Linear(m["width"], sum(RELATION.values())))
         images = side * side
         positions = [torch.arange(images)]
         positions += [images + torch.arange(length).repeat(n) for n, length in SLOTS]
@@ -239,18 +280,17 @@ class Trained(nn.Module):
         states = model.vision_tower(pixel_values=pixels, output_hidden_states=True).hidden_states[-1]
         return model.multi_modal_projector(states[:, 1:])
 
-    def read(self, image: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states of the slot tokens after `GROUND_AFTER` layers and after the last norm, (b, n, width) each."""
+    def read(self, image: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states of the slot tokens, (b, n, width) each: after `GROUND_AFTER` layers, after all layers but
+        one, and after the last norm."""
         language = self.net.model.language_model
         x = torch.cat([image, language.embed_tokens(tokens).to(image.dtype)], 1)
         rotary = language.rotary_emb(x, self.positions)
-        middle = x
-        for number, layer in enumerate(language.layers, 1):
+        states = []
+        for layer in language.layers:
             x = layer(x, attention_mask=None, position_ids=self.positions, position_embeddings=rotary)
-            if number == min(GROUND_AFTER, len(language.layers) - 1):
-                middle = x
-        images = image.shape[1]
-        return middle[:, images:], language.norm(x)[:, images:]
+            states.append(x[:, image.shape[1] :])
+        return states[GROUND_AFTER - 1], states[-2], language.norm(x)[:, image.shape[1] :]
 
 
 def _split_loss(logits: Tensor, labels: Tensor, sizes: list[int]) -> Tensor:
@@ -281,12 +321,13 @@ class VlmJob:
         first += self.config["seed"] * 100_000_000
         parts = data["parts"]
         return shared_out(
-            self.model, self.pool, lambda i: self.part_loss(range(first + i, first + n, parts), alone), parts
+            self.model, self.pool, lambda i: self.part_loss(range(first + i, first + n, parts), step), parts
         )
 
-    def part_loss(self, numbers: range, alone: bool) -> tuple[Tensor, dict[str, float]]:
-        """The loss on these training scenes; `alone`: of the vision tower only."""
+    def part_loss(self, numbers: range, step: int) -> tuple[Tensor, dict[str, float]]:
+        """The loss on these training scenes, as it is at this step."""
         weight = self.config["loss"]
+        alone = step < self.config["data"]["tower_steps"]
         batch = self.reader.batch([scene("train", i) for i in numbers], ask=not alone)
         where = self.model.positions.device
         with torch.autocast(where.type, dtype=torch.bfloat16):
@@ -294,7 +335,7 @@ class VlmJob:
             patch = _split_loss(self.model.patch_heads(image), batch.patches.to(where), self.model.patch_sizes)
             if alone:
                 return patch, {"patch": patch.item()}
-            middle, last = self.model.read(image, batch.tokens.to(where))
+            middle, late, last = self.model.read(image, batch.tokens.to(where))
             b, place, answer = batch.asked.to(where).T
             logits = self.model.net.lm_head(last[b, place]).float()
             end = F.cross_entropy(self.model.net.lm_head(last[b, place + 1]).float(), torch.full_like(answer, 2))
@@ -303,6 +344,14 @@ class VlmJob:
             found = self.model.ground_heads(middle[ground[:, 0], ground[:, 1]])
             grounded = _split_loss(found, ground[:, 2:], list(GROUND.values()))
             total = answered + weight["end"] * end + weight["patch"] * patch + weight["ground"] * grounded
+            if step >= weight["relation_from"]:
+                counts, relations = batch.counts.to(where), batch.relations.to(where)
+                counted = self.model.count_heads(middle[counts[:, 0], counts[:, 1]]).float()
+                related = self.model.relation_heads(late[relations[:, 0], relations[:, 1]])
+                total = total + weight["relation"] * (
+                    F.cross_entropy(counted, counts[:, 2])
+                    + _split_loss(related, relations[:, 2:], list(RELATION.values()))
+                )
         right = (logits.argmax(-1) == answer).float().mean()
         return total, {
             "answer": answered.item(), "patch": patch.item(), "ground": grounded.item(), "right": right.item(),
@@ -317,7 +366,7 @@ class VlmJob:
         for start in range(first, first + limit, 32):
             batch = self.reader.batch([scene(split, i) for i in range(start, min(start + 32, first + limit))])
             pixels = torch.full_like(batch.pixels, 75 / 127.5 - 1) if blank else batch.pixels
-            _, last = self.model.read(self.model.see(pixels.to(where)), batch.tokens.to(where))
+            _, _, last = self.model.read(self.model.see(pixels.to(where)), batch.tokens.to(where))
             b, place, answer = batch.asked.to(where).T
             given = self.model.net.lm_head(last[b, place]).argmax(-1)
             rows += [

@@ -154,6 +154,7 @@ def card(job: VlmJob, directory: Path) -> str:
     unfinished = "" if run["steps"] >= run["steps_planned"] else (
         f"\n**Not trained to the end:** {run['steps']} of {run['steps_planned']} planned steps.\n"
     )  # fmt: skip
+    notes = f"- {c['notes']}\n" if c.get("notes") else ""
     return f"""# {name}
 
 `LlavaForConditionalGeneration`, {m["parameters"]:,} parameters, {m["bytes"]:,} bytes in float16. It answers questions
@@ -194,7 +195,8 @@ packed run ({SINGLE_SCENES} scenes; {m["single"]["right"]} right).
 - {run["steps"]} steps (batch {c["batch"]}), AdamW {c["betas"]}, lr {c["lr"]}, warm-up {c["warmup"]}, cosine, weight decay {c["weight_decay"]}, seed {c["seed"]}.
 - Loss: answer + {c["loss"]["end"]} × end token + {c["loss"]["patch"]} × patch labels (shape, colour, size, middle, place of the object, row, column)
   + {c["loss"]["ground"]} × grounding (a noun's state after language layer {min(2, c["model"]["layers"] - 1)} tells its object's place and look). The extra heads are not shipped.
+- From step {c["loss"]["relation_from"]} on also {c["loss"]["relation"]} × (how many a group's noun names, after layer 2; how the second of two things lies to the first, after the last layer but one).
 - Wall time {run["elapsed_s"] / 60:.0f} minutes on {run["device"]}, {c["data"]["parts"]} threads at most, the machine shared with other work; torch {run["torch"]}.
-
+{notes}
 Reproduce: `{run["command"]}`; only the numbers above: the same with `--export-only --card`.
 """

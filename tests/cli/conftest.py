@@ -75,7 +75,7 @@ def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_lm(tmp_path_factory.mktemp("models") / "random-lm")
 
 
-def make_lm(directory: Path, seed: int = 0, hidden: int = 32) -> Path:
+def make_lm(directory: Path, seed: int = 0, hidden: int = 32, vocabulary: int | None = None) -> Path:
     """Saves a random Llama whose weights depend on `seed`."""
     import torch
     import transformers
@@ -87,7 +87,7 @@ def make_lm(directory: Path, seed: int = 0, hidden: int = 32) -> Path:
     tokenizer = transformers.AutoTokenizer.from_pretrained(source)
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=vocabulary or len(tokenizer),
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=2,

@@ -228,6 +228,7 @@ def result() -> dict[str, Any]:
         "measured": {
             "weight_bytes": _exact(2_981_376),
             "saving_percent": _exact(68.4),
+            "accuracy_change": _measure(-0.0055, -0.0105, -0.0005, 2000, "paired bootstrap over questions"),
             "accuracy": _measure(0.921, 0.9083, 0.932, 2000, wilson),
             "kl": _measure(0.0532, 0.0481, 0.0589, 2000, bootstrap),
             "loss": _measure(0.2123, 0.199, 0.226, 2000, bootstrap),

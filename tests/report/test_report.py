@@ -88,7 +88,8 @@ def test_says_the_result_in_one_sentence(page: _Page) -> None:
 
 def test_shows_everything_that_was_given(page: _Page) -> None:
     for piece in (
-        "90.83 – 93.20 %, n 2,000", "−0.55 points", "estimate", "not measured", "within the budget of 3 MB",
+        "90.83 – 93.20 %, n 2,000", "−0.55 points", "−1.05 to −0.05 points",
+        "estimate", "not measured", "within the budget of 3 MB", "within the 1 point allowed",
         "3.8 × 10⁻⁶", "Never worse", "packed embeddings do not load", "What colour is the largest shape?", "✗ wrong",
         "gossamer optimize tiny-vlm --memory 3MB", "compressed-tensors", "gossamer_plan: 1", "never-worse guard",
         "self_attn.q_proj", "3 min 34 s", "red circle 0.91",
@@ -116,7 +117,30 @@ def test_the_pareto_plot_has_the_baselines_the_choice_and_the_budget(page: _Page
     assert len(by_name["allocated plan"]["x"]) == 8
     assert by_name["allocated plan"]["marker"]["symbol"][-1] == "circle-open"
     assert len(by_name["chosen"]["x"]) == 1
+    assert by_name["front"]["y"] == sorted(by_name["front"]["y"], reverse=True)
     assert figure["layout"]["shapes"][0]["x0"] == 3.0
+
+
+def test_the_pareto_axis_stays_logarithmic_beside_the_model_without_loss(tmp_path: Path) -> None:
+    result = synthetic.result()
+    result["pareto"].append({"weight_bytes": 9_437_184, "loss": 0.0, "kind": "allocated", "label": "16 bits"})
+    page = _Page(write_report(tmp_path, result).read_text(encoding="utf-8"))
+    figure = page.charts["pareto-chart"]
+    assert figure["layout"]["yaxis"]["type"] == "log"
+    assert all(loss > 0 for trace in figure["data"] for loss in trace["y"])
+
+
+def test_names_are_titles_not_paths() -> None:
+    titles = {"/models/stories.bin": "stories.bin", "org/name-1B": "org/name-1B", "tiny-vlm": "tiny-vlm"}
+    for name, shown in titles.items():
+        model = {**synthetic.result()["model"], "name": name}
+        assert words.title(Result.model_validate(changed(model=model))) == shown
+
+
+def test_a_tied_layer_is_said_to_be_tied(tmp_path: Path) -> None:
+    tied = {"path": "head.lm_head", "bits": 16, "choice": "16 bits", "weight_bytes": 0, "parameters": 100}
+    page = _Page(write_report(tmp_path, changed(layers=[*synthetic.result()["layers"][:-1], tied])).read_text("utf-8"))
+    assert "tied" in page.text
 
 
 def test_same_result_same_bytes(tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ def command(
     """
     with job(threads) as progress:
         from gossamer.report.build import write_report
-        from gossamer.search.optimize import OptimizeRequest, optimize
+        from gossamer.search.optimize import optimize
+        from gossamer.search.request import OptimizeRequest
 
         request = OptimizeRequest(
             model=model,
@@ -69,11 +70,7 @@ def command(
         result = optimize(request, progress)
         if not dry_run:
             write_report(out, result)
-        if not dry_run:
-            write_report(out, result)
     show(result, as_json, draw_plan if dry_run else partial(draw, out))
-    if result.get("unmet"):
-        raise RequirementError(result["unmet"])
     for requirement in result.get("unmet", ()):
         raise RequirementError(requirement)
 

@@ -16,7 +16,7 @@ def bit_map(layers: Sequence[LayerChoice]) -> str:
     modalities: dict[str, list[LayerChoice]] = {}
     for layer in layers:
         modalities.setdefault(layer.path.split(".", 1)[0], []).append(layer)
-    pieces = [_legend(sorted({layer.bits for layer in layers}))]
+    pieces = [_legend(sorted({layer.bits for layer in layers if layer.weight_bytes}))]
     loose: list[LayerChoice] = []
     for name, members in modalities.items():
         inside = [layer for layer in members if _place(layer) is not None]
@@ -52,7 +52,7 @@ def _strip(layers: Sequence[LayerChoice]) -> str:
 
 
 def _caption(name: str, layers: Sequence[LayerChoice]) -> str:
-    weights = sum(layer.parameters for layer in layers)
+    weights = sum(layer.parameters for layer in layers if layer.weight_bytes)
     size = sum(layer.weight_bytes for layer in layers)
     mean = f", {8 * size / weights:.2f} bits per weight as stored" if weights else ""
     return el("caption", text(name), " ", el("span", format_bytes(size) + mean))
@@ -61,6 +61,8 @@ def _caption(name: str, layers: Sequence[LayerChoice]) -> str:
 def _cell(layer: LayerChoice | None) -> str:
     if layer is None:
         return el("td", class_="none")
+    if not layer.weight_bytes:
+        return el("td", "tied", class_="none", title=f"{layer.path}: shares another layer's tensor")
     hint = f"{layer.path}: {layer.choice}, {format_bytes(layer.weight_bytes)}"
     return el("td", str(layer.bits), style=_paint(layer.bits), title=hint)
 

@@ -10,12 +10,11 @@ from pydantic import ValidationError
 
 from gossamer.core.errors import DataError
 from gossamer.core.files import write_text
-from gossamer.report import charts, sections
+from gossamer.report import charts, sections, words
 from gossamer.report.bitmap import bit_map
 from gossamer.report.markup import el, text
 from gossamer.report.samples import samples
 from gossamer.report.schema import Result
-from gossamer.report.words import duration
 
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
@@ -35,7 +34,7 @@ def write_report(run_dir: Path, result: Result | Mapping[str, Any]) -> Path:
 def page(run_dir: Path, result: Result) -> str:
     """The report as HTML. Files that `result` names (plan, images) are read relative to `run_dir`."""
     body = "".join(_sections(run_dir, result))
-    title = f"{result.model.name} compressed by Gossamer"
+    title = f"{words.title(result)} compressed by Gossamer"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
@@ -50,7 +49,10 @@ def _sections(run_dir: Path, result: Result) -> Iterator[str]:
     if result.notes:
         yield _section("notes", "What to know", "", sections.notes(result.notes))
     if result.pareto:
-        intro = "The plans found, beside the same setting for all layers. Lower left is better, bars are intervals."
+        intro = (
+            "The plans found, beside the same setting for all layers. Lower left is better, bars are 95 % intervals. "
+            f"Loss is {result.pareto_loss}."
+        )
         yield _section("pareto", "Loss against size", intro, _chart("pareto-chart", charts.pareto(result)))
     if result.layers:
         intro = "What the chosen plan does to every layer. Fewer bits went where the model minds least."
@@ -80,7 +82,7 @@ def _provenance(run_dir: Path, result: Result) -> str:
         pieces.append(sections.data_table(result.data))
     where: dict[str, Any] = {"checkpoint": result.checkpoint, "plan": result.plan, "model": result.model.fingerprint}
     if result.seconds is not None:
-        where["wall time"] = duration(result.seconds)
+        where["wall time"] = words.duration(result.seconds)
     pieces.append(sections.facts_table({**where, **result.environment}))
     if result.task.protocol:
         protocol = sections.facts_table(result.task.protocol)

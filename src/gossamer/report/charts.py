@@ -89,16 +89,17 @@ def _best_by_width(points: Iterable[SensitivityPoint]) -> list[SensitivityPoint]
 def pareto(result: Result) -> dict[str, Any]:
     """Loss against bytes: the allocated front, the uniform baselines, the chosen plan and the budget line.
 
-    The loss axis is logarithmic where every loss is positive. Hollow markers are predictions, not measurements.
+    The loss axis is logarithmic; a point without loss (the 16-bit model itself) has no place on it, unless no point has
+    a positive loss. Hollow markers are predictions, not measurements.
     """
-    points = result.pareto
+    positive = any(point.loss > 0 for point in result.pareto)
+    points = [point for point in result.pareto if point.loss > 0 or not positive]
     figure = _figure(height=430)
     layout = figure["layout"]
-    positive = all(point.loss > 0 for point in points)
     unit, factor = _byte_unit(max(point.weight_bytes for point in points))
     layout["xaxis"] = _axis(f"weights in the checkpoint, {unit}")
-    losses = [bound for point in points for bound in _bounds(point)]
-    layout["yaxis"] = _log_axis(result.pareto_loss, _log_range(losses)) if positive else _axis(result.pareto_loss)
+    title, losses = result.pareto_loss.split(",")[0], [bound for point in points for bound in _bounds(point)]
+    layout["yaxis"] = _log_axis(title, _log_range(losses)) if positive else _axis(title)
     layout["showlegend"] = True
     layout["legend"] = {"x": 1, "xanchor": "right", "y": 1, "bgcolor": "rgba(255,255,255,0.85)", "font": {"size": 13}}
     uniform = sorted((point for point in points if point.kind == "uniform"), key=lambda point: point.weight_bytes)
@@ -107,18 +108,30 @@ def pareto(result: Result) -> dict[str, Any]:
     if uniform:
         marker = {"symbol": "diamond", "size": 9, "color": GREY, "line": {"color": GREY, "width": 1.5}}
         trace = _points(uniform, "uniform setting", factor, marker)
-        labels = {"mode": "markers+text", "text": [point.label for point in uniform], "textposition": "top center"}
+        labels = {"mode": "markers+text", "text": [_short(point) for point in uniform], "textposition": "top center"}
         figure["data"].append({**trace, **labels, "textfont": {"size": 11, "color": MUTED}})
     if allocated:
         marker = {"size": 8, "color": ACCENT, "line": {"color": ACCENT, "width": 1.5}}
-        trace = _points(allocated, "allocated plan", factor, marker)
-        figure["data"].append({**trace, "mode": "lines+markers", "line": {"color": ACCENT, "width": 2}})
+        figure["data"] += [_front(allocated, factor), _points(allocated, "allocated plan", factor, marker)]
     if chosen:
         marker = {"symbol": "circle-open", "size": 18, "color": INK, "line": {"color": INK, "width": 2}}
         figure["data"].append({**_points(chosen, "chosen", factor, marker), "error_y": {"visible": False}})
     if result.budget.weight_bytes:
         _budget_line(layout, result.budget.weight_bytes / factor)
     return figure
+
+
+def _front(points: Sequence[ParetoPoint], factor: float) -> dict[str, Any]:
+    """The line through the points, sorted by bytes, that no smaller one beats."""
+    best: list[ParetoPoint] = []
+    for point in points:
+        if not best or point.loss < best[-1].loss:
+            best.append(point)
+    return {
+        "type": "scatter", "mode": "lines", "name": "front", "x": [point.weight_bytes / factor for point in best],
+        "y": [point.loss for point in best], "line": {"color": ACCENT, "width": 2}, "hoverinfo": "skip",
+        "showlegend": False,
+    }  # fmt: skip
 
 
 def _points(points: Sequence[ParetoPoint], name: str, factor: float, marker: dict[str, Any]) -> dict[str, Any]:
@@ -142,8 +155,15 @@ def _points(points: Sequence[ParetoPoint], name: str, factor: float, marker: dic
     }  # fmt: skip
 
 
+def _short(point: ParetoPoint) -> str:
+    return point.label.removeprefix("uniform ").removeprefix("Uniform ")
+
+
 def _bounds(point: ParetoPoint) -> tuple[float, float]:
+    """The interval's ends; a lower end at or below zero is drawn at a third of the loss, since the axis has no zero."""
     low = point.loss if point.low is None else point.low
+    if point.loss > 0 >= low:
+        low = point.loss / 3
     return low, point.loss if point.high is None else point.high
 
 

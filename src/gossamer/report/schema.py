@@ -58,7 +58,8 @@ class Side(_Record):
 
     Keys known to the table: the task's metric, `weight_bytes`, `saving_percent`, `loss`, `kl`, `latency_ms`,
     `prefill_ms`, `decode_ms`, `tokens_per_s`, `peak_memory_bytes`, `disk_bytes`. Others are shown under their own
-    name, with units taken from the suffix (`_bytes`, `_ms`, `_s`, `_percent`). `label` matters for `uniform` only.
+    name, with units taken from the suffix (`_bytes`, `_ms`, `_s`, `_percent`). `METRIC_change`, a paired difference of
+    the task's metric, gives the interval of the table's change column. `label` matters for `uniform` only.
     """
 
     label: str = ""
@@ -106,7 +107,10 @@ class SensitivityPoint(_Record):
 
 
 class LayerChoice(_Record):
-    """What the chosen plan does to one layer: `bits` 16 where it was left alone, `weight_bytes` as stored."""
+    """What the chosen plan does to one layer: `bits` 16 where it was left alone, `weight_bytes` as stored.
+
+    A layer with no bytes of its own shares another's tensor.
+    """
 
     path: str
     bits: int

@@ -25,7 +25,7 @@ def headline(result: Result) -> str:
     return el(
         "header",
         el("p", "Gossamer", class_="brand"),
-        el("h1", text(model.name)),
+        el("h1", text(words.title(result))),
         el("p", text(about), class_="about"),
         el("p", text(words.summary(result)), class_="summary"),
         el("dl", *tiles, class_="tiles"),
@@ -45,9 +45,10 @@ def _tiles(result: Result) -> Iterator[tuple[str, str, str, str]]:
         met = floor is None or fall <= floor
         better = result.task.higher_is_better
         unit = "points" if better else "%"
-        verdict = (
-            "no quality floor" if floor is None else f"{'within' if met else 'beyond'} the {floor:g} {unit} allowed"
-        )
+        verdict = "no quality floor"
+        if floor is not None:
+            allowed = f"{floor:g} {'point' if better and floor == 1 else unit}"
+            verdict = f"{'within' if met else 'beyond'} the {allowed} allowed"
         name = f"{'Loss' if better else 'Rise'} of {words.name_of(result.task.metric).lower()}"
         yield name, f"{words.signed(fall, 2).removeprefix('+')} {unit}", verdict, "" if met else "missed"
     kl = result.measured.get("kl")
@@ -59,14 +60,16 @@ def _tiles(result: Result) -> Iterator[tuple[str, str, str, str]]:
 def comparison(result: Result) -> str:
     """The before/after table with intervals; estimates are marked."""
     uniform = result.uniform
-    middle = [text(uniform.label or "Best uniform")] if uniform else []
+    label = (uniform.label if uniform else "") or "best uniform setting"
+    middle = [text(label[:1].upper() + label[1:])] if uniform else []
     lines = []
     for row in words.rows(result):
         name = text(row.name) + (" " + el("em", "estimate", class_="mark") if row.estimated else "")
         cells = [_figure(row.before, row.before_interval), _figure(row.after, row.after_interval, strong=True)]
         if uniform:
             cells.append(_figure(row.uniform, row.uniform_interval))
-        lines.append(line(name, *cells, el("td", text(row.change), class_="change")))
+        spread = el("small", text(row.change_interval)) if row.change_interval else ""
+        lines.append(line(name, *cells, el("td", text(row.change), spread, class_="change")))
     methods = sorted({measure.method for measure in result.measured.values() if measure.method != "exact"})
     same = " The uniform setting takes no more bytes than the compressed model." if uniform else ""
     ways = f" Intervals are 95 %: {'; '.join(methods)}." if methods else ""

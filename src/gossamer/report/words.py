@@ -1,6 +1,7 @@
 """How the report puts numbers into words: units by key, intervals, changes, and the summary sentence."""
 
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from gossamer.core.outcome import Measure
 from gossamer.core.units import format_bytes
@@ -20,6 +21,7 @@ NAMES = {
     "ap50": "Detection AP50",
     "kl": "KL from the 16-bit model",
     "loss": "Task loss",
+    "bits": "Mean bits per weight",
     "latency_ms": "Latency",
     "prefill_ms": "Prefill",
     "decode_ms": "Decode, per token",
@@ -42,7 +44,15 @@ class Row:
     uniform: str
     uniform_interval: str
     change: str
+    change_interval: str
     estimated: bool
+
+
+def title(result: Result) -> str:
+    """The model's name: the last part of a path, hub ids whole."""
+    path = PurePath(result.model.name)
+    local = path.is_absolute() or path.parts[:1] in (("..",), (".",)) or path.suffix in (".gguf", ".bin")
+    return path.name if local and path.name else result.model.name
 
 
 def name_of(key: str) -> str:
@@ -66,6 +76,8 @@ def show(key: str, value: float) -> str:
         return f"{value:.3f}"
     if key == "perplexity":
         return f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
+    if key == "bits":
+        return f"{value:.2f}"
     if key in ("kl", "loss"):
         return f"{_number(value, 3)} nats"
     if key.endswith("_ms"):
@@ -146,7 +158,8 @@ def rows(result: Result) -> tuple[Row, ...]:
     order = {key: place for place, key in enumerate(dict.fromkeys([*first, *NAMES]))}
     known = sorted(dict.fromkeys(keys), key=lambda key: order.get(key, len(order)))
     after = Side(measured=result.measured, estimated=result.estimated)
-    measured = [_row(key, result, after, estimated=False) for key in known if key != "saving_percent"]
+    shown_elsewhere = {"saving_percent", f"{result.task.metric}_change"}
+    measured = [_row(key, result, after, estimated=False) for key in known if key not in shown_elsewhere]
     estimates = sorted({*result.baseline.estimated, *result.estimated}, key=lambda key: order.get(key, len(order)))
     return (*measured, *(_row(key, result, after, estimated=True) for key in estimates))
 
@@ -164,21 +177,30 @@ def _row(key: str, result: Result, after: Side, *, estimated: bool) -> Row:
     old, before, before_interval = cell(result.baseline)
     new, now, now_interval = cell(after)
     _, uniform, uniform_interval = cell(result.uniform)
-    if key == "kl" and old is None and not estimated:
-        before = "0, by definition"
+    if old is None and not estimated:
+        before = {"kl": "0, by definition", "bits": "16"}.get(key, before)
     delta = change(key, old, new) if old is not None and new is not None else ""
+    paired = None if estimated else result.measured.get(f"{key}_change")
+    spread = "" if paired is None or old is None else _change_interval(key, old, paired)
     name = result.task.label if key == result.task.metric and result.task.label else name_of(key)
     return Row(
         name[:1].upper() + name[1:],
-        before, before_interval, now, now_interval, uniform, uniform_interval, delta, estimated,
+        before, before_interval, now, now_interval, uniform, uniform_interval, delta, spread, estimated,
     )  # fmt: skip
+
+
+def _change_interval(key: str, before: float, paired: Measure) -> str:
+    """The interval of a paired difference, in the terms of `change`."""
+    low, high = (change(key, before, before + bound) for bound in (paired.low, paired.high))
+    unit = high.rpartition(" ")[2] if " " in high else ""
+    return f"{low.removesuffix(f' {unit}')} to {high}"
 
 
 def summary(result: Result) -> str:
     """The whole report in one sentence, with only what was measured."""
     metric = result.task.metric
     what = result.task.label or name_of(metric).lower()
-    sentence = result.model.name
+    sentence = title(result)
     size = result.measured.get("weight_bytes")
     old = result.baseline.measured.get("weight_bytes")
     if size is not None and old is not None and old.value > 0:
@@ -195,13 +217,18 @@ def summary(result: Result) -> str:
 
 
 def _beside_uniform(result: Result) -> str:
-    metric = result.task.metric
-    other = result.uniform.measured.get(metric) if result.uniform else None
-    if other is None or result.uniform is None:
+    if result.uniform is None:
         return ""
+    metric = result.task.metric
     label = result.uniform.label or "the best uniform setting"
     label = label[:1].lower() + label[1:]
-    return f" ({label} at no more bytes: {show(metric, other.value)})"
+    other = result.uniform.measured.get(metric)
+    ours, theirs = result.measured.get("kl"), result.uniform.measured.get("kl")
+    if other is not None:
+        return f" ({label} at no more bytes: {show(metric, other.value)})"
+    if ours is None or theirs is None:
+        return ""
+    return f"; its KL from the 16-bit model is {show('kl', ours.value)}, that of {label} {show('kl', theirs.value)}"
 
 
 def loss_percent(result: Result) -> float | None:
