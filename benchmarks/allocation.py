@@ -25,7 +25,7 @@ from gossamer.search.outcome import environment
 from gossamer.search.plans import uniform_assignment
 from gossamer.search.request import OptimizeRequest
 from gossamer.search.steps import allocated
-from gossamer.search.units import assignment_of, describe, stored_total
+from gossamer.search.units import assignment_of, describe
 from models import CACHE, smollm2
 
 RESULTS = Path(__file__).parent / "results"
@@ -81,11 +81,11 @@ def contest(name: str, source: dict[str, str | None], effort: str, progress: Pro
     for scheme in BUDGETS:
         request = OptimizeRequest(out=out, ratio=1.0, effort=effort, **source)
         job = open_job(request, progress)
-        windows = max(1, POSITIONS // int(job.parts.test.protocol.get("context", 1)))
+        windows = max(1, POSITIONS // int(job.parts.test.protocol.get("context_tokens", 1)))
         test = job.parts.test.subset(range(min(len(job.parts.test), windows)))
         job = replace(job, parts=replace(job.parts, test=test))
         uniform = uniform_assignment(job.opened.hierarchy, scheme)
-        limit = stored_total(job.opened.hierarchy, uniform)
+        limit = job.bytes_of(uniform)
         bank, sensitivity = profile(job)
         chosen = assignment_of(job.units, allocated(job, bank, sensitivity, limit).chosen)
         baseline = job.scorer("test").baseline_loss
@@ -95,7 +95,7 @@ def contest(name: str, source: dict[str, str | None], effort: str, progress: Pro
                 "model": name,
                 "budget": describe(scheme),
                 "weight_bytes_uniform": limit,
-                "weight_bytes_searched": stored_total(job.opened.hierarchy, chosen),
+                "weight_bytes_searched": job.bytes_of(chosen),
                 "baseline_loss": baseline,
                 "loss_increase_uniform": theirs.mean_loss - baseline,
                 "loss_increase_searched": ours.mean_loss - baseline,

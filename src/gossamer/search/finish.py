@@ -51,7 +51,7 @@ def calibration_batches(calibration: Calibration | None, opened: Opened) -> list
 def batch_size(task: Task, opened: Opened) -> int:
     """Examples in a forward pass, so few that the logits of long texts over large vocabularies fit `LOGIT_BYTES`."""
     vocabulary = getattr(opened.config.get_text_config(), "vocab_size", 1)
-    return max(1, min(BATCH, LOGIT_BYTES // (4 * vocabulary * int(task.protocol.get("context", 1)))))
+    return max(1, min(BATCH, LOGIT_BYTES // (4 * vocabulary * int(task.protocol.get("context_tokens", 1)))))
 
 
 def finish(

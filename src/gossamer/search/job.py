@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import gossamer
@@ -13,6 +13,7 @@ from gossamer.core.progress import Progress
 from gossamer.core.runfolder import RunFolder
 from gossamer.data.batch import Batch
 from gossamer.engine.walk import Walk
+from gossamer.models.accounting import account
 from gossamer.models.hierarchy import Layer
 from gossamer.models.open import Opened
 from gossamer.models.packed import QuantizedTensor
@@ -54,7 +55,11 @@ class Job:
     @property
     def dense_bytes(self) -> int:
         """The 16-bit size: the denominator of every ratio."""
-        return 2 * self.opened.hierarchy.parameters
+        return self.fixed + sum(unit.choices[0].bytes for unit in self.units)
+
+    def bytes_of(self, assignment: Assignment) -> int:
+        """Bytes of the checkpoint under an assignment."""
+        return account(self.opened, assignment).weight_bytes
 
     @cached_property
     def batch(self) -> int:

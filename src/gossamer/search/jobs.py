@@ -10,9 +10,11 @@ from gossamer.compress.apply import apply_steps
 from gossamer.compress.quantize.presets import preset_steps
 from gossamer.core.errors import DataError, OutputError
 from gossamer.core.files import writing_directory
+from gossamer.core.outcome import Measure
 from gossamer.core.plan import Calibration, ModelBinding, Plan, load_plan
 from gossamer.core.progress import SILENT, Progress
 from gossamer.evaluate.tasks import open_task
+from gossamer.models.accounting import account
 from gossamer.models.open import Opened, open_model
 from gossamer.search.finish import calibration_batches, finish
 from gossamer.search.parts import BUILT_IN
@@ -36,7 +38,7 @@ def apply_job(plan: str, model: str, out: Path, progress: Progress = SILENT) -> 
         loaded = _preset_plan(plan, opened)
     loaded.check_model(opened.hierarchy.family, opened.fingerprint)
     batches = calibration_batches(loaded.calibration, opened)
-    dense = 2 * opened.hierarchy.parameters
+    dense = account(opened, {}).weight_bytes
     applied = apply_steps(opened.model, opened.hierarchy, loaded.compression, batches, progress)
     probe = batches[0].inputs if batches else None
     done = finish(opened, applied.tensors, out, probe)
@@ -46,8 +48,8 @@ def apply_job(plan: str, model: str, out: Path, progress: Progress = SILENT) -> 
         "checkpoint": str(out),
         "plan": str(out / "plan.yaml"),
         "measured": {
-            "weight_bytes": {"value": size, "low": size, "high": size, "n": 1},
-            "saving_percent": {"value": 100 * (1 - size / dense)},
+            "weight_bytes": Measure.exact(size).model_dump(),
+            "saving_percent": Measure.exact(100 * (1 - size / dense)).model_dump(),
         },
         "parity": done.parity,
         "notes": [*applied.notes, *done.stored.notes],

@@ -13,7 +13,9 @@ from gossamer.core.errors import BudgetError
 from gossamer.core.files import write_json
 from gossamer.core.progress import SILENT, Progress
 from gossamer.core.units import format_bytes
+from gossamer.models.accounting import account
 from gossamer.models.checkpoint import reload
+from gossamer.models.containers import Containers
 from gossamer.models.open import Opened, open_model
 from gossamer.models.packed import Scheme
 from gossamer.search.bank import Bank, fill_bank
@@ -66,9 +68,10 @@ def optimize(request: OptimizeRequest, progress: Progress = SILENT) -> dict[str,
 def open_job(request: OptimizeRequest, progress: Progress = SILENT) -> Job:
     """Opens the model and the data of a request and checks that its budget can be met. Writes nothing."""
     opened = open_model(request.model)
-    budget = request.budget(2 * opened.hierarchy.parameters)
-    units = units_of(opened.hierarchy, _granularity(request, opened))
-    fixed = fixed_bytes(opened.hierarchy, units)
+    dense = account(opened, {}).weight_bytes
+    budget = request.budget(dense)
+    units = units_of(opened.hierarchy, Containers.of(opened.model), _granularity(request, opened))
+    fixed = fixed_bytes(dense, units)
     _check_feasible(budget, units, fixed)
     sizes = sizes_for(request.task or str(opened.defaults.get("task")), request.effort)
     if _thrifty(request, opened):

@@ -9,7 +9,7 @@ from typing import Any
 import gossamer
 from gossamer.core.outcome import Measure
 from gossamer.evaluate.intervals import bootstrap_ratio
-from gossamer.models.packed import stored_bytes
+from gossamer.models.containers import Containers
 from gossamer.search.finish import Finished
 from gossamer.search.front import Point
 from gossamer.search.guard import Verdict
@@ -194,6 +194,7 @@ def _sensitivity(job: Job, found: Sensitivity) -> list[Json]:
 
 def _layers(job: Job, assignment: dict[str, Any]) -> list[Json]:
     rows = []
+    containers = Containers.of(job.opened.model)
     for layer in job.opened.hierarchy.layers():
         scheme = assignment.get(layer.path)
         free = layer.tied_to is not None and scheme is None and layer.tied_to not in assignment
@@ -202,7 +203,7 @@ def _layers(job: Job, assignment: dict[str, Any]) -> list[Json]:
                 "path": layer.path,
                 "bits": scheme.bits if scheme else 16,
                 "choice": describe(scheme) if scheme else "16 bits",
-                "weight_bytes": 0 if free else stored_bytes(layer.kind, layer.shape, scheme),
+                "weight_bytes": 0 if free else containers.bytes(layer, scheme),
                 "parameters": layer.rows * layer.columns,
             }
         )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.data.batch import Batch
+from gossamer.evaluate.divergence import example_means, kl_per_position
 from gossamer.evaluate.task import Task
 
 
@@ -70,13 +71,11 @@ class Scorer:
             for number, batch in enumerate(self.batches):
                 log_probs = self._task.log_probs(outputs(number, batch), batch)
                 reference, owner = self._reference[number], self._owners[number]
-                kl = (reference.exp() * (reference - log_probs)).sum(-1).clamp(min=0)
-                kls.append(_per_example(kl, owner, batch.size))
+                kls.append(_per_example(kl_per_position(reference, log_probs), owner, batch.size))
                 losses.append(_per_example(self._task.losses(log_probs, batch), owner, batch.size))
         return Score(np.concatenate(kls), np.concatenate(losses), self.weight)
 
 
 def _per_example(values: Tensor, owners: Tensor, size: int) -> np.ndarray:
-    """Means of `values` (positions,) over each of `size` examples."""
-    total = torch.zeros(size, dtype=torch.float64).index_add_(0, owners, values.double())
-    return (total / torch.bincount(owners, minlength=size).clamp(min=1)).numpy()
+    """Means of `values` (positions,) over each of `size` examples, 0 where an example has no position."""
+    return example_means(values, owners, size).nan_to_num(0.0).numpy()

@@ -18,7 +18,7 @@ from gossamer.search.plans import mean_bits, uniform_assignment
 from gossamer.search.refine import Refined, Round, refine
 from gossamer.search.scorer import Score
 from gossamer.search.sensitivity import Sensitivity
-from gossamer.search.units import Assignment, assignment_of, describe, stored_total, total_bytes
+from gossamer.search.units import Assignment, assignment_of, describe, total_bytes
 
 FRONT_POINTS = 14
 
@@ -77,7 +77,7 @@ def _uniforms(job: Job, bank: Bank, sensitivity: Sensitivity) -> list[Point]:
             )
             for unit in job.units
         )
-        size = stored_total(job.opened.hierarchy, assignment)
+        size = job.bytes_of(assignment)
         points.append(Point(f"uniform {describe(scheme)}", assignment, size, predicted, kl, stderr))
     return points
 
@@ -149,7 +149,7 @@ def contend(job: Job, label: str, assignment: Assignment) -> Contender:
 
     record = job.folder.step("guard", [job.key, [dict(step) for step in steps]], compute)
     score = Score(*(np.array(record[name]) for name in ("kl", "loss", "weight")))
-    return Contender(label, stored_total(job.opened.hierarchy, assignment), assignment, applied, score)
+    return Contender(label, job.bytes_of(assignment), assignment, applied, score)
 
 
 def guarded(job: Job, chosen: Assignment, uniforms: Sequence[Point], limit: int) -> Verdict:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from gossamer.models.containers import Containers
 from gossamer.models.hierarchy import Hierarchy, Layer
-from gossamer.models.packed import Scheme, fitting_group, stored_bytes
+from gossamer.models.packed import Scheme, fitting_group
 
 Granularity = Literal["layer", "block"]
 Assignment = dict[str, Scheme]
@@ -51,7 +52,9 @@ class Unit:
     choices: tuple[Choice, ...]
 
 
-def units_of(hierarchy: Hierarchy, granularity: Granularity, grid: Sequence[Scheme] = GRID) -> tuple[Unit, ...]:
+def units_of(
+    hierarchy: Hierarchy, containers: Containers, granularity: Granularity, grid: Sequence[Scheme] = GRID
+) -> tuple[Unit, ...]:
     """Every unit with more than one choice, in the hierarchy's order.
 
     Convolutions and position embeddings have no low-bit container and are no units. A token embedding may take 8 bits
@@ -64,19 +67,19 @@ def units_of(hierarchy: Hierarchy, granularity: Granularity, grid: Sequence[Sche
         for number, block in enumerate(modality.blocks):
             members = [layer for layer in block.layers if _is_plain(layer)]
             if granularity == "block":
-                units.append(_linear_unit(block.path, modality.name, number, members, grid))
+                units.append(_linear_unit(block.path, modality.name, number, members, containers, grid))
             else:
                 for name in dict.fromkeys(layer.unit for layer in members):
                     fused = [layer for layer in members if layer.unit == name]
-                    units.append(_linear_unit(name, modality.name, number, fused, grid))
+                    units.append(_linear_unit(name, modality.name, number, fused, containers, grid))
         for name in dict.fromkeys(layer.unit for layer in modality.layers):
             members = [layer for layer in modality.layers if layer.unit == name and layer.tied_to is None]
             linear = [layer for layer in members if _is_plain(layer)]
             if linear:
-                units.append(_linear_unit(name, modality.name, None, linear, grid))
+                units.append(_linear_unit(name, modality.name, None, linear, containers, grid))
             for layer in members:
                 if layer.kind == "embedding" and modality.name == "embeddings":
-                    units.append(_embedding_unit(layer, tied.get(layer.path), modality.name, grid))
+                    units.append(_embedding_unit(layer, tied.get(layer.path), modality.name, containers, grid))
     return tuple(unit for unit in units if len(unit.choices) > 1)
 
 
@@ -93,39 +96,46 @@ def describe(scheme: Scheme) -> str:
     return f"{scheme.bits} bits " + (f"g{scheme.group}" if scheme.group else "per channel")
 
 
-def _linear_unit(name: str, modality: str, block: int | None, layers: list[Layer], grid: Sequence[Scheme]) -> Unit:
-    dense = Choice("16 bits", 16, (), sum(stored_bytes(layer.kind, layer.shape, None) for layer in layers))
+def _linear_unit(
+    name: str,
+    modality: str,
+    block: int | None,
+    layers: list[Layer],
+    containers: Containers,
+    grid: Sequence[Scheme],
+) -> Unit:
+    dense = Choice("16 bits", 16, (), sum(containers.bytes(layer, None) for layer in layers))
     choices: dict[tuple[tuple[str, Scheme], ...], Choice] = {}
     for scheme in grid:
         fitted = tuple((layer.path, _fit(scheme, layer)) for layer in layers)
-        size = sum(stored_bytes(layer.kind, layer.shape, _fit(scheme, layer)) for layer in layers)
+        size = sum(containers.bytes(layer, _fit(scheme, layer)) for layer in layers)
         choices.setdefault(fitted, Choice(describe(scheme), scheme.bits, fitted, size))
-    ordered = sorted(choices.values(), key=lambda choice: choice.bytes)
+    ordered = sorted(choices.values(), key=lambda choice: (choice.bytes, choice.bits))
     return Unit(name, modality, block, tuple(layers), (dense, *ordered))
 
 
-def _embedding_unit(layer: Layer, head: Layer | None, modality: str, grid: Sequence[Scheme]) -> Unit:
-    dense = Choice("16 bits", 16, (), stored_bytes(layer.kind, layer.shape, None))
+def _embedding_unit(
+    layer: Layer, head: Layer | None, modality: str, containers: Containers, grid: Sequence[Scheme]
+) -> Unit:
+    dense = Choice("16 bits", 16, (), containers.bytes(layer, None))
     eight = Scheme(8, None)
-    small = stored_bytes(layer.kind, layer.shape, eight)
+    small = containers.bytes(layer, eight)
     if head is None:
         choice = Choice(describe(eight), 8, ((layer.path, eight),), small)
         return Unit(layer.path, modality, None, (layer,), (dense, choice))
     choices = []
     for scheme in grid:
         fitted = _fit(scheme, head)
-        size = small + stored_bytes(head.kind, head.shape, fitted)
+        size = small + containers.bytes(head, fitted)
         label = f"embedding 8 bits, head {describe(scheme)}"
         choices.append(Choice(label, scheme.bits, ((layer.path, eight), (head.path, fitted)), size))
     ordered = sorted(choices, key=lambda choice: choice.bytes)
     return Unit(layer.path, modality, None, (layer, head), (dense, *ordered))
 
 
-def fixed_bytes(hierarchy: Hierarchy, units: Sequence[Unit]) -> int:
-    """Bytes of everything that no unit holds, at 16 bits."""
-    held = {layer.path for unit in units for layer in unit.layers}
-    inside = sum(layer.parameters for layer in hierarchy.layers() if layer.path in held)
-    return 2 * (hierarchy.parameters - inside)
+def fixed_bytes(dense_bytes: int, units: Sequence[Unit]) -> int:
+    """Bytes of everything that no unit holds, of a checkpoint that takes `dense_bytes` at 16 bits."""
+    return dense_bytes - sum(unit.choices[0].bytes for unit in units)
 
 
 def assignment_of(units: Sequence[Unit], chosen: Sequence[int]) -> Assignment:
@@ -138,14 +148,3 @@ def assignment_of(units: Sequence[Unit], chosen: Sequence[int]) -> Assignment:
 def total_bytes(units: Sequence[Unit], chosen: Sequence[int]) -> int:
     """Bytes of all units when unit u takes its choice number chosen[u]."""
     return sum(unit.choices[index].bytes for unit, index in zip(units, chosen, strict=True))
-
-
-def stored_total(hierarchy: Hierarchy, assignment: Assignment) -> int:
-    """Bytes of the whole checkpoint under an assignment. A tied head costs nothing until either side is quantised."""
-    total = 2 * hierarchy.parameters
-    for layer in hierarchy.layers():
-        scheme = assignment.get(layer.path)
-        parted = layer.tied_to is not None and (scheme is not None or layer.tied_to in assignment)
-        if scheme is not None or parted:
-            total += stored_bytes(layer.kind, layer.shape, scheme) - 2 * layer.parameters
-    return total
