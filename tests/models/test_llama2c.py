@@ -110,13 +110,13 @@ def test_the_real_model_reads_stories(name: str) -> None:
     assert opened.hierarchy.parameters == 260_032
     with zipfile.ZipFile(DATA.parent / "tinystories.zip") as archive:
         text = archive.read("v2_train_head.txt").decode()
-    stories = [story.strip() for story in text[int(len(text) * 0.9) :].split("<|endoftext|>")][1:13]
+    stories = [story.strip() for story in text[int(len(text) * 0.9) :].split("<|endoftext|>")][1:25]
     total, count = 0.0, 0
     for story in stories:
-        ids = opened.tokenizer(story, return_tensors="pt").input_ids[:, :512]
+        ids = opened.tokenizer(story, return_tensors="pt").input_ids[:, :256]
         loss = float(opened.model(ids, labels=ids).loss)
         total, count = total + loss * (ids.shape[1] - 1), count + ids.shape[1] - 1
-    assert 1.1 < total / count < 1.4
+    assert 1.15 < total / count < 1.35
     start = opened.tokenizer("Once upon a time", return_tensors="pt").input_ids
     story = opened.tokenizer.decode(opened.model.generate(start, max_new_tokens=20, do_sample=False)[0])
     assert "there was a little girl" in story

@@ -1,6 +1,7 @@
 """What the steps of one `optimize` job share."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,7 @@ from gossamer.core.progress import Progress
 from gossamer.core.runfolder import RunFolder
 from gossamer.data.batch import Batch
 from gossamer.engine.walk import Walk
+from gossamer.evaluate.task import Task
 from gossamer.models.accounting import account
 from gossamer.models.hierarchy import Layer
 from gossamer.models.open import Opened
@@ -94,13 +96,24 @@ class Job:
             )
         return self._scorers[part]
 
-    def score(self, tensors: dict[str, QuantizedTensor], part: str) -> Score:
+    def score(self, tensors: Mapping[str, QuantizedTensor], part: str) -> Score:
         """How the model does on a part with these weights in it."""
         scorer = self.scorer(part)
+        with self.holding(tensors):
+            return scorer.score(lambda _, batch: self.walk.finish(None, batch.inputs))
+
+    def results(self, tensors: Mapping[str, QuantizedTensor], task: Task) -> Any:
+        """What the model does on a task with these weights in it."""
+        with self.holding(tensors):
+            return task.results(self.opened.model, self.progress)
+
+    @contextmanager
+    def holding(self, tensors: Mapping[str, QuantizedTensor]) -> Iterator[None]:
+        """The model computes with these weights inside."""
         swap = Swap(self.opened.model)
         swap.put_all(self.layers, tensors)
         try:
-            return scorer.score(lambda _, batch: self.walk.finish(None, batch.inputs))
+            yield
         finally:
             swap.restore()
 

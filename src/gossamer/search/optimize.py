@@ -104,13 +104,14 @@ def search(job: Job) -> Found:
         job.plan(job.steps(point.assignment), budget).save(out / "pareto" / f"{point.weight_bytes}.yaml")
     test, tokenizer = job.parts.test, job.opened.tokenizer
     before, texts_before = test.results(model, job.progress), continuations(test, tokenizer, model)
+    rival = job.results(verdict.uniform.applied.tensors, test) if verdict.uniform is not None else None
     probe = next(iter(test.batches(4))).inputs
     finished = finish(job.opened, verdict.winner.applied.tensors, out / "checkpoint", probe)
     reloaded = reload(finished.stored.directory)
     after, texts_after = test.results(reloaded, job.progress), continuations(test, tokenizer, reloaded)
     texts = (texts_before, texts_after)
     return Found(
-        sensitivity, points, uniforms, refined, verdict, selected, finished, before, after, texts, limit
+        sensitivity, points, uniforms, refined, verdict, selected, finished, before, after, rival, texts, limit
     )  # fmt: skip
 
 

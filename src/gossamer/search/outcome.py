@@ -29,8 +29,8 @@ Json = dict[str, Any]
 class Found:
     """Everything that a job found out.
 
-    `selected` is the kept plan's score on the `select` part; `before`, `after` and `texts` are the task's results and
-    the sample continuations of the unchanged model and of the reloaded checkpoint.
+    `selected` is the kept plan's score on the `select` part; `before`, `after` and `rival` are the task's results of
+    the unchanged model, the reloaded checkpoint and the uniform plan; `texts` are sample continuations before and after.
     """
 
     sensitivity: Sensitivity
@@ -42,6 +42,7 @@ class Found:
     finished: Finished
     before: Any
     after: Any
+    rival: Any
     texts: tuple[list[tuple[str, str]], list[tuple[str, str]]]
     limit: int
 
@@ -105,7 +106,7 @@ def result_of(job: Job, found: Found, seconds: float) -> Json:
             "measured": _dump({**before, "weight_bytes": Measure.exact(job.dense_bytes)}),
         },
         "measured": _dump(measured),
-        "uniform": _uniform(found),
+        "uniform": _uniform(job, found),
         "pareto": _pareto(job, found),
         "pareto_loss": f"KL from the 16-bit model, nats per position, on {len(job.parts.select)} search examples",
         "parity": found.finished.parity,
@@ -133,11 +134,16 @@ def _kl(score: Score) -> Measure:
     return bootstrap_ratio(score.kl * score.weight, score.weight, over="guard examples")
 
 
-def _uniform(found: Found) -> Json | None:
+def _uniform(job: Job, found: Found) -> Json | None:
     uniform = found.verdict.uniform
     if uniform is None:
         return None
-    measured = {"weight_bytes": Measure.exact(uniform.weight_bytes), "kl": _kl(uniform.score)}
+    measured = {
+        **job.parts.test.summarise(found.rival),
+        "weight_bytes": Measure.exact(uniform.weight_bytes),
+        "kl": _kl(uniform.score),
+        "bits": Measure.exact(mean_bits(job.opened.hierarchy, uniform.assignment)),
+    }
     return {"label": uniform.label, "measured": _dump(measured)}
 
 

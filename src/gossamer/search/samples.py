@@ -10,14 +10,16 @@ from gossamer.evaluate.task import Task
 
 
 def answer_samples(task: Task, before: Any, after: Any, count: int = 8) -> list[dict[str, Any]]:
-    """Questions with their images and both answers: changed ones first, half of the places at most, then the first.
+    """Questions with their images and both answers: changed ones first, half of the places at most, then others from
+    all over the set.
 
     Only tasks with images and answers (`vqa`) have such samples; others give an empty list.
     """
     if task.name != "vqa":
         return []
     changed = np.flatnonzero(np.array(before.predictions) != np.array(after.predictions))[: count // 2].tolist()
-    others = [number for number in range(len(task)) if number not in changed][: count - len(changed)]
+    spread = np.linspace(0, len(task) - 1, 2 * count).round().astype(int).tolist()
+    others = [number for number in dict.fromkeys(spread) if number not in changed][: count - len(changed)]
     samples = []
     for number in [*changed, *others]:
         example = task.examples[number]  # type: ignore[attr-defined]

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from gossamer.compress.swap import Swap
 from gossamer.core.errors import RequirementError
 from gossamer.evaluate.task import Task
 from gossamer.search.allocate import allocate
@@ -96,10 +95,7 @@ def byte_limit(job: Job, bank: Bank, points: Sequence[Point]) -> int:
     def compute() -> Any:
         before = task.summarise(task.results(job.opened.model))[task.metric].value
         for point in job.progress.track(points, "smallest size within the floor"):
-            swap = Swap(job.opened.model)
-            swap.put_all(job.layers, bank.assignment(point.assignment))
-            after = task.summarise(task.results(job.opened.model))[task.metric].value
-            swap.restore()
+            after = task.summarise(job.results(bank.assignment(point.assignment), task))[task.metric].value
             if loss_percent(task, before, after) <= floor:
                 return point.weight_bytes
         return None
