@@ -264,7 +264,7 @@ def write_card(job: LanguageModel, directory: Path) -> str:
     perplexity, (low, high) = float(np.exp(losses.mean())), interval(losses)
     scored = len(losses) * (job.context - 1)
     per_byte = losses.mean() / np.log(2) * len(tokens) / len(text.encode())
-    prompt = tokenizer("It was a dark night, and", return_tensors="pt")["input_ids"]
+    prompt = tokenizer("The next morning, when", return_tensors="pt")["input_ids"]
     torch.manual_seed(0)
     sample = saved.generate(prompt, max_new_tokens=120, do_sample=True, temperature=0.8, top_k=40)[0]
     model, data = saved.config, job.config["data"]
@@ -301,6 +301,7 @@ def write_card(job: LanguageModel, directory: Path) -> str:
 A Llama-architecture English language model with {sum(p.numel() for p in saved.parameters()):,} parameters,
 trained from scratch for Gossamer and shipped in it: small enough to compress, evaluate and look into within seconds on
 any machine, trained enough that compression has something to lose. It writes English-looking prose and knows nothing.
+Its books are of the nineteenth and early twentieth century, *Huckleberry Finn* among them: it can write their slurs.
 
 | | |
 |---|---|

@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,3 +163,35 @@ def test_estimates_are_labelled_as_such(gossamer, lm: Path) -> None:
     assert ended.code == 0
     assert "estimated, not measured" in ended.out
     assert "laptop-cpu" in ended.out
+
+
+def test_a_job_that_is_stopped_ends_with_130_and_the_same_command_finishes_it(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "gossamer",
+        "optimize",
+        str(run.model),
+        "--ratio",
+        "0.7",
+        "--effort",
+        "quick",
+        "--out",
+        str(folder),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for _ in range(1200):
+        if any(folder.glob("steps/*")) or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert "the same command resumes" in err.splitlines()[-1]
+    assert not (folder / "result.json").exists()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert weights(folder / "checkpoint") == weights(run.folder / "checkpoint")
+    assert (folder / "plan.yaml").read_bytes() == (run.folder / "plan.yaml").read_bytes()

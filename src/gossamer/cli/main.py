@@ -6,6 +6,7 @@ reads the output any more (as when `head` has seen enough).
 
 import errno
 import os
+import re
 import signal
 import sys
 import traceback
@@ -65,13 +66,21 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return UNREAD
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _PLACE_AT_FAULT:
-            place = f" {error.filename}" if error.filename else ""
-            return _fail(f"cannot use{place}: {error.strerror}; choose a readable or writable place with free space", 2)
-        return _internal(error)
+        fault = _place_at_fault(error)
+        return _fail(fault, 2) if fault else _internal(error)
     if code == INTERRUPTED:
         print("interrupted: the same command resumes, finished steps in its run folder are kept", file=sys.stderr)
     return code
+
+
+def _place_at_fault(error: Exception) -> str | None:
+    """The sentence for a failure of the place, such as a full disk; safetensors hides its number in the text."""
+    hidden = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(hidden[1]) if hidden else None
+    if number not in _PLACE_AT_FAULT:
+        return None
+    place = getattr(error, "filename", None) or "the place given"
+    return f"cannot use {place}: {os.strerror(number)}; choose a readable or writable place with free space"
 
 
 def _usage(error: typer.TyperException) -> str:

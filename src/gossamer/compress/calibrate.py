@@ -64,6 +64,10 @@ class Stream:
             return None
         return self.walk.advance(entry, inputs)
 
+    def output(self, number: int, batch: Batch) -> Any:
+        """The model's output for batch `number`, running only from where it stands."""
+        return self.walk.finish(self.entry(number), batch.inputs)
+
     def advance(self) -> None:
         """Every batch goes on to the next stage."""
         self._entries = [entry for n in range(len(self.batches)) if (entry := self.run(n)) is not None]

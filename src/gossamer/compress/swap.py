@@ -43,6 +43,11 @@ class Swap:
         for path, tensor in tensors.items():
             self.put(layers[path], tensor)
 
+    def put_only(self, layers: Iterable[Layer], tensors: Mapping[str, QuantizedTensor]) -> None:
+        """These layers, and no others, change: to their tensor, or back to the original where they have none."""
+        for layer in layers:
+            self.put(layer, tensors.get(layer.path))
+
     def restore(self) -> None:
         """Puts every original weight back."""
         for layer, _ in list(self._originals.values()):

@@ -61,7 +61,7 @@ def estimate(
     `keep` holds rules such as `language.blocks.{0,31}.*=16`. `scales=False` counts codes only. Keys: `model`, `family`,
     `device`, `estimated.{weight_bytes,saving_percent,peak_memory_bytes,disk_bytes,time_s}`, `dense_weight_bytes` (the
     same model at 16 bits, which the saving is against), `scale_bytes`, `scales_counted`, `fits_memory`, `assumptions`
-    and `warnings`. Raises `PlanError` unless exactly one of `plan` and `bits` is given, and `ModelError`, `DeviceError`.
+    and `warnings`. Raises `PlanError` unless exactly one of `plan` and `bits` is given; `ModelError`; `DeviceError`.
     """
     from gossamer.models.open import open_model
 

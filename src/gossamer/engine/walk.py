@@ -185,7 +185,7 @@ class Walk:
         config = getattr(self._model, "config", None)
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         extra = {"use_cache": False} if hasattr(text, "use_cache") and "use_cache" not in inputs else {}
-        with torch.inference_mode():
+        with torch.no_grad():
             return self._model(**inputs, **extra)
 
 

@@ -96,7 +96,7 @@ def load_weights(path: Path, config: Any) -> "nn.Module":
     if method is not None:
         model.hf_quantizer.compressor.decompress_model(model)
         model = plain_copy(model, dense_config(config))
-    whole: Any = model
+    whole: nn.Module = model
     return whole.float()
 
 
@@ -105,12 +105,13 @@ def plain_copy(model: Any, config: Any) -> "nn.Module":
 
     Such a model refuses to be saved or changed like any other.
     """
-    plain: nn.Module = type(model)(config)
+    plain: Any = type(model)(config)
     wanted = plain.state_dict().keys()
     state = {name: tensor.float() for name, tensor in model.state_dict().items() if name in wanted}
     plain.load_state_dict(state, assign=True)
     plain.tie_weights()
-    return plain
+    whole: nn.Module = plain
+    return whole
 
 
 def dense_config(config: Any) -> Any:

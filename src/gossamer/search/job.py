@@ -108,12 +108,12 @@ class Job:
             return task.results(self.opened.model, self.progress)
 
     @contextmanager
-    def holding(self, tensors: Mapping[str, QuantizedTensor]) -> Iterator[None]:
-        """The model computes with these weights inside."""
+    def holding(self, tensors: Mapping[str, QuantizedTensor]) -> Iterator[Swap]:
+        """The model computes with these weights inside, through the swap that is handed out."""
         swap = Swap(self.opened.model)
         swap.put_all(self.layers, tensors)
         try:
-            yield
+            yield swap
         finally:
             swap.restore()
 

@@ -30,7 +30,7 @@ class Found:
     """Everything that a job found out.
 
     `selected` is the kept plan's score on the `select` part; `before`, `after` and `rival` are the task's results of
-    the unchanged model, the reloaded checkpoint and the uniform plan; `texts` are sample continuations before and after.
+    the unchanged model, the reloaded checkpoint and the uniform plan; `texts` are continuations before and after.
     """
 
     sensitivity: Sensitivity

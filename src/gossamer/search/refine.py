@@ -5,7 +5,7 @@ at the operating point), solves the allocation over those moves again, and tries
 is better on the data that chose it *and* on a part that it has not seen, which guards against fitting the fitness.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gossamer.search.allocate import Option, allocate
@@ -13,6 +13,10 @@ from gossamer.search.scorer import Score
 from gossamer.search.units import Unit, total_bytes
 
 Evaluate = Callable[[Sequence[int]], Score]
+"""The score of a whole choice."""
+
+Neighbours = Callable[[Sequence[int], Sequence[Sequence[int]]], list[list[float]]]
+"""Given a choice and, for every unit, other choices of that unit: the mean divergence with only that unit moved."""
 
 
 @dataclass(frozen=True)
@@ -42,24 +46,24 @@ def refine(
     rounds: int,
     select: Evaluate,
     confirm: Evaluate,
-    track: Callable[[Sequence[int]], Iterable[int]] = lambda numbers: numbers,
+    neighbours: Neighbours,
 ) -> Refined:
     """Improves `chosen` (total bytes ≤ `budget`, stays so) in up to `rounds` rounds.
 
-    `select` and `confirm` score a whole choice on two disjoint parts. Each round costs two evaluations per unit.
+    `select` and `confirm` score a whole choice on two disjoint parts, `neighbours` measures on the first of them.
+    Each round costs two evaluations per unit.
     """
     current = list(chosen)
     log: list[Round] = []
     here, there = select(current), confirm(current)
     for _ in range(rounds):
         moves = _moves(units, current)
-        options: list[list[Option]] = []
-        for unit in track(range(len(units))):
-            row = []
-            for move in moves[unit]:
-                kl = here.mean_kl if move == current[unit] else select(_with(current, unit, move)).mean_kl
-                row.append(Option(units[unit].choices[move].bytes, kl - here.mean_kl))
-            options.append(row)
+        others = [[move for move in row if move != index] for row, index in zip(moves, current, strict=True)]
+        measured = neighbours(current, others)
+        options = []
+        for u, row in enumerate(moves):
+            known = {**dict(zip(others[u], measured[u], strict=True)), current[u]: here.mean_kl}
+            options.append([Option(units[u].choices[move].bytes, known[move] - here.mean_kl) for move in row])
         lowest = min(option.loss for row in options for option in row)
         shifted = [[Option(option.bytes, option.loss - lowest) for option in row] for row in options]
         proposal = [moves[u][index] for u, index in enumerate(allocate(shifted, budget))]
@@ -75,12 +79,6 @@ def refine(
         if not kept:
             break
     return Refined(tuple(current), tuple(log))
-
-
-def _with(chosen: Sequence[int], unit: int, choice: int) -> list[int]:
-    changed = list(chosen)
-    changed[unit] = choice
-    return changed
 
 
 def _moves(units: Sequence[Unit], chosen: Sequence[int]) -> list[list[int]]:

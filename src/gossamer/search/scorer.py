@@ -67,7 +67,7 @@ class Scorer:
     def score(self, outputs: Callable[[int, Batch], Any]) -> Score:
         """The score of a model whose output on batch number `i` is `outputs(i, batch)`."""
         kls, losses = [], []
-        with torch.inference_mode():
+        with torch.no_grad():
             for number, batch in enumerate(self.batches):
                 log_probs = self._task.log_probs(outputs(number, batch), batch)
                 reference, owner = self._reference[number], self._owners[number]

@@ -16,7 +16,6 @@ from gossamer.compress.calibrate import Stream, layers_by_step
 from gossamer.compress.swap import Swap
 from gossamer.core.progress import Progress
 from gossamer.core.runfolder import RunFolder
-from gossamer.data.batch import Batch
 from gossamer.engine.walk import Walk
 from gossamer.models.hierarchy import Hierarchy, Layer
 from gossamer.search.bank import Bank
@@ -120,18 +119,15 @@ def _measure_units(
     bank: Bank,
     progress: Progress,
 ) -> Any:
-    def outputs(number: int, batch: Batch) -> Any:
-        return stream.walk.finish(stream.entry(number), batch.inputs)
-
     swap = Swap(model)
-    control = scorer.score(outputs)
+    control = scorer.score(stream.output)
     found: dict[str, list[Figures]] = {}
     for unit in progress.track(units, "choices of this block"):
         layers = {layer.path: layer for layer in unit.layers}
         rows = []
         for c in wanted[unit.name]:
             swap.put_all(layers, bank.load(unit.choices[c].schemes))
-            score = scorer.score(outputs)
+            score = scorer.score(stream.output)
             rows.append([score.mean_kl, score.kl_stderr, score.mean_loss - scorer.baseline_loss])
         swap.restore()
         found[unit.name] = rows

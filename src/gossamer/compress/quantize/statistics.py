@@ -20,6 +20,7 @@ from gossamer.core.errors import DataError, PlanError
 _PATCH_ELEMENTS = 1 << 23
 _DOUBLE_COLUMNS = 2048
 _STRIP = 256
+_ROWS = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,13 +60,15 @@ class Accumulator:
         self._columns = _columns(path, layer)
         dtype = torch.float64 if self._columns <= _DOUBLE_COLUMNS else torch.float32
         self._mean = torch.zeros(self._columns, self._columns, dtype=dtype)
+        self._waiting: list[Tensor] = []
         self.tokens = 0
 
     def add(self, inputs: Tensor, mask: Tensor | None = None) -> None:
         """Counts `inputs` as the layer's forward receives them.
 
         `mask` (bool) tells which input vectors are real, such as (batch, positions): those where it is False are
-        padding and do not count. For convolutions it covers the batch. Raises `DataError` for NaN or infinite inputs.
+        padding and do not count. For convolutions it covers the batch. Inputs wait until a few thousand vectors are
+        there; `DataError` is raised for NaN or infinite ones then, or by `finish`.
         """
         if isinstance(self._layer, (nn.Conv1d, nn.Conv2d)):
             for patches in _patches(self._layer, inputs if mask is None else inputs[mask]):
@@ -75,13 +78,20 @@ class Accumulator:
             self._add_rows(rows if mask is None else rows[mask.reshape(-1)])
 
     def _add_rows(self, rows: Tensor) -> None:
-        count = rows.shape[0]
+        self._waiting.append(rows.detach().to("cpu", torch.float32))
+        if sum(len(rows) for rows in self._waiting) >= _ROWS:
+            self._fold()
+
+    def _fold(self) -> None:
+        """Folds the waiting rows into the running mean. H is symmetric: strips of its upper half are enough."""
+        rows = self._waiting[0] if len(self._waiting) == 1 else torch.cat(self._waiting)
+        self._waiting.clear()
+        count = len(rows)
         if count == 0:
             return
-        rows = rows.detach().to("cpu", torch.float32)
         self.tokens += count
         weight = count / self.tokens
-        for start in range(0, self._columns, _STRIP):  # H is symmetric: strips of its upper half are enough
+        for start in range(0, self._columns, _STRIP):
             gram = rows[:, start : start + _STRIP].T @ rows[:, start:]
             if not bool(torch.isfinite(gram.diagonal()).all()):
                 raise DataError(
@@ -91,7 +101,9 @@ class Accumulator:
             self._mean[start : start + _STRIP, start:].mul_(1 - weight).add_(gram, alpha=weight / count)
 
     def finish(self) -> Statistics:
-        """The statistics of all inputs so far. Raises `DataError` if there were none."""
+        """The statistics of all inputs so far. Raises `DataError` if there were none, or some were not finite."""
+        if self._waiting:
+            self._fold()
         if self.tokens == 0:
             raise DataError(f"layer {self._path} saw no calibration input: use data that reaches it, or leave it out")
         upper = self._mean.float().triu_()
