@@ -287,7 +287,7 @@ def table(options: argparse.Namespace, report: dict[str, Any]) -> str:
         f"perplexity on {options.eval_windows} × {options.context} tokens of WikiText-2 test (unquantised:",
         f"{report['baseline_perplexity']:.2f}); medians of {options.rounds} rounds on {options.threads} threads.",
         "",
-        "| bits | side | perplexity (95 %) | nats/token vs peer (paired) | time | ratio | CPU time | ratio | peak memory | ratio |",
+        "| bits | side | perplexity (95 %) | nats/token | time | ratio | CPU time | ratio | peak memory | ratio |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in report["rows"]:

@@ -182,7 +182,7 @@ class Walk:
             yield
 
     def _forward(self, inputs: dict[str, Any]) -> Any:
-        config = getattr(self._model, "config", None)
+        config: Any = getattr(self._model, "config", None)
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         extra = {"use_cache": False} if hasattr(text, "use_cache") and "use_cache" not in inputs else {}
         with torch.no_grad():
@@ -190,7 +190,8 @@ class Walk:
 
 
 def _hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
+    hidden: Tensor = args[0] if args else kwargs["hidden_states"]
+    return hidden
 
 
 def _with_hidden(

@@ -84,7 +84,8 @@ def weights_asked_for(model: "nn.Module") -> frozenset[str]:
     for name, module in list(bare.named_modules()):
         module._is_hf_initialized = False
         if isinstance(module, nn.Linear):
-            weights[name] = module._parameters.pop("weight")
+            weights[name] = module.weight
+            del module._parameters["weight"]
             module.__class__ = _watching(type(module), name, asked)
     while True:
         asked.clear()

@@ -22,7 +22,7 @@ def reload(directory: Path) -> "nn.Module":
     offers for this, reads every layer with the first group's bits and is wrong for mixed precision.)
     Raises `ModelError` unless every tensor of the file found its place and every parameter its tensor.
     """
-    model = plain(directory)
+    model: Any = plain(directory)
     quantizer = model.hf_quantizer
     if quantizer is not None:
         from compressed_tensors.compressors.base import decompress_module
@@ -32,7 +32,8 @@ def reload(directory: Path) -> "nn.Module":
         quantizer.compressor.remove_decompression_hook(model)
         model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
         del model.config.quantization_config
-    return model.eval().requires_grad_(False)
+    ready: nn.Module = model.eval().requires_grad_(False)
+    return ready
 
 
 def parity(opened: "Opened", directory: Path, inputs: Mapping[str, "Tensor"]) -> float:
@@ -73,7 +74,10 @@ def from_pretrained(directory: Path, **settings: Any) -> tuple[Any, dict[str, An
     if kind is None:
         raise ModelError(f"{directory}: config.json names the architecture {name!r}, which transformers does not have")
     with quiet():
-        return kind.from_pretrained(directory, output_loading_info=True, local_files_only=True, **settings)
+        loaded: tuple[Any, dict[str, Any]] = kind.from_pretrained(
+            directory, output_loading_info=True, local_files_only=True, **settings
+        )
+    return loaded
 
 
 def lost_keys(info: Mapping[str, Any]) -> list[str]:
