@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from gossamer.compress.quantize.presets import uniform_schemes
 from gossamer.core.files import write_json, write_text
 from gossamer.core.progress import Progress
 from gossamer.models.packed import Scheme
 from gossamer.search.optimize import open_job, profile
 from gossamer.search.outcome import environment
-from gossamer.search.plans import uniform_assignment
 from gossamer.search.request import OptimizeRequest
 from gossamer.search.steps import allocated
 from gossamer.search.units import assignment_of, describe
@@ -84,7 +84,7 @@ def contest(name: str, source: dict[str, str | None], effort: str, progress: Pro
         windows = max(1, POSITIONS // int(job.parts.test.protocol.get("context_tokens", 1)))
         test = job.parts.test.subset(range(min(len(job.parts.test), windows)))
         job = replace(job, parts=replace(job.parts, test=test))
-        uniform = uniform_assignment(job.opened.hierarchy, scheme)
+        uniform = uniform_schemes(job.opened.hierarchy, scheme)
         limit = job.bytes_of(uniform)
         bank, sensitivity = profile(job)
         chosen = assignment_of(job.units, allocated(job, bank, sensitivity, limit).chosen)

@@ -9,7 +9,7 @@ used: codes of 8 bits each. The model's code is asked on a copy without values, 
 import copy
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from gossamer.models.packed import Container, Scheme, container, stored_bytes
 
@@ -84,8 +84,7 @@ def weights_asked_for(model: "nn.Module") -> frozenset[str]:
     for name, module in list(bare.named_modules()):
         module._is_hf_initialized = False
         if isinstance(module, nn.Linear):
-            weights[name] = module.weight
-            del module._parameters["weight"]
+            weights[name] = cast(nn.Parameter, module._parameters.pop("weight"))
             module.__class__ = _watching(type(module), name, asked)
     while True:
         asked.clear()

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import gossamer
+from gossamer.compress.quantize.presets import steps_of
 from gossamer.compress.swap import Swap
 from gossamer.core.budget import Budget
 from gossamer.core.plan import Calibration, ModelBinding, Plan, Step
@@ -22,7 +23,6 @@ from gossamer.models.packed import QuantizedTensor
 from gossamer.search.applied import Applier
 from gossamer.search.finish import batch_size
 from gossamer.search.parts import Parts, key_of
-from gossamer.search.plans import steps_of
 from gossamer.search.request import OptimizeRequest, Sizes
 from gossamer.search.scorer import Score, Scorer
 from gossamer.search.units import Assignment, Unit
@@ -124,7 +124,7 @@ class Job:
 
     def steps(self, assignment: Assignment) -> tuple[Step, ...]:
         """The plan steps of an assignment."""
-        return steps_of(self.opened.hierarchy, self.units, assignment, TECHNIQUE)
+        return steps_of(self.opened.hierarchy, assignment, TECHNIQUE)
 
     def plan(self, steps: Sequence[Step], budget: Budget) -> Plan:
         """The plan of these steps, bound to the model and the calibration data."""

@@ -14,13 +14,12 @@ from gossamer.search.finish import Finished
 from gossamer.search.front import Point
 from gossamer.search.guard import Verdict
 from gossamer.search.job import Job
-from gossamer.search.plans import mean_bits
 from gossamer.search.refine import Refined
 from gossamer.search.samples import answer_samples, continuation_samples
 from gossamer.search.scorer import Score
 from gossamer.search.sensitivity import Sensitivity
 from gossamer.search.steps import loss_percent
-from gossamer.search.units import describe
+from gossamer.search.units import describe, mean_bits
 
 Json = dict[str, Any]
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gossamer.compress.calibrate import Stream, layers_by_step
+from gossamer.compress.quantize.presets import uniform_schemes
 from gossamer.core.errors import RequirementError
 from gossamer.evaluate.task import Task
 from gossamer.search.allocate import allocate
@@ -15,7 +16,6 @@ from gossamer.search.bank import Bank
 from gossamer.search.front import UNIFORM, Point, allocations, options_of, undefeated
 from gossamer.search.guard import Contender, Verdict, judge
 from gossamer.search.job import Job
-from gossamer.search.plans import mean_bits, uniform_assignment
 from gossamer.search.refine import Refined, Round, refine
 from gossamer.search.scorer import Score
 from gossamer.search.sensitivity import Sensitivity, step_of_unit
@@ -60,7 +60,7 @@ def _uniforms(job: Job, bank: Bank, sensitivity: Sensitivity) -> list[Point]:
         for u, unit in enumerate(job.units)
         for c, choice in enumerate(unit.choices)
     }
-    assignments = [uniform_assignment(job.opened.hierarchy, scheme) for scheme in UNIFORM]
+    assignments = [uniform_schemes(job.opened.hierarchy, scheme) for scheme in UNIFORM]
 
     def compute() -> Any:
         found = []
@@ -180,8 +180,3 @@ def guarded(job: Job, chosen: Assignment, uniforms: Sequence[Point], limit: int)
     fitting = sorted((p for p in uniforms if p.weight_bytes <= limit), key=lambda p: p.kl)[:1]
     searched = contend(job, "the searched plan", chosen)
     return judge(searched, [contend(job, point.label, point.assignment) for point in fitting])
-
-
-def bits_of(job: Job, assignment: Assignment) -> float:
-    """Mean code bits over the quantisable weights."""
-    return mean_bits(job.opened.hierarchy, assignment)

@@ -148,3 +148,13 @@ def assignment_of(units: Sequence[Unit], chosen: Sequence[int]) -> Assignment:
 def total_bytes(units: Sequence[Unit], chosen: Sequence[int]) -> int:
     """Bytes of all units when unit u takes its choice number chosen[u]."""
     return sum(unit.choices[index].bytes for unit, index in zip(units, chosen, strict=True))
+
+
+def mean_bits(hierarchy: Hierarchy, assignment: Assignment) -> float:
+    """Code bits per weight over all linear and embedding layers."""
+    layers = [layer for layer in hierarchy.layers() if layer.kind != "conv"]
+    total = sum(
+        layer.rows * layer.columns * (assignment[layer.path].bits if layer.path in assignment else 16)
+        for layer in layers
+    )
+    return total / max(1, sum(layer.rows * layer.columns for layer in layers))

@@ -1,6 +1,7 @@
 """Uniform settings by name: `rtn-w4`, `gptq-w3g64`, `gptq-w4g128a`, …"""
 
 import re
+from collections.abc import Mapping
 
 from gossamer.core.errors import PlanError
 from gossamer.core.plan import Step
@@ -26,19 +27,32 @@ def preset_steps(name: str, hierarchy: Hierarchy) -> tuple[Step, ...]:
             "asymmetric, such as rtn-w4, gptq-w3g64, gptq-w4g128, gptq-w4g64a"
         )
     technique, bits, size, asymmetric = match.groups()
-    wanted = int(size) if size else None
-    steps: dict[str, Step] = {}
-    for unit, layers in hierarchy.units().items():
-        chosen = [
-            layer for layer in layers if layer.kind == "linear" and not layer.transposed and layer.tied_to is None
-        ]
-        for layer in chosen:
-            at = unit if len(chosen) == len(layers) == len(hierarchy.select(unit)) else layer.path
-            group = fitting_group(layer.columns, wanted)
-            steps[at] = step(at, technique, Scheme(int(bits), group, not asymmetric))
-    if not steps:
+    schemes = uniform_schemes(hierarchy, Scheme(int(bits), int(size) if size else None, not asymmetric))
+    if not schemes:
         raise PlanError(f"preset {name!r} finds no linear layer in this {hierarchy.family} model")
-    return tuple(steps.values())
+    return steps_of(hierarchy, schemes, technique)
+
+
+def uniform_schemes(hierarchy: Hierarchy, scheme: Scheme) -> dict[str, Scheme]:
+    """Layer path → scheme: every plain linear layer with its own tensor gets `scheme`, its group made to fit."""
+    return {
+        layer.path: Scheme(scheme.bits, fitting_group(layer.columns, scheme.group), scheme.symmetric)
+        for layer in hierarchy.layers()
+        if layer.kind == "linear" and not layer.transposed and layer.tied_to is None
+    }
+
+
+def steps_of(hierarchy: Hierarchy, schemes: Mapping[str, Scheme], technique: str) -> tuple[Step, ...]:
+    """The plan steps that put each layer on its scheme: one for a fused set that agrees, else one for each layer."""
+    steps = []
+    for unit, layers in hierarchy.units().items():
+        wanted = {schemes.get(layer.path) for layer in layers}
+        first = schemes.get(layers[0].path)
+        if first is not None and len(wanted) == 1 and len(layers) == len(hierarchy.select(unit)):
+            steps.append(step(unit, technique, first))
+        else:
+            steps += [step(layer.path, technique, schemes[layer.path]) for layer in layers if layer.path in schemes]
+    return tuple(steps)
 
 
 def step(at: str, technique: str, scheme: Scheme) -> Step:
