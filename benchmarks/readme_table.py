@@ -1,4 +1,4 @@
-"""Fills the result tables of README.md: writes benchmarks/results/demo.md from the demo run, then includes it.
+"""Fills the result tables of README.md and docs: writes benchmarks/results/demo.md from the demo run, then includes all.
 
 A table goes between `<!-- table: FILE -->` and `<!-- end of table -->`. Run it after `make demo`:
 `python benchmarks/readme_table.py [RUN]`.
@@ -72,7 +72,9 @@ def include(text: str) -> str:
     """The text with every marked table replaced by its file's content."""
 
     def insert(match: re.Match[str]) -> str:
-        return match[1] + (ROOT / match[2]).read_text(encoding="utf-8").strip() + "\n" + match[3]
+        file = ROOT / match[2]
+        table = file.read_text(encoding="utf-8").strip() + "\n" if file.exists() else ""
+        return match[1] + table + match[3]
 
     return MARKED.sub(insert, text)
 
@@ -84,8 +86,10 @@ def main() -> None:
     if not found.exists():
         sys.exit(f"error: {found} does not exist: run `make demo` first, or name another run folder")
     write_text(ROOT / "benchmarks" / "results" / "demo.md", demo_table(Result.model_validate_json(found.read_bytes())))
-    readme = ROOT / "README.md"
-    write_text(readme, include(readme.read_text(encoding="utf-8")))
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        text = page.read_text(encoding="utf-8")
+        if include(text) != text:
+            write_text(page, include(text))
 
 
 if __name__ == "__main__":
