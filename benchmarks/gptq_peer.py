@@ -284,8 +284,9 @@ def table(options: argparse.Namespace, report: dict[str, Any]) -> str:
     size = f"{options.samples} × {options.context}"
     lines = [
         f"GPTQ on SmolLM2-135M-Instruct, symmetric, groups of {GROUP}, {size} calibration tokens (WikiText-2 valid);",
-        f"perplexity on {options.eval_windows} × {options.context} tokens of WikiText-2 test (unquantised:",
-        f"{report['baseline_perplexity']:.2f}); medians of {options.rounds} rounds on {options.threads} threads.",
+        f"perplexity on {options.eval_windows} × {options.context} tokens of WikiText-2 test (unquantised",
+        f"{report['baseline_perplexity']:.2f}), differences paired over windows;",
+        f"medians over rounds: {options.rounds}; threads: {options.threads}.",
         "",
         "| bits | side | perplexity (95 %) | nats/token | time | ratio | CPU time | ratio | peak memory | ratio |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Fills the result tables of README.md and docs: writes benchmarks/results/demo.md from the demo run, then includes all.
+"""Fills the result tables of README.md and docs: writes benchmarks/results/demo.md from the demo run, includes all.
 
 A table goes between `<!-- table: FILE -->` and `<!-- end of table -->`. Run it after `make demo`:
 `python benchmarks/readme_table.py [RUN]`.

@@ -93,16 +93,19 @@ def card(job: OvdJob, directory: Path) -> str:
     tower = min(run["steps"], c["data"]["tower_steps"])
     rows = "\n".join(
         f"| {words} | {m['test'][f'ap50_{k}']:.3f} | {m['test'][f'ap_{k}']:.3f} | {m['blank'][f'ap50_{k}']:.3f} |"
-        for k, words in (("seen", "42 pairs seen in training"), ("held_out", "6 pairs never seen"), ("all", "all 48"))
+        for k, words in (("seen", "42 pairs trained"), ("held_out", "6 pairs held out"), ("all", "all 48"))
     )
     unfinished = "" if run["steps"] >= run["steps_planned"] else (
         f"\n**Not trained to the end:** {run['steps']} of {run['steps_planned']} planned steps.\n"
     )  # fmt: skip
     notes = f"- {c['notes']}\n" if c.get("notes") else ""
+    begun = "Trained from random weights."
+    if c.get("start"):
+        begun = f"Its vision tower began as that of {Path(c['start']).name}, the rest from random weights."
     return f"""# {directory.name.removesuffix(".new")}
 
 `Owlv2ForObjectDetection`, {m["parameters"]:,} parameters, {m["bytes"]:,} bytes in float16. It finds coloured shapes by text
-("{QUERY.format(colour="red", shape="circle")}", "red object", "circle") in the rendered scenes of `gossamer.data.scenes`, {side} × {side} pixels. Trained from random weights.
+("{QUERY.format(colour="red", shape="circle")}", "red object", "circle") in the rendered scenes of `gossamer.data.scenes`, {side} × {side} pixels. {begun}
 {unfinished}
 ```python
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
@@ -122,7 +125,7 @@ processor's post-processing gives, pycocotools; the exported weights, computed i
 |---|---|---|---|
 {rows}
 
-Never in a training picture or query: {", ".join(" ".join(p) for p in HELD_OUT_PAIRS)}.
+Held out, in no picture or query of the detector's training: {", ".join(" ".join(p) for p in HELD_OUT_PAIRS)}.
 Through `AutoProcessor` and the saved model the logits differ by at most {m["through_processor"]["logit"]:.1e}, the boxes by {m["through_processor"]["box"]:.1e} ({SINGLE_SCENES} scenes).
 
 ## Training

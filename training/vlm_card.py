@@ -183,7 +183,7 @@ one image are not independent, so the true interval is somewhat wider). *Blank*:
 |---|---|---|---|---|---|
 {rows}
 
-Mean of the {len(KINDS)} kinds: **{m["mean_of_kinds_percent"]:.1f} %**. Spatial relations are the hard kind; they are listed apart on purpose.
+Mean of the {len(KINDS)} kinds: **{m["mean_of_kinds_percent"]:.1f} %**. Kinds differ in hardness (counting and spatial relations are learnt last), so read the rows, not only the mean.
 
 One question a sequence through `AutoProcessor` and `generate`, in float16: {m["single"]["same_answer"]} of {m["single"]["n"]} answers as in the
 packed run ({SINGLE_SCENES} scenes; {m["single"]["right"]} right).

@@ -65,7 +65,7 @@ def test_a_symmetric_grid_turns_its_wider_side_to_the_values() -> None:
     weight = torch.tensor([[2.0, 0.0, 1.0, -1.0, 2.0, 1.0, 0.0, -1.0]])
     for sign in (1, -1):
         found = RoundToNearest(2).quantize(sign * weight, None)
-        assert found.loss < 1e-4
+        assert found.loss < 1e-3
         assert float(found.tensor.scales) * sign < 0
 
 

@@ -28,6 +28,33 @@ def test_batches_of_unequal_length_weigh_by_tokens() -> None:
     assert torch.equal(statistics.hessian, statistics.hessian.T)
 
 
+def test_inputs_may_be_written_over_afterwards() -> None:
+    accumulator = Accumulator("a", nn.Linear(8, 3))
+    inputs = torch.randn(5, 8)
+    expected = inputs.T @ inputs / 5
+    accumulator.add(inputs)
+    inputs.zero_()
+    torch.testing.assert_close(accumulator.finish().hessian, expected)
+
+
+def test_many_small_batches_equal_one_large() -> None:
+    inputs = torch.randn(6000, 8)
+    one, many = Accumulator("a", nn.Linear(8, 3)), Accumulator("a", nn.Linear(8, 3))
+    one.add(inputs)
+    for part in inputs.split(700):
+        many.add(part)
+    assert many.finish().tokens == 6000
+    torch.testing.assert_close(many.finish().hessian, one.finish().hessian, rtol=1e-5, atol=1e-5)
+
+
+def test_loss_is_the_mean_squared_output() -> None:
+    inputs, error = torch.randn(900, 600), torch.randn(5, 600)
+    accumulator = Accumulator("a", nn.Linear(600, 5))
+    accumulator.add(inputs)
+    expected = float((inputs @ error.T).square().sum(1).mean())
+    assert accumulator.finish().loss(error) == pytest.approx(expected, rel=1e-4)
+
+
 def test_padding_does_not_count() -> None:
     inputs = torch.randn(2, 5, 8)
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]).bool()

@@ -1,4 +1,4 @@
-"""The factorised inverse Hessian that GPTQ's error diffusion runs on."""
+"""The factorised Hessian that GPTQ's error diffusion runs on."""
 
 from dataclasses import dataclass
 
@@ -13,15 +13,18 @@ DAMPING_CAP = 1.0
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """`lower` (columns, columns) float32 with `lower @ lower.T` the inverse of the damped, ordered Hessian.
+    """The damped, ordered Hessian as R Rᵀ with R upper triangular; R⁻¹ is the factor of the inverse in the GPTQ paper.
 
-    It is the transpose of the upper Cholesky factor of the inverse that the GPTQ paper (arXiv 2210.17323) writes down:
-    once the columns before j are fixed, one unit of rounding error in column j costs `1 / lower[j, j]²`, and moves
-    column k > j by `lower[k, j] / lower[j, j]`. `order` int64 (columns,) gives the column at each position.
-    `dead` counts inputs that calibration never saw active; `damping` is the share of the mean diagonal that was added.
+    GPTQ (arXiv 2210.17323) pushes each rounding error on through R⁻¹. The same codes follow from R without inverting
+    it (Babai's nearest plane, arXiv 2507.18553): if d_k are the errors of the columns before j against the original
+    weight, column j aims at `w_j + Σ_k d_k R_kj / R_jj`. `pull` (columns, columns) float32 holds R_kj / R_jj at [j, k].
+    One unit of remaining error in column j costs R_jj²; `pivots` float32 (columns,) are the R_jj.
+    `order` int64 (columns,) gives the column at each position. `dead` counts inputs that calibration never saw active;
+    `damping` is the share of the mean diagonal that was added.
     """
 
-    lower: Tensor
+    pull: Tensor
+    pivots: Tensor
     order: Tensor
     dead: int
     damping: float
@@ -29,8 +32,8 @@ class Factor:
     @property
     def costs(self) -> Tensor:
         """float32 (columns,) in the weight's own column order: the cost of a unit error, scaled to a mean of 1."""
-        costs = torch.empty_like(self.lower[0])
-        costs[self.order] = self.lower.diagonal() ** -2
+        costs = torch.empty_like(self.pivots)
+        costs[self.order] = self.pivots.square()
         return costs / costs.mean()
 
 
@@ -53,22 +56,20 @@ def factorise(hessian: Tensor, damping: float, act_order: bool) -> Factor | None
     while mean > 0:
         damped = hessian.clone()
         damped.diagonal().add_(attempt * mean).masked_fill_(dead, mean)
-        lower = _inverse_factor(damped[order][:, order])
-        if lower is not None:
-            return Factor(lower, order, int(dead.sum()), attempt)
+        root = _reversed_cholesky(damped[order][:, order] if act_order else damped)
+        if root is not None:
+            pivots = root.diagonal().clone()
+            return Factor(root.div_(pivots).T.contiguous(), pivots, order, int(dead.sum()), attempt)
         if attempt >= DAMPING_CAP:
             break
         attempt = min(max(attempt * 10, 1e-4), DAMPING_CAP)
     return None
 
 
-def _inverse_factor(matrix: Tensor) -> Tensor | None:
-    """Lower triangular L with L Lᵀ = matrix⁻¹ (L⁻ᵀ, reversed, is the Cholesky factor of the reversed matrix)."""
+def _reversed_cholesky(matrix: Tensor) -> Tensor | None:
+    """Upper triangular R float32 with R Rᵀ = matrix: the Cholesky factor of the matrix read backwards."""
     for dtype in (torch.float32, torch.float64):
-        root, failed = torch.linalg.cholesky_ex(matrix.flip(0, 1).to(dtype))
-        if int(failed) == 0:
-            identity = torch.eye(len(matrix), dtype=dtype)
-            lower = torch.linalg.solve_triangular(root.flip(0, 1).T.contiguous(), identity, upper=False)
-            if bool(torch.isfinite(lower).all()):
-                return lower.float()
+        root, failed = torch.linalg.cholesky_ex(matrix.to(dtype).flip(0, 1))
+        if int(failed) == 0 and bool(torch.isfinite(root).all()):
+            return root.flip(0, 1).float()
     return None

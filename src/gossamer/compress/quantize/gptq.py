@@ -75,36 +75,35 @@ def diffuse(weight: Tensor, factor: Factor, scheme: Scheme, grid: Grid) -> Tenso
 
     Works on columns as contiguous rows. A column takes in the errors of all before it when its turn comes: those of
     earlier blocks by one matrix product for the whole block, those of its own block by a vector product. Each column's
-    scaled error replaces its values in place, so the only large buffers are one copy of the weight and the codes.
+    error replaces its values in place.
     """
     columns = weight.shape[1]
-    lower, order = factor.lower, factor.order
+    pull, order = factor.pull, factor.order
     group = (order // (columns // grid.scales.shape[1])).tolist()
-    scales = grid.scales.float().T.contiguous()
-    zeros = None if grid.zeros is None else grid.zeros.float().T.contiguous()
-    pivots = lower.diagonal().tolist()
-    work = weight.T[order]
-    codes = torch.empty(work.shape, dtype=torch.int8)
-    code = torch.empty_like(work[0])
+    scales = grid.scales.float().T.contiguous().unbind()
+    zeros = None if grid.zeros is None else grid.zeros.float().T.contiguous().unbind()
+    errors = weight.T[order]
+    codes = torch.empty_like(errors)
     for start in range(0, columns, _BLOCK):
         stop = min(start + _BLOCK, columns)
-        if start:
-            work[start:stop].addmm_(lower[start:stop, :start], work[:start], alpha=-1)
-        for j in range(start, stop):
-            column, scale = work[j], scales[group[j]]
-            if j > start:
-                column.addmv_(work[start:j].T, lower[j, start:j], alpha=-1)
-            torch.div(column, scale, out=code).round_()
+        targets = torch.addmm(errors[start:stop], pull[start:stop, :start], errors[:start]).unbind()
+        known = errors[start:stop].T
+        for offset, target in enumerate(targets):
+            j = start + offset
+            if offset:
+                target.addmv_(known[:, :offset], pull[j, start:j])
+            scale, code = scales[group[j]], codes[j]
+            torch.div(target, scale, out=code).round_()
             if zeros is None:
-                codes[j] = code.clamp_(scheme.low, scheme.high)
+                code.clamp_(scheme.low, scheme.high)
+                errors[j].addcmul_(code, scale, value=-1)
             else:
                 zero = zeros[group[j]]
-                codes[j] = code.add_(zero).clamp_(scheme.low, scheme.high)
-                code.sub_(zero)
-            column.addcmul_(code, scale, value=-1).div_(pivots[j])
+                code.add_(zero).clamp_(scheme.low, scheme.high)
+                errors[j].addcmul_(code - zero, scale, value=-1)
     back = torch.empty_like(order)
     back[order] = torch.arange(columns)
-    return codes[back].T.contiguous()
+    return codes.to(torch.int8)[back].T.contiguous()
 
 
 def _notes(settings: Gptq, factor: Factor) -> tuple[str, ...]:

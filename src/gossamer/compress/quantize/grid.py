@@ -10,8 +10,8 @@ from gossamer.models.packed import Scheme
 
 Clip = Literal["none", "mse", "percentile"]
 
-STEPS = 24
-"""Shrink factors tried on each side; 80 of them lower no measured loss by more than 1 % at 2 to 4 bits."""
+STEPS = 16
+"""Shrink factors tried for each sign; 80 of them lower no measured loss by more than 1 % at 2 to 4 bits."""
 
 _LEAST_SCALE = 2.0**-24
 _LEAST_NORMAL = 2.0**-14
@@ -37,32 +37,27 @@ def fit_grid(weight: Tensor, scheme: Scheme, clip: Clip, costs: Tensor | None = 
     rows, columns = weight.shape
     groups = scheme.groups(columns)
     grouped = weight.reshape(rows, groups, -1)
-    weights = None if costs is None else costs.reshape(groups, -1)
+    roots = None if costs is None else costs.sqrt().reshape(groups, -1)
     at_once = max(1, _CHUNK // columns)
-    parts = [_fit(part, scheme, clip, weights, percentile) for part in torch.split(grouped, at_once)]
+    parts = [_fit(part, scheme, clip, roots, percentile) for part in torch.split(grouped, at_once)]
     scales = torch.cat([part[0] for part in parts]).half()
     if scheme.symmetric:
         return Grid(scales, None)
     return Grid(scales, torch.cat([part[1] for part in parts]).to(torch.int8))
 
 
-def _fit(values: Tensor, scheme: Scheme, clip: Clip, costs: Tensor | None, percentile: float) -> tuple[Tensor, Tensor]:
+def _fit(values: Tensor, scheme: Scheme, clip: Clip, roots: Tensor | None, percentile: float) -> tuple[Tensor, Tensor]:
     low, high = _span(values, scheme, percentile / 100 if clip == "percentile" else 1.0)
     if clip != "mse":
         return _grid_of(low, high, scheme)
-    least = torch.full_like(low, torch.inf)
-    best = _grid_of(low, high, scheme)
-    floor = 0.35 if scheme.bits <= 4 else 0.6
-    signs = (1.0, -1.0) if scheme.symmetric else (1.0,)
-    for sign in signs:
-        for shrink in torch.linspace(1.0, floor, STEPS).tolist():
-            scale, zero = _grid_of(low * shrink, high * shrink, scheme)
-            scale = scale * sign
-            error = _error(values, scale, zero, scheme, costs)
-            better = error < least
-            least = torch.where(better, error, least)
-            best = (torch.where(better, scale, best[0]), torch.where(better, zero, best[1]))
-    return best
+    shrinks = torch.linspace(1.0, 0.35 if scheme.bits <= 4 else 0.6, STEPS).reshape(-1, 1, 1)
+    scales, zeros = _grid_of(low * shrinks, high * shrinks, scheme)
+    if scheme.symmetric:
+        scales, zeros = torch.cat([scales, -scales]), torch.cat([zeros, zeros])
+    negative = -values
+    errors = [_error(values, negative, *tried, scheme, roots) for tried in zip(scales, zeros, strict=True)]
+    best = torch.stack(errors).argmin(0, keepdim=True)
+    return scales.gather(0, best)[0], zeros.gather(0, best)[0]
 
 
 def _span(values: Tensor, scheme: Scheme, share: float) -> tuple[Tensor, Tensor]:
@@ -85,18 +80,21 @@ def _grid_of(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]
     return scale, (scheme.low - low / scale).round().clamp(scheme.low, scheme.high)
 
 
-def _error(values: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme, costs: Tensor | None) -> Tensor:
+def _error(
+    values: Tensor, negative: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme, roots: Tensor | None
+) -> Tensor:
+    """The root of the (weighted) squared error of each group. `negative` are the values negated."""
     scale, zero = scale.unsqueeze(-1), zero.unsqueeze(-1)
-    error = values / scale
-    error.round_()
+    codes = values / scale
+    codes.round_()
     if scheme.symmetric:
-        error.clamp_(scheme.low, scheme.high)
+        codes.clamp_(scheme.low, scheme.high)
     else:
-        error.add_(zero).clamp_(scheme.low, scheme.high).sub_(zero)
-    error.mul_(scale).sub_(values).square_()
-    if costs is not None:
-        error.mul_(costs)
-    return error.sum(-1)
+        codes.add_(zero).clamp_(scheme.low, scheme.high).sub_(zero)
+    error = torch.addcmul(negative, codes, scale, out=codes)
+    if roots is not None:
+        error.mul_(roots)
+    return torch.linalg.vector_norm(error, dim=-1)
 
 
 def rounded_scale(scale: Tensor) -> Tensor:

@@ -43,7 +43,15 @@ class Statistics:
 
     def loss(self, error: Tensor) -> float:
         """The mean squared output error, summed over outputs, of a weight that is off by `error` (rows, columns)."""
-        return float(((error @ self.hessian) * error).sum(dtype=torch.float64))
+        total = 0.0
+        for start in range(0, error.shape[1], _STRIP):  # twice the upper half, once the blocks on the diagonal
+            stop = start + _STRIP
+            part = error[:, start:stop]
+            total += float(((part @ self.hessian[start:stop, start:stop]) * part).sum(dtype=torch.float64))
+            if stop < error.shape[1]:
+                rest = error[:, stop:] @ self.hessian[stop:, start:stop]
+                total += 2 * float((rest * part).sum(dtype=torch.float64))
+        return total
 
 
 class Accumulator:
@@ -78,8 +86,10 @@ class Accumulator:
             self._add_rows(rows if mask is None else rows[mask.reshape(-1)])
 
     def _add_rows(self, rows: Tensor) -> None:
-        self._waiting.append(rows.detach().to("cpu", torch.float32))
-        if sum(len(rows) for rows in self._waiting) >= _ROWS:
+        rows = rows.detach().to("cpu", torch.float32)
+        enough = sum(map(len, self._waiting)) + len(rows) >= _ROWS
+        self._waiting.append(rows if enough else rows.clone())  # the model may write over an input it has used
+        if enough:
             self._fold()
 
     def _fold(self) -> None:
