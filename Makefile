@@ -35,7 +35,7 @@ $(STAMP): requirements.lock
 	@cp requirements.lock $@
 
 demo: $(STAMP)
-	$(BIN)/gossamer optimize tiny-vlm --ratio 0.25 --max-loss 2% --seed 0 --out runs/demo
+	$(BIN)/gossamer optimize tiny-vlm --ratio 0.18 --max-loss 2% --effort quick --seed 0 --out runs/demo
 	@echo 'Report: runs/demo/report.html'
 
 demo-llm: $(STAMP)
