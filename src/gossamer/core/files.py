@@ -55,6 +55,13 @@ def writing_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def refuse_foreign(path: Path, marker: str) -> None:
+    """Raises `OutputError` if `path` is a directory with content but without `marker`, the file that tells an earlier
+    output, which may be replaced."""
+    if path.is_dir() and not (path / marker).exists() and any(path.iterdir()):
+        raise OutputError(f"{path} holds something else already: choose another --out, or empty it first")
+
+
 def _is_accessible(path: Path) -> bool:
     try:
         return path.exists()

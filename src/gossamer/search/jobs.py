@@ -9,7 +9,7 @@ from typing import Any
 from gossamer.compress.apply import apply_steps
 from gossamer.compress.quantize.presets import preset_steps
 from gossamer.core.errors import DataError, OutputError
-from gossamer.core.files import writing_directory
+from gossamer.core.files import refuse_foreign, writing_directory
 from gossamer.core.outcome import Measure
 from gossamer.core.plan import Calibration, ModelBinding, Plan, load_plan
 from gossamer.core.progress import SILENT, Progress
@@ -31,6 +31,7 @@ def apply_job(plan: str, model: str, out: Path, progress: Progress = SILENT) -> 
     A preset is calibrated on the model's own default data. Returns `checkpoint`, `plan`, `measured` and `parity`.
     Raises `PlanError` for a plan that is malformed or made for another model.
     """
+    refuse_foreign(out, "config.json")
     is_file = Path(plan).suffix in (".yaml", ".yml") or Path(plan).exists()
     loaded = load_plan(Path(plan)) if is_file else None
     opened = open_model(model)
@@ -143,6 +144,7 @@ def read_result(run: Path) -> Json:
 
 def export_job(run: Path, out: Path) -> Json:
     """Copies a finished run's checkpoint, with its plan, to `out`."""
+    refuse_foreign(out, "config.json")
     result = read_result(run)
     with writing_directory(out) as folder:
         shutil.copytree(run / result["checkpoint"], folder, dirs_exist_ok=True)
