@@ -7,7 +7,7 @@ import pytest
 
 from gossamer.core import technique as registry
 from gossamer.core.errors import PlanError
-from gossamer.core.technique import build, known_techniques, name_of, settings_of, technique
+from gossamer.core.technique import build, known_techniques, name_of, technique
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,6 @@ def test_a_registered_technique_is_built_from_a_plan_step() -> None:
     assert made == Shrink(3, damping=1, group=64)
     assert name_of(made) == "shrink"
     assert known_techniques() == ("shrink",)
-
-
-def test_only_what_differs_from_the_defaults_is_recorded_and_it_rebuilds_the_same() -> None:
-    made = Shrink(3, order="act")
-    assert settings_of(made) == {"bits": 3, "order": "act"}
-    assert build("shrink", settings_of(made)) == made
 
 
 @pytest.mark.parametrize(

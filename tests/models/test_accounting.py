@@ -8,7 +8,7 @@ import torch
 from tiny import BUILDERS, build
 
 from gossamer.core.errors import PlanError
-from gossamer.models.accounting import Rule, account, layer_bytes, parse_rule, schemes_for
+from gossamer.models.accounting import Rule, account, parse_rule, schemes_for
 from gossamer.models.open import open_model
 from gossamer.models.packed import QuantizedTensor, Scheme
 from gossamer.models.structure import read_matrix
@@ -52,9 +52,10 @@ def test_the_account_equals_the_written_file(name: str, tmp_path: Path) -> None:
 def test_padding_is_counted() -> None:
     opened = open_model("llama-3-8b", weights=False)
     layer = opened.hierarchy.select("language.blocks.0.mlp.down_proj")[0]
-    assert layer_bytes(layer, None) == 2 * 4096 * 14336
-    assert layer_bytes(layer, Scheme(3), scales=False) == 4096 * 4 * (14336 * 3 // 32)
-    assert layer_bytes(layer, Scheme(4, 128)) == 4096 * 14336 // 2 + 2 * 4096 * 112 + 16
+    dense = account(opened, {}).weight_bytes - 2 * 4096 * 14336
+    assert account(opened, {layer.path: Scheme(3)}, scales=False).weight_bytes == dense + 4096 * 4 * (14336 * 3 // 32)
+    grouped = account(opened, {layer.path: Scheme(4, 128)}).weight_bytes
+    assert grouped == dense + 4096 * 14336 // 2 + 2 * 4096 * 112 + 16
 
 
 def test_a_group_that_does_not_divide_is_made_to_fit() -> None:

@@ -1,5 +1,7 @@
 """`gossamer optimize`: the smallest version that keeps its quality."""
 
+import shlex
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -66,6 +68,7 @@ def command(
             granularity=granularity.value,
             effort=effort.value,
             dry_run=dry_run,
+            command=shlex.join(["gossamer", *sys.argv[1:]]),
         )
         result = optimize(request, progress)
         if not dry_run:

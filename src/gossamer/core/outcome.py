@@ -1,7 +1,5 @@
 """Measured and estimated numbers with units, spread, count and provenance."""
 
-from typing import Any
-
 from pydantic import BaseModel, ConfigDict
 
 
@@ -24,12 +22,3 @@ class Measure(BaseModel):
     def exact(cls, value: float, n: int = 1) -> "Measure":
         """A counted value without spread, such as bytes."""
         return cls(value=value, low=value, high=value, n=n, method="exact")
-
-
-class Outcome(BaseModel):
-    """What an evaluation found, and on what."""
-
-    model_config = ConfigDict(frozen=True)
-
-    measured: dict[str, Measure]
-    protocol: dict[str, Any]

@@ -41,15 +41,6 @@ def name_of(instance: object) -> str:
     raise PlanError(f"{type(instance).__name__} is not a registered technique")
 
 
-def settings_of(instance: Any) -> dict[str, Any]:
-    """The fields of a technique that differ from their defaults, in order: what a plan step records."""
-    return {
-        field.name: getattr(instance, field.name)
-        for field in dataclasses.fields(instance)
-        if field.default is dataclasses.MISSING or getattr(instance, field.name) != field.default
-    }
-
-
 def build(name: str, settings: Mapping[str, Any]) -> Any:
     """The technique `name` with `settings`. Raises `PlanError` for an unknown name, field or value type."""
     cls = _TECHNIQUES.get(name)

@@ -37,6 +37,17 @@ def evaluate_model(
 
 def chosen_task(opened: Opened, task: str | None, data: str | None, limit: int | None, seed: int) -> Task:
     """The task asked for, or the model's own. Raises `DataError` if nothing says which task or which data."""
+    name, source = named_task(opened, task, data)
+    whole = open_task(name, source, opened)
+    if limit is None or limit == len(whole):
+        return whole
+    if limit > len(whole):
+        return open_task(name, source, opened, limit=limit)
+    return whole.subset(draw(len(whole), {"sample": limit}, seed)["sample"])
+
+
+def named_task(opened: Opened, task: str | None = None, data: str | None = None) -> tuple[str, str]:
+    """The names of task and data: as given, else what the model suggests. Raises `DataError` where neither does."""
     defaults = opened.defaults
     name = task or defaults.get("task")
     if name is None:
@@ -46,9 +57,4 @@ def chosen_task(opened: Opened, task: str | None, data: str | None, limit: int |
     source = data or (defaults.get("data") if name == defaults.get("task") else None)
     if source is None:
         raise DataError(f"task {name!r} needs data: give --data with a path or the name of a built-in set")
-    whole = open_task(name, source, opened)
-    if limit is None or limit == len(whole):
-        return whole
-    if limit > len(whole):
-        return open_task(name, source, opened, limit=limit)
-    return whole.subset(draw(len(whole), {"sample": limit}, seed)["sample"])
+    return name, source

@@ -6,8 +6,6 @@ Time is wall-clock on the machine at hand: each figure is the median of repeated
 
 from __future__ import annotations
 
-import json
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +16,7 @@ import numpy as np
 
 from gossamer.core.errors import ModelError
 from gossamer.core.outcome import Measure
+from gossamer.models.stored import read_header
 
 if TYPE_CHECKING:
     from torch import nn
@@ -166,18 +165,7 @@ def disk_bytes(path: Path) -> int:
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
     if not files:
         raise ModelError(f"{path} holds no safetensors file: weight bytes are read from their headers")
-    return sum(_tensor_bytes(file) for file in files)
-
-
-def _tensor_bytes(file: Path) -> int:
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header: Any = json.loads(stream.read(length)) if length < file.stat().st_size else None
-        spans = [entry["data_offsets"] for name, entry in header.items() if name != "__metadata__"]
-        return sum(end - start for start, end in spans)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise ModelError(f"{file} is not a whole safetensors file: its header cannot be read") from error
+    return sum(tensor.bytes for file in files for tensor in read_header(file))
 
 
 def memory_bytes(model: nn.Module) -> int:

@@ -114,18 +114,6 @@ def account(opened: "Opened", schemes: "Mapping[str, Scheme]", *, scales: bool =
     return Account(weight_bytes, dense_bytes, scale_bytes)
 
 
-def layer_bytes(layer: Layer, scheme: "Scheme | None", scales: bool = True) -> int:
-    """Bytes of one layer's weight, 0 if it is tied and dense. `account` also knows what the model's own code needs."""
-    from gossamer.models.packed import container, stored_bytes
-
-    served = layer.kind in ("linear", "embedding") and not layer.transposed
-    if scheme is None or not served:
-        return 0 if layer.tied_to is not None else 2 * layer.rows * layer.columns
-    if scales:
-        return stored_bytes(layer.kind, layer.shape, scheme)
-    return _code_bytes(layer, scheme, container(layer.kind, scheme))
-
-
 def _code_bytes(layer: Layer, scheme: "Scheme", form: str) -> int:
     """The codes alone: whole 32-bit words a row where packed, a byte each otherwise, 16 bits where dense."""
     if form == "dense":

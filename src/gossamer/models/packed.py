@@ -61,6 +61,10 @@ class Scheme:
         return columns // self.group
 
 
+STATE_PARTS = ("scheme", "shape", "packed", "scales", "zeros")
+"""The names of the tensors that `QuantizedTensor.to_state` writes; zeros on asymmetric grids only."""
+
+
 def fitting_group(columns: int, group: int | None) -> int | None:
     """The largest divisor of `columns` up to `group` that is a multiple of 8; None (whole rows) where there is none."""
     if group is None:

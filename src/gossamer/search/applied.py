@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -31,9 +31,9 @@ class Applier:
     def __call__(self, steps: Sequence[Step], progress: Progress) -> Applied:
         """The steps' result, from disk if it is there."""
         inputs = [self.key, [dict(step) for step in steps]]
-        notes = self.folder.file("applied", inputs, ".json")
         file = self.folder.file("applied", inputs, ".safetensors")
-        if not (file.exists() and notes.exists()):
+
+        def compute() -> dict[str, Any]:
             with restored(self.model, self.hierarchy.layers()):
                 done = apply_steps(self.model, self.hierarchy, steps, self.calibration, progress)
             state = {}
@@ -41,10 +41,10 @@ class Applier:
                 state.update(tensor.to_state(f"{path}|"))
             with writing(file) as temporary:
                 save_file(state, temporary)
-            self.folder.step("applied", inputs, lambda: {"losses": done.losses, "notes": done.notes})
-        record = self.folder.step("applied", inputs, dict)
-        with safe_open(file, "pt") as stored:
-            paths = [key.removesuffix("|scheme") for key in stored.keys() if key.endswith("|scheme")]  # noqa: SIM118
+            return {"losses": done.losses, "notes": done.notes}
+
+        record = self.folder.step("applied", inputs, compute)
         state = load_file(file)
-        tensors = {path: QuantizedTensor.from_state(state, f"{path}|") for path in sorted(paths)}
+        paths = sorted(key.removesuffix("|scheme") for key in state if key.endswith("|scheme"))
+        tensors = {path: QuantizedTensor.from_state(state, f"{path}|") for path in paths}
         return Applied(tensors, record["losses"], tuple(record["notes"]))

@@ -20,7 +20,7 @@ from gossamer.core.technique import build
 from gossamer.data.batch import Batch
 from gossamer.engine.walk import Walk
 from gossamer.models.hierarchy import Hierarchy, Layer
-from gossamer.models.packed import QuantizedTensor, Scheme
+from gossamer.models.packed import STATE_PARTS, QuantizedTensor, Scheme
 from gossamer.search.units import Assignment, Unit
 
 
@@ -58,10 +58,11 @@ class Bank:
             by_file.setdefault(self._files[tag(path, scheme)], []).append((path, scheme))
         for file, members in by_file.items():
             with safe_open(file, "pt") as stored:
-                names = list(stored.keys())
+                names = set(stored.keys())
                 for path, scheme in members:
                     prefix = tag(path, scheme)
-                    state = {name: stored.get_tensor(name) for name in names if name.startswith(prefix)}
+                    parts = [prefix + part for part in STATE_PARTS if prefix + part in names]
+                    state = {name: stored.get_tensor(name) for name in parts}
                     found[path] = QuantizedTensor.from_state(state, prefix)
         return found
 

@@ -13,6 +13,7 @@ from gossamer.core.files import refuse_foreign, writing_directory
 from gossamer.core.outcome import Measure
 from gossamer.core.plan import Calibration, ModelBinding, Plan, load_plan
 from gossamer.core.progress import SILENT, Progress
+from gossamer.evaluate.job import chosen_task
 from gossamer.evaluate.tasks import open_task
 from gossamer.models.accounting import account
 from gossamer.models.open import Opened, open_model
@@ -101,12 +102,7 @@ def compare_job(
     Each of `a` and `b` is a model or a run folder (its checkpoint). The task and data default to what `a` declares.
     """
     opened = open_model(_checkpoint_of(a))
-    name = task or opened.defaults.get("task")
-    source = data or opened.defaults.get("data")
-    if name is None or source is None:
-        raise DataError(f"{a} declares no task of its own: give --task and --data")
-    split = BUILT_IN.get(source, (None, None))[1]
-    examples = open_task(name, source, opened, split=split, limit=limit)
+    examples = chosen_task(opened, task, data, limit, seed=0)
     first = _Side(a, opened.stored_bytes, examples.results(opened.model, progress))
     other = open_model(_checkpoint_of(b))
     second = _Side(b, other.stored_bytes, examples.results(other.model, progress))

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,7 +119,7 @@ def result_of(job: Job, found: Found, seconds: float) -> Json:
         "unmet": unmet,
         "data": _data(job),
         "environment": environment(),
-        "command": " ".join(["gossamer", *sys.argv[1:]]) if sys.argv[0].endswith("gossamer") else "",
+        "command": job.request.command,
         "seconds": seconds,
     }
 

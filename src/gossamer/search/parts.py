@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gossamer.core.errors import DataError
+from gossamer.evaluate.job import named_task
 from gossamer.evaluate.splits import draw
 from gossamer.evaluate.task import Task
 from gossamer.evaluate.tasks import open_task
@@ -44,10 +45,7 @@ def open_parts(request: OptimizeRequest, opened: Opened, sizes: Sizes) -> Parts:
     Where the data has no test split of its own and no test data are named, its last quarter is kept for the test.
     Parts shrink in proportion where the data are few. Raises `DataError` where even that is not possible.
     """
-    name = request.task or opened.defaults.get("task")
-    data = request.data or opened.defaults.get("data")
-    if name is None or data is None:
-        raise DataError(f"{request.model} declares no task of its own: give --task and --data")
+    name, data = named_task(opened, request.task, request.data)
     search_split, test_split = BUILT_IN.get(data, (None, None))
     wanted = {part: getattr(sizes, part) for part in _PARTS}
     settings: dict[str, Any] = {}

@@ -16,7 +16,8 @@ class OptimizeRequest:
 
     `weight_bytes` or `ratio` (share of the 16-bit size) bound the exported checkpoint's tensors; `max_loss_percent` is
     the quality floor. With a floor and no size, the smallest model that meets it is sought. `task`, `data` default to
-    what the model declares; `test_data` to a part of `data` that the search never sees.
+    what the model declares; `test_data` to a part of `data` that the search never sees. `command` is the command line
+    that the report names.
     """
 
     model: str
@@ -31,6 +32,7 @@ class OptimizeRequest:
     granularity: Literal["auto", "layer", "block"] = "auto"
     effort: Effort = "standard"
     dry_run: bool = False
+    command: str = ""
 
     def budget(self, dense_bytes: int) -> Budget:
         """The budget in bytes. Raises `BudgetError` if none is stated, two are, or it is absurd."""
