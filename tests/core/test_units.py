@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gossamer.core.errors import BudgetError
@@ -39,6 +39,7 @@ def test_what_is_no_size_is_refused_in_one_line(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@example("0.0.0")
 @given(st.text(max_size=12))
 def test_any_text_gives_a_positive_size_or_a_budget_error(text: str) -> None:
     try:

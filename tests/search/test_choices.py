@@ -5,11 +5,12 @@ from types import SimpleNamespace
 import pytest
 from tests.models.tiny import build
 
+from gossamer.compress.quantize.presets import uniform_schemes
 from gossamer.models.accounting import account
 from gossamer.models.containers import Containers
 from gossamer.models.structure import hierarchy_of
-from gossamer.search.front import allocations, options_of, undefeated
-from gossamer.search.units import assignment_of, fixed_bytes, mean_bits, total_bytes, units_of
+from gossamer.search.front import UNIFORM, allocations, options_of, undefeated
+from gossamer.search.units import assignment_of, choice_in, describe, fixed_bytes, mean_bits, total_bytes, units_of
 
 
 def made(name, granularity="layer"):
@@ -55,6 +56,17 @@ def test_the_front_runs_from_the_least_bytes_to_sixteen_bits():
     assert sizes[0] == sum(min(choice.bytes for choice in unit.choices) for unit in units)
     assert choices[-1] == [0] * len(units)
     assert mean_bits(opened.hierarchy, assignment_of(units, choices[-1])) == 16
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "llava", "owlv2"])
+@pytest.mark.parametrize("granularity", ["layer", "block"])
+@pytest.mark.parametrize("scheme", UNIFORM, ids=describe)
+def test_every_uniform_setting_is_a_choice_of_every_unit(name, granularity, scheme):
+    opened, units, fixed = made(name, granularity)
+    uniform = uniform_schemes(opened.hierarchy, scheme)
+    chosen = [choice_in(unit, uniform) for unit in units]
+    assert assignment_of(units, chosen) == uniform
+    assert fixed + total_bytes(units, chosen) == account(opened, uniform).weight_bytes
 
 
 def test_undefeated_points_fall():

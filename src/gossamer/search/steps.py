@@ -19,7 +19,7 @@ from gossamer.search.job import Job
 from gossamer.search.refine import Refined, Round, refine
 from gossamer.search.scorer import Score
 from gossamer.search.sensitivity import Sensitivity, step_of_unit
-from gossamer.search.units import Assignment, assignment_of, describe, total_bytes
+from gossamer.search.units import Assignment, assignment_of, choice_in, describe, total_bytes
 
 FRONT_POINTS = 14
 
@@ -55,11 +55,6 @@ def pareto(job: Job, bank: Bank, sensitivity: Sensitivity) -> tuple[list[Point],
 
 
 def _uniforms(job: Job, bank: Bank, sensitivity: Sensitivity) -> list[Point]:
-    losses = {
-        choice.schemes: sensitivity.kl[u][c]
-        for u, unit in enumerate(job.units)
-        for c, choice in enumerate(unit.choices)
-    }
     assignments = [uniform_schemes(job.opened.hierarchy, scheme) for scheme in UNIFORM]
 
     def compute() -> Any:
@@ -72,12 +67,7 @@ def _uniforms(job: Job, bank: Bank, sensitivity: Sensitivity) -> list[Point]:
     scores = job.folder.step("uniform", [job.key, [describe(scheme) for scheme in UNIFORM]], compute)
     points = []
     for scheme, assignment, (kl, stderr) in zip(UNIFORM, assignments, scores, strict=True):
-        predicted = sum(
-            losses.get(
-                tuple((layer.path, assignment[layer.path]) for layer in unit.layers if layer.path in assignment), 0.0
-            )
-            for unit in job.units
-        )
+        predicted = sum(sensitivity.kl[u][choice_in(unit, assignment)] for u, unit in enumerate(job.units))
         size = job.bytes_of(assignment)
         points.append(Point(f"uniform {describe(scheme)}", assignment, size, predicted, kl, stderr))
     return points
@@ -114,26 +104,41 @@ def loss_percent(task: Task, before: float, after: float) -> float:
 
 
 def allocated(job: Job, bank: Bank, sensitivity: Sensitivity, limit: int) -> Refined:
-    """The exact allocation within `limit` bytes, refined by measuring around it."""
-    start = allocate(options_of(job.units, sensitivity.kl), limit - job.fixed)
+    """The exact allocation within `limit` bytes, refined by measuring around it.
+
+    Adding up losses can mislead (see the report's additivity), so refinement starts from the uniform setting that fills
+    the budget best where that diverges less on the `select` and `confirm` parts together.
+    """
+    starts = [allocate(options_of(job.units, sensitivity.kl), limit - job.fixed), *_uniform_start(job, limit)]
 
     def evaluate(part: str) -> Any:
         return lambda chosen: _measured(job, bank, assignment_of(job.units, chosen), part)
 
     def compute() -> Any:
+        select, confirm = evaluate("select"), evaluate("confirm")
         found = refine(
             job.units,
-            start,
+            min(starts, key=lambda chosen: select(chosen).mean_kl + confirm(chosen).mean_kl),
             limit - job.fixed,
             job.sizes.rounds,
-            evaluate("select"),
-            evaluate("confirm"),
+            select,
+            confirm,
             partial(_neighbours, job, bank),
         )
         return {"chosen": found.chosen, "rounds": [asdict(item) for item in found.rounds]}
 
-    record = job.folder.step("refine", [job.key, limit, start, job.sizes.rounds], compute)
+    record = job.folder.step("refine", [job.key, limit, starts, job.sizes.rounds], compute)
     return Refined(tuple(record["chosen"]), tuple(Round(**item) for item in record["rounds"]))
+
+
+def _uniform_start(job: Job, limit: int) -> list[list[int]]:
+    """The largest uniform setting of at most `limit` bytes as a choice of every unit; none if none fits."""
+    assignments = [uniform_schemes(job.opened.hierarchy, scheme) for scheme in UNIFORM]
+    fitting = [assignment for assignment in assignments if job.bytes_of(assignment) <= limit]
+    if not fitting:
+        return []
+    largest = max(fitting, key=job.bytes_of)
+    return [[choice_in(unit, largest) for unit in job.units]]
 
 
 def _neighbours(job: Job, bank: Bank, chosen: Sequence[int], others: Sequence[Sequence[int]]) -> list[list[float]]:

@@ -145,6 +145,12 @@ def assignment_of(units: Sequence[Unit], chosen: Sequence[int]) -> Assignment:
     }
 
 
+def choice_in(unit: Unit, assignment: Assignment) -> int:
+    """The number of the unit's choice that an assignment makes. Raises `ValueError` where it has no such choice."""
+    schemes = tuple((layer.path, assignment[layer.path]) for layer in unit.layers if layer.path in assignment)
+    return [choice.schemes for choice in unit.choices].index(schemes)
+
+
 def total_bytes(units: Sequence[Unit], chosen: Sequence[int]) -> int:
     """Bytes of all units when unit u takes its choice number chosen[u]."""
     return sum(unit.choices[index].bytes for unit, index in zip(units, chosen, strict=True))
