@@ -45,7 +45,7 @@ def contestants() -> dict[str, dict[str, str | None]]:
     found["stories260K"] = {
         "model": str(Path(data) / "stories260K" / "stories260K.bin"),
         "task": "text",
-        "data": str(tinystories(Path(data))),
+        "data": os.path.relpath(tinystories(Path(data))),
     }
     found["SmolLM2-135M"] = {
         "model": str(smollm2()),
