@@ -19,7 +19,6 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
-    AutoModelForImageTextToText,
     Owlv2Config,
     Owlv2ForObjectDetection,
     Owlv2TextConfig,
@@ -31,7 +30,6 @@ from gossamer.data.scenes import COLOURS, HELD_OUT_PAIRS, PAIRS, QUERY, SHAPES, 
 from halves import shared_out
 from vlm import HEADS, Reader, _split_loss
 
-ROOT = Path(__file__).resolve().parent.parent
 SEEN = tuple(p for p in PAIRS if p not in HELD_OUT_PAIRS)
 WORDS = ("<pad>", "<bos>", "<unk>", "a", "an", "object", *COLOURS, *SHAPES, "<eos>")
 """The tokenizer's words in order; OWLv2 pools the text at the highest number, so <eos> is last."""
@@ -83,21 +81,6 @@ def network(config: dict[str, Any]) -> Owlv2ForObjectDetection:
     net.box_head.dense2.bias.data[2:] = 0.5
     net.objectness_head.dense2.bias.data.fill_(-3.0)
     return net
-
-
-def start_tower(net: Owlv2ForObjectDetection, directory: Path) -> None:
-    """Take the vision tower of an exported tiny-vlm; its patch kernel is stretched to this model's patch."""
-    donor = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).model.vision_tower
-    tower = net.owlv2.vision_model
-    state = donor.state_dict()
-    name = next(n for n in state if n.endswith("patch_embedding.weight"))
-    kernel, patch = state[name], tower.config.patch_size
-    stretched = F.interpolate(kernel, size=(patch, patch), mode="bilinear")
-    state[name] = stretched * (kernel.shape[-1] / patch) ** 2
-    named = {n.removeprefix("vision_model.").replace("pre_layrnorm", "pre_layernorm"): t for n, t in state.items()}
-    missing, extra = tower.load_state_dict(named, strict=False)
-    if missing or extra:
-        raise ValueError(f"{directory}: its vision tower does not fit: missing {missing}, unknown {extra}")
 
 
 class Trained(nn.Module):
@@ -165,8 +148,6 @@ class OvdJob:
         self.size = config["model"]["image"]
         self.reader = Reader(self.size, config["model"]["patch"])
         self.pool = ThreadPoolExecutor(config["data"]["parts"])
-        if config.get("start"):
-            start_tower(self.model.net, ROOT / config["start"])
         side = self.model.side
         row, column = np.indices((side, side))
         self.middles = (np.stack([column, row], -1).reshape(-1, 2) + 0.5) / side
