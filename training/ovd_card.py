@@ -99,13 +99,10 @@ def card(job: OvdJob, directory: Path) -> str:
         f"\n**Not trained to the end:** {run['steps']} of {run['steps_planned']} planned steps.\n"
     )  # fmt: skip
     notes = f"- {c['notes']}\n" if c.get("notes") else ""
-    begun = "Trained from random weights."
-    if c.get("start"):
-        begun = f"Its vision tower began as that of {Path(c['start']).name}, the rest from random weights."
     return f"""# {directory.name.removesuffix(".new")}
 
 `Owlv2ForObjectDetection`, {m["parameters"]:,} parameters, {m["bytes"]:,} bytes in float16. It finds coloured shapes by text
-("{QUERY.format(colour="red", shape="circle")}", "red object", "circle") in the rendered scenes of `gossamer.data.scenes`, {side} × {side} pixels. {begun}
+("{QUERY.format(colour="red", shape="circle")}", "red object", "circle") in the rendered scenes of `gossamer.data.scenes`, {side} × {side} pixels. Trained from random weights.
 {unfinished}
 ```python
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from tests.models.feeds import inputs_for
-from tests.models.tiny import build
+from tests.models.tiny import BUILDERS, build
 
 from gossamer.compress.apply import apply_steps, assign
-from gossamer.compress.calibrate import Stream, collect, layers_by_step
-from gossamer.compress.swap import Swap, restored
+from gossamer.compress.calibrate import Stream, collect, layers_by_step, pass_through
+from gossamer.compress.swap import Swap, replace_weight, restored
 from gossamer.core.errors import DataError, ModelError, PlanError
 from gossamer.core.plan import Step
 from gossamer.data.batch import Batch
@@ -76,6 +76,40 @@ def test_statistics_are_the_inputs_second_moments_and_padding_does_not_count():
     assert torch.allclose(statistics.hessian.double(), rows.T @ rows / 11, atol=1e-6)
     assert statistics is found["language.blocks.0.self_attn.k_proj"], "q and k read the same tensor"
     assert statistics is not found["language.blocks.0.self_attn.o_proj"]
+
+
+@pytest.mark.parametrize("name", sorted(BUILDERS))
+def test_batches_in_lockstep_see_what_each_alone_would(name):
+    """With nothing changed on the way, statistics and doors are those of passes one after another."""
+    model, hierarchy, (batch,) = opened(name)
+    batches = [batch, batch]
+    walk = Walk(model, hierarchy, batch.inputs)
+    together, apart = Stream(walk, batches), Stream(walk, batches)
+    for layers in [layers_by_step(walk, hierarchy)[step] for step in sorted(layers_by_step(walk, hierarchy))]:
+        met = {}
+        wanted = [layer for layer in layers if layer.kind == "linear"]
+        expected = collect(model, apart, wanted)
+        pass_through(model, together, wanted, lambda layer, statistics, met=met: met.update({layer.path: statistics}))
+        assert {path for path, statistics in met.items() if statistics is not None} == set(expected)
+        for path, statistics in expected.items():
+            assert torch.equal(met[path].hessian, statistics.hessian)
+        if not apart.last:
+            apart.advance()
+            assert all(torch.equal(together.entry(n).hidden, apart.entry(n).hidden) for n in range(2))
+
+
+def test_a_layer_is_calibrated_behind_the_quantised_ones_of_its_own_block():
+    model, hierarchy, batches = opened("llama")
+    steps = [step("language.blocks.0.{self_attn,mlp}.*", bits=2)]
+    together = apply_steps(model, hierarchy, steps, batches).tensors
+    down = "language.blocks.0.mlp.down_proj"
+    model, hierarchy, batches = opened("llama")
+    by_path = {layer.path: layer for layer in hierarchy.layers()}
+    for path, tensor in together.items():
+        if path != down:
+            replace_weight(model, by_path[path], tensor)
+    alone = apply_steps(model, hierarchy, [step(down, bits=2)], batches).tensors
+    assert torch.equal(alone[down].codes, together[down].codes)
 
 
 def test_the_last_step_holds_and_fused_sets_must_agree():

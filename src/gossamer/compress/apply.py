@@ -1,18 +1,19 @@
 """Carrying out a plan's compression on a model in memory.
 
 Quantisation runs in execution order: every layer is calibrated on what reaches it through the layers that are already
-quantised, so that later layers make up for earlier ones.
+quantised, those of its own block too, so that later layers make up for earlier ones.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
 
-from gossamer.compress.calibrate import Stream, collect, layers_by_step
+from gossamer.compress.calibrate import Stream, layers_by_step, pass_through
 from gossamer.compress.quantize import Quantized, Statistics
-from gossamer.compress.swap import Swap, finite_weight
+from gossamer.compress.swap import finite_weight, overwrite_weight, replace_weight
 from gossamer.core.errors import DataError, PlanError
 from gossamer.core.plan import Step
 from gossamer.core.progress import SILENT, Progress
@@ -40,7 +41,7 @@ class Applied:
 
     tensors: dict[str, QuantizedTensor]
     losses: dict[str, float]
-    notes: tuple[str, ...]
+    notes: list[str]
 
 
 def assign(hierarchy: Hierarchy, steps: Sequence[Step]) -> dict[str, Quantizer]:
@@ -77,11 +78,16 @@ def apply_steps(
     """
     assigned = assign(hierarchy, steps)
     layers = {layer.path: layer for layer in hierarchy.layers() if layer.path in assigned}
-    swap = Swap(model)
-    result = Applied({}, {}, ())
+    result = Applied({}, {}, [])
+    uses = Counter(model.get_parameter(name) for name, _ in model.named_parameters(remove_duplicate=False))
+
+    def quantise(layer: Layer, statistics: Statistics | None) -> None:
+        alone = uses[model.get_parameter(layer.tensor)] < 2
+        _quantise(result, model, layer, assigned[layer.path], statistics, overwrite_weight if alone else replace_weight)
+
     if not any(technique.calibrated for technique in assigned.values()):
         for path in progress.track(assigned, "quantise"):
-            result = _quantised(result, model, swap, layers[path], assigned[path], None)
+            quantise(layers[path], None)
         return result
     if not batches:
         raise DataError("the plan's techniques need calibration data and there is none: name a task and data")
@@ -89,19 +95,12 @@ def apply_steps(
     steps_layers = layers_by_step(walk, hierarchy)
     stream = Stream(walk, batches)
     for step in progress.track(sorted(steps_layers), "quantise block by block"):
-        wanted = [layer for layer in steps_layers[step] if layer.path in assigned]
-        if wanted:
-            statistics = collect(model, stream, wanted)
-            for layer in wanted:
-                result = _quantised(result, model, swap, layer, assigned[layer.path], statistics.get(layer.path))
-        if not stream.last:
-            stream.advance()
+        pass_through(model, stream, [layer for layer in steps_layers[step] if layer.path in assigned], quantise)
     reached = {layer.path for group in steps_layers.values() for layer in group}
     for path in assigned:
         if path not in reached:
-            result = _quantised(result, model, swap, layers[path], assigned[path], None)
-            note = f"{path}: the calibration data does not reach it; rounded without statistics"
-            result = Applied(result.tensors, result.losses, (*result.notes, note))
+            quantise(layers[path], None)
+            result.notes.append(f"{path}: the calibration data does not reach it; rounded without statistics")
     return result
 
 
@@ -110,26 +109,24 @@ def _has_grid(layer: Layer) -> bool:
     return layer.kind != "expert" and not layer.transposed
 
 
-def _quantised(
+def _quantise(
     result: Applied,
     model: nn.Module,
-    swap: Swap,
     layer: Layer,
     technique: Quantizer,
     statistics: Statistics | None,
-) -> Applied:
+    put: Callable[[nn.Module, Layer, QuantizedTensor], None],
+) -> None:
+    """Puts the layer's weight on its grid, in `result` and, by `put`, in the model."""
     if not _has_grid(layer):
-        note = f"{layer.path}: left at 16 bits, since its storage has no low-bit form"
-        return Applied(result.tensors, result.losses, (*result.notes, note))
-    weight = finite_weight(model, layer)
-    found = technique.quantize(weight, statistics)
+        result.notes.append(f"{layer.path}: left at 16 bits, since its storage has no low-bit form")
+        return
+    found = technique.quantize(finite_weight(model, layer), statistics)
     tensor = reshaped(found.tensor, layer)
-    swap.put(layer, tensor)
-    return Applied(
-        {**result.tensors, layer.path: tensor},
-        {**result.losses, layer.path: found.loss},
-        (*result.notes, *(f"{layer.path}: {note}" for note in found.notes if layer.kind != "embedding")),
-    )
+    put(model, layer, tensor)
+    result.tensors[layer.path] = tensor
+    result.losses[layer.path] = found.loss
+    result.notes.extend(f"{layer.path}: {note}" for note in found.notes if layer.kind != "embedding")
 
 
 def reshaped(tensor: QuantizedTensor, layer: Layer) -> QuantizedTensor:

@@ -1,9 +1,11 @@
 """Gathering layer statistics block by block: only one stage's activations and Hessians are alive at a time."""
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from weakref import ref
 
+import greenlet
 import torch
 from torch import Tensor, nn
 
@@ -11,8 +13,6 @@ from gossamer.compress.quantize.statistics import Accumulator, Statistics
 from gossamer.data.batch import Batch
 from gossamer.engine.walk import Entry, Walk
 from gossamer.models.hierarchy import Hierarchy, Layer
-
-T = TypeVar("T")
 
 
 def layers_by_step(walk: Walk, hierarchy: Hierarchy) -> dict[int, tuple[Layer, ...]]:
@@ -34,8 +34,7 @@ def layers_by_step(walk: Walk, hierarchy: Hierarchy) -> dict[int, tuple[Layer, .
 class Stream:
     """The calibration batches on their way through the model, one stage at a time.
 
-    `run(None)` runs the present step; `advance()` moves every batch to the door of the next stage with the weights as
-    they stand then.
+    `advance()` moves every batch to the door of the next stage with the weights as they stand then.
     """
 
     def __init__(self, walk: Walk, batches: Sequence[Batch]) -> None:
@@ -53,64 +52,172 @@ class Stream:
         """Whether the present step ends at the model's output."""
         return self.step == len(self.walk.stages) - 1
 
-    def run(self, number: int) -> Entry | None:
-        """Runs the present step for one batch. Returns its entry at the next stage, None at the output."""
+    def run(self, number: int, output: Any = None) -> Entry | None:
+        """Runs the present step for one batch (its block not again, if its `output` is given).
+
+        Returns the batch's entry at the next stage, None at the model's output.
+        """
         inputs = self.batches[number].inputs
         entry = self.entry(number)
         if entry is None:
             return self.walk.start(inputs)
         if self.last:
-            self.walk.finish(entry, inputs)
+            self.walk.finish(entry, inputs, output)
             return None
-        return self.walk.advance(entry, inputs)
+        return self.walk.advance(entry, inputs, output)
 
     def output(self, number: int, batch: Batch) -> Any:
         """The model's output for batch `number`, running only from where it stands."""
         return self.walk.finish(self.entry(number), batch.inputs)
 
-    def advance(self) -> None:
-        """Every batch goes on to the next stage."""
-        self._entries = [entry for n in range(len(self.batches)) if (entry := self.run(n)) is not None]
+    def advance(self, outputs: Sequence[Any] | None = None) -> None:
+        """Every batch goes on to the next stage; `outputs` of the present block are not computed again."""
+        known = outputs or [None] * len(self.batches)
+        self._entries = [entry for n, output in enumerate(known) if (entry := self.run(n, output)) is not None]
         self.step += 1
 
 
-def collect(model: nn.Module, stream: Stream, layers: Iterable[Layer]) -> dict[str, Statistics]:
+Meet = Callable[[Layer, Statistics | None], None]
+"""What is done with a layer and its inputs' statistics (None: the data gave none). It may change the weight."""
+
+
+def pass_through(model: nn.Module, stream: Stream, layers: Iterable[Layer], meet: Meet) -> None:
+    """Moves every batch through the present step, and meets its `layers` on the way.
+
+    The block is run once: all batches go to a layer's door, the layer is met, and all go on through its new weight.
+    So each layer is calibrated on what reaches it through the layers already met, inside the block too. Layers outside
+    the block are met after a pass of their own. At the model's last block the batches stop. Raises `DataError` for
+    inputs that are not finite.
+    """
+    layers = list(layers)
+    inside = {layer.path for layer in stream.walk.stages[stream.step].block.layers} if stream.step >= 0 else set()
+    here = [layer for layer in layers if layer.path in inside]
+    outputs = _lockstep(model, stream, here, meet) if here else None
+    outside = [layer for layer in layers if layer.path not in inside]
+    statistics = collect(model, stream, outside, outputs)
+    for layer in outside:
+        meet(layer, statistics.get(layer.path))
+    if not stream.last:
+        stream.advance(outputs)
+
+
+def collect(
+    model: nn.Module, stream: Stream, layers: Iterable[Layer], outputs: Sequence[Any] | None = None
+) -> dict[str, Statistics]:
     """Runs the stream's present step and returns the statistics of those `layers` that multiply their inputs.
 
-    Embeddings and stacked expert tensors have none and are left out. Layers that are handed the very same input
-    tensor (q/k/v, gate/up) share one object. Raises `DataError` for inputs that are not finite.
+    `outputs` of the block are not computed again. Embeddings and stacked expert tensors have no statistics and are left
+    out. Raises `DataError` for inputs that are not finite.
     """
+    watch = _Watch(model, stream)
     followed = [layer for layer in layers if layer.kind in ("linear", "conv")]
-    accumulators: dict[str, Accumulator] = {}
-    leaders: dict[str, str] = {}
-    seen: list[tuple[Tensor, str]] = []
-    masks: list[Tensor | None] = [None]
+    with watch.following(followed, lambda path: None):
+        for number in range(len(stream.batches) if followed else 0):
+            watch.number = number
+            stream.run(number, outputs[number] if outputs is not None else None)
+    return {layer.path: watch.statistics(layer.path) for layer in followed if layer.path in watch.leaders}
 
-    def follow(layer: Layer) -> Callable[..., None]:
+
+def _lockstep(model: nn.Module, stream: Stream, layers: Sequence[Layer], meet: Meet) -> list[Any]:
+    """The block's output for every batch, all batches run side by side so that they meet each layer together.
+
+    Each batch's pass is a coroutine (greenlet) that pauses at the doors of layers not yet met; no two run at a time.
+    """
+    watch = _Watch(model, stream)
+    by_path = {layer.path: layer for layer in layers}
+    unmet = dict.fromkeys(by_path)
+    followed = [layer for layer in layers if layer.kind in ("linear", "conv")]
+
+    def pause(path: str) -> None:
+        if path in unmet:
+            greenlet.getcurrent().parent.switch(path)
+
+    def run(number: int) -> Any:
+        entry = stream.entry(number)
+        assert entry is not None
+        return stream.walk.through(entry)
+
+    outputs: list[Any] = [None] * len(stream.batches)
+    with torch.no_grad(), watch.following(followed, pause):
+        passes = [greenlet.greenlet(run) for _ in stream.batches]
+        waiting: dict[int, str] = {}
+
+        def go(number: int, *arguments: Any) -> None:
+            watch.number = number
+            reached = passes[number].switch(*arguments)
+            if passes[number].dead:
+                outputs[number] = reached
+                waiting.pop(number, None)
+            else:
+                waiting[number] = reached
+
+        for number in range(len(passes)):
+            go(number, number)
+        while waiting:
+            # Batches can stand at different doors only where the data choose the way; they catch up in stored order.
+            path = next(path for path in unmet if path in waiting.values())
+            del unmet[path]
+            meet(by_path[path], watch.statistics(path))
+            for number in [number for number, place in waiting.items() if place == path]:
+                go(number)
+    for path in list(unmet):
+        meet(by_path[path], None)
+    return outputs
+
+
+class _Watch:
+    """Gathers layers' inputs. Layers that are handed the very same tensor (q/k/v, gate/up) share their statistics.
+
+    `number` is the batch that runs now; `leaders` maps each layer seen to the one whose statistics it shares.
+    """
+
+    def __init__(self, model: nn.Module, stream: Stream) -> None:
+        self._model = model
+        self._masks = [_token_mask(batch) for batch in stream.batches]
+        self._seen: list[list[tuple[ref[Tensor], str]]] = [[] for _ in stream.batches]
+        self._accumulators: dict[str, Accumulator] = {}
+        self._finished: dict[str, Statistics] = {}
+        self.leaders: dict[str, str] = {}
+        self.number = 0
+
+    @contextmanager
+    def following(self, layers: Iterable[Layer], seen: Callable[[str], None]) -> Iterator[None]:
+        """Inside, these layers' inputs are gathered; `seen(path)` is called after each."""
+        with ExitStack() as stack:
+            for layer in layers:
+                module = self._model.get_submodule(layer.module)
+                stack.callback(module.register_forward_pre_hook(self._hook(layer.path, seen)).remove)
+            yield
+
+    def _hook(self, path: str, seen: Callable[[str], None]) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            inputs = args[0]
-            if layer.path not in leaders:
-                twin = next((path for tensor, path in seen if tensor is inputs), None)
-                leaders[layer.path] = twin or layer.path
-                if twin is None:
-                    accumulators[layer.path] = Accumulator(layer.path, module)
-            if leaders[layer.path] == layer.path:
-                seen.append((inputs, layer.path))
-                accumulators[layer.path].add(inputs, _fitting(masks[0], inputs))
+            self._add(path, module, args[0])
+            seen(path)
 
         return hook
 
-    with ExitStack() as stack:
-        for layer in followed:
-            module = model.get_submodule(layer.module)
-            stack.callback(module.register_forward_pre_hook(follow(layer)).remove)
-        for number, batch in enumerate(stream.batches):
-            mask = batch.inputs.get("attention_mask")
-            masks[0] = mask.bool() if mask is not None and mask.dim() == 2 else None
-            stream.run(number)
-            seen.clear()
-    finished = {path: accumulator.finish() for path, accumulator in accumulators.items()}
-    return {path: finished[leader] for path, leader in leaders.items()}
+    def _add(self, path: str, module: nn.Module, inputs: Tensor) -> None:
+        before = self._seen[self.number]
+        if path not in self.leaders:
+            twin = next((other for tensor, other in before if tensor() is inputs), None)
+            self.leaders[path] = twin or path
+            if twin is None:
+                self._accumulators[path] = Accumulator(path, module)
+        if self.leaders[path] == path and path in self._accumulators:
+            before.append((ref(inputs), path))
+            self._accumulators[path].add(inputs, _fitting(self._masks[self.number], inputs))
+
+    def statistics(self, path: str) -> Statistics:
+        """What the layer's inputs were, up to now; no more are gathered for it."""
+        leader = self.leaders[path]
+        if leader not in self._finished:
+            self._finished[leader] = self._accumulators.pop(leader).finish()
+        return self._finished[leader]
+
+
+def _token_mask(batch: Batch) -> Tensor | None:
+    mask = batch.inputs.get("attention_mask")
+    return mask.bool() if mask is not None and mask.dim() == 2 else None
 
 
 def _fitting(mask: Tensor | None, inputs: Tensor) -> Tensor | None:

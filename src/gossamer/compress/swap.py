@@ -33,8 +33,7 @@ class Swap:
             return
         original = cast(nn.Parameter, parameters[layer.parameter])
         self._originals.setdefault(layer.path, (layer, original))
-        dense = tensor.dequantize().to(original.dtype).reshape(original.shape)
-        parameters[layer.parameter] = nn.Parameter(dense, requires_grad=False)
+        replace_weight(self._model, layer, tensor)
 
     def put_all(self, layers: Mapping[str, Layer], tensors: Mapping[str, QuantizedTensor]) -> None:
         """The model computes with exactly these tensors: what is not among them is restored."""
@@ -54,11 +53,33 @@ class Swap:
             self.put(layer, None)
 
 
+def replace_weight(model: nn.Module, layer: Layer, tensor: QuantizedTensor) -> None:
+    """The layer computes with `tensor`, as a new parameter of the old one's type: other owners keep the old one."""
+    parameters = model.get_submodule(layer.module)._parameters
+    original = cast(nn.Parameter, parameters[layer.parameter])
+    dense = tensor.dequantize().to(original.dtype).reshape(original.shape)
+    parameters[layer.parameter] = nn.Parameter(dense, requires_grad=False)
+
+
+def overwrite_weight(model: nn.Module, layer: Layer, tensor: QuantizedTensor) -> None:
+    """Writes `tensor`'s values into the layer's parameter, and so into all that share it, without more memory."""
+    parameter = cast(nn.Parameter, model.get_submodule(layer.module)._parameters[layer.parameter])
+    with torch.no_grad():
+        parameter.copy_(tensor.dequantize().reshape(parameter.shape))
+
+
 @contextmanager
 def restored(model: nn.Module, layers: Iterable[Layer]) -> Iterator[None]:
-    """Whatever happens to these layers' weights inside, the very same parameters are back afterwards."""
+    """Inside, these layers work on copies of their weights (shared ones stay shared); the originals are back after."""
     places = [(model.get_submodule(layer.module)._parameters, layer.parameter) for layer in layers]
     originals = [parameters[name] for parameters, name in places]
+    copies: dict[int, nn.Parameter] = {}
+    for (parameters, name), original in zip(places, originals, strict=True):
+        assert original is not None
+        if id(original) not in copies:
+            copies[id(original)] = nn.Parameter(original.detach().clone(), requires_grad=False)
+        parameters[name] = copies[id(original)]
+    copies.clear()
     try:
         yield
     finally:

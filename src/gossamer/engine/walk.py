@@ -32,14 +32,20 @@ class Stage:
 class Entry:
     """The state of one batch at the door of a stage.
 
-    `hidden` is the block's input, `towers` holds the outputs of the finished towers, `outputs` those of earlier blocks
-    of this tower where the model reads them elsewhere too (Qwen3-VL's DeepStack).
+    `args` and `kwargs` are what the block is called with, `towers` holds the outputs of the finished towers, `outputs`
+    those of earlier blocks of this tower where the model reads them elsewhere too (Qwen3-VL's DeepStack).
     """
 
     stage: int
-    hidden: Tensor
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
     towers: dict[str, Any] = field(default_factory=dict)
     outputs: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def hidden(self) -> Tensor:
+        """The hidden state that the block reads."""
+        return _hidden_of(self.args, self.kwargs)
 
 
 class _Arrived(Exception):  # noqa: N818 - control flow: leaves the forward pass once the wanted input is seen
@@ -116,27 +122,37 @@ class Walk:
         """The entry of the first stage."""
         return self._run_to(None, 0, inputs)
 
-    def advance(self, entry: Entry, inputs: dict[str, Any]) -> Entry:
-        """Runs `entry`'s stage, and what lies between it and the next one. Returns the next stage's entry."""
-        return self._run_to(entry, entry.stage + 1, inputs)
+    def advance(self, entry: Entry, inputs: dict[str, Any], output: Any = None) -> Entry:
+        """Runs `entry`'s stage, and what lies between it and the next one. Returns the next stage's entry.
 
-    def finish(self, entry: Entry | None, inputs: dict[str, Any]) -> Any:
-        """The model's output, running from `entry` on (from the beginning for None)."""
-        with self._resumed(entry):
+        With `output` (see `through`) the block itself is not run again.
+        """
+        return self._run_to(entry, entry.stage + 1, inputs, output)
+
+    def through(self, entry: Entry) -> Any:
+        """The output of `entry`'s block alone."""
+        block = self._modules[self.stages[entry.stage].block.module]
+        args, kwargs = _with_hidden(entry.args, entry.kwargs, entry.hidden.clone())
+        with torch.no_grad():
+            return block(*args, **kwargs)
+
+    def finish(self, entry: Entry | None, inputs: dict[str, Any], output: Any = None) -> Any:
+        """The model's output, running from `entry` on (from the beginning for None); `output` as for `advance`."""
+        with self._resumed(entry, output):
             return self._forward(inputs)
 
-    def _run_to(self, entry: Entry | None, target: int, inputs: dict[str, Any]) -> Entry:
+    def _run_to(self, entry: Entry | None, target: int, inputs: dict[str, Any], output: Any = None) -> Entry:
         towers = dict(entry.towers) if entry else {}
         outputs: dict[str, Any] = {}
-        found: list[Tensor] = []
+        found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
         def arrive(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.append(_hidden_of(args, kwargs).clone())
+            found.append(_with_hidden(args, kwargs, _hidden_of(args, kwargs).clone()))
             raise _Arrived
 
         block = self._modules[self.stages[target].block.module]
         with ExitStack() as stack:
-            stack.enter_context(self._resumed(entry))
+            stack.enter_context(self._resumed(entry, output))
             stack.callback(block.register_forward_pre_hook(arrive, with_kwargs=True).remove)
             if entry is not None:
                 current = self.stages[entry.stage]
@@ -152,17 +168,17 @@ class Walk:
                 self._forward(inputs)
         if not found:
             raise ModelError(f"the forward pass did not reach block {self.stages[target].block.path} with this batch")
-        return Entry(target, found[0], towers, outputs)
+        return Entry(target, *found[0], towers, outputs)
 
     @contextmanager
-    def _resumed(self, entry: Entry | None) -> Iterator[None]:
+    def _resumed(self, entry: Entry | None, output: Any = None) -> Iterator[None]:
         if entry is None:
             yield
             return
         current = self.stages[entry.stage]
         with ExitStack() as stack:
-            for root, output in entry.towers.items():
-                stack.enter_context(_replaced(self._modules[root], _returning(output)))
+            for root, returned in entry.towers.items():
+                stack.enter_context(_replaced(self._modules[root], _returning(returned)))
             for number, stage in enumerate(self.stages[: entry.stage]):
                 if stage.root == current.root:
                     size = self._tuple_sizes[stage.block.module]
@@ -179,6 +195,8 @@ class Walk:
 
             block = self._modules[current.block.module]
             stack.callback(block.register_forward_pre_hook(hand_over, with_kwargs=True, prepend=True).remove)
+            if output is not None:
+                stack.enter_context(_replaced(block, _returning(output)))
             yield
 
     def _forward(self, inputs: dict[str, Any]) -> Any:

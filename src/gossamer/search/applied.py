@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gossamer.compress.apply import Applied, apply_steps
+from gossamer.compress.apply import Applied, apply_steps, assign
 from gossamer.compress.swap import restored
 from gossamer.core.files import writing
 from gossamer.core.plan import Step
@@ -34,7 +34,8 @@ class Applier:
         file = self.folder.file("applied", inputs, ".safetensors")
 
         def compute() -> dict[str, Any]:
-            with restored(self.model, self.hierarchy.layers()):
+            touched = assign(self.hierarchy, steps)
+            with restored(self.model, [layer for layer in self.hierarchy.layers() if layer.path in touched]):
                 done = apply_steps(self.model, self.hierarchy, steps, self.calibration, progress)
             state = {}
             for path, tensor in done.tensors.items():
@@ -47,4 +48,4 @@ class Applier:
         state = load_file(file)
         paths = sorted(key.removesuffix("|scheme") for key in state if key.endswith("|scheme"))
         tensors = {path: QuantizedTensor.from_state(state, f"{path}|") for path in paths}
-        return Applied(tensors, record["losses"], tuple(record["notes"]))
+        return Applied(tensors, record["losses"], list(record["notes"]))

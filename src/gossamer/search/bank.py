@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gossamer.compress.apply import reshaped
-from gossamer.compress.calibrate import Stream, collect, layers_by_step
+from gossamer.compress.calibrate import Stream, layers_by_step, pass_through
+from gossamer.compress.quantize import Statistics
 from gossamer.compress.swap import finite_weight
 from gossamer.core.files import writing
 from gossamer.core.progress import Progress
@@ -117,9 +118,18 @@ def fill_bank(
     missing = [number for number, file in files.items() if not file.exists()]
     for number in progress.track(sorted(steps), "quantise every candidate, block by block"):
         if number in missing:
-            statistics = collect(model, stream, [layer for layer in steps[number] if layer.path in reached])
-            bank.write(files[number], _candidates(model, steps[number], wanted, technique, statistics))
-        elif number in files:
+            found: dict[tuple[str, Scheme], tuple[QuantizedTensor, float]] = {}
+
+            def meet(layer: Layer, statistics: Statistics | None, found: Any = found) -> None:
+                found.update(_candidates(model, layer, wanted[layer.path], technique, statistics))
+
+            pass_through(model, stream, [layer for layer in steps[number] if layer.path in reached], meet)
+            for layer in steps[number]:
+                if layer.path not in reached:
+                    meet(layer, None)
+            bank.write(files[number], found)
+            continue
+        if number in files:
             bank.open(files[number])
         if missing and number < max(missing):
             stream.advance()
@@ -131,18 +141,13 @@ def _listing(layers: Sequence[Layer], wanted: Mapping[str, Mapping[Scheme, None]
 
 
 def _candidates(
-    model: nn.Module,
-    layers: Sequence[Layer],
-    wanted: Mapping[str, Mapping[Scheme, None]],
-    technique: str,
-    statistics: Mapping[str, Any],
+    model: nn.Module, layer: Layer, schemes: Iterable[Scheme], technique: str, statistics: Statistics | None
 ) -> dict[tuple[str, Scheme], tuple[QuantizedTensor, float]]:
+    weight = finite_weight(model, layer)
     candidates: dict[tuple[str, Scheme], tuple[QuantizedTensor, float]] = {}
-    for layer in layers:
-        weight = finite_weight(model, layer)
-        for scheme in wanted[layer.path]:
-            settings = {"bits": scheme.bits, "group": scheme.group, "symmetric": scheme.symmetric}
-            done = build(technique, settings).quantize(weight, statistics.get(layer.path))
-            error = done.loss if layer.path in statistics else math.nan
-            candidates[layer.path, scheme] = (reshaped(done.tensor, layer), error)
+    for scheme in schemes:
+        settings = {"bits": scheme.bits, "group": scheme.group, "symmetric": scheme.symmetric}
+        done = build(technique, settings).quantize(weight, statistics)
+        error = done.loss if statistics is not None else math.nan
+        candidates[layer.path, scheme] = (reshaped(done.tensor, layer), error)
     return candidates
