@@ -22,7 +22,10 @@ import numpy as np
 from gossamer.compress.quantize.presets import uniform_schemes
 from gossamer.core.files import write_json, write_text
 from gossamer.core.progress import Progress
+from gossamer.evaluate.task import Task
+from gossamer.evaluate.tasks import open_task
 from gossamer.models.packed import Scheme
+from gossamer.search.job import Job
 from gossamer.search.optimize import open_job, profile
 from gossamer.search.outcome import environment
 from gossamer.search.request import OptimizeRequest
@@ -34,7 +37,7 @@ RESULTS = Path(__file__).parent / "results"
 BUDGETS = (Scheme(2, 64), Scheme(3, 64), Scheme(4, 64))
 TARGET = 0.8
 POSITIONS = 12_000
-"""Test tokens at most: the unchanged model's log-probabilities are kept in memory."""
+"""Test tokens or answers at most: the unchanged model's log-probabilities are kept in memory."""
 
 
 def contestants() -> dict[str, dict[str, str | None]]:
@@ -83,9 +86,7 @@ def contest(name: str, source: dict[str, str | None], effort: str, progress: Pro
     for scheme in BUDGETS:
         request = OptimizeRequest(out=out, ratio=1.0, effort=effort, **source)
         job = open_job(request, progress)
-        windows = max(1, POSITIONS // int(job.parts.test.protocol.get("context_tokens", 1)))
-        test = job.parts.test.subset(range(min(len(job.parts.test), windows)))
-        job = replace(job, parts=replace(job.parts, test=test))
+        job = replace(job, parts=replace(job.parts, test=test_of(job)))
         uniform = uniform_schemes(job.opened.hierarchy, scheme)
         limit = job.bytes_of(uniform)
         bank, sensitivity = profile(job)
@@ -112,6 +113,14 @@ def contest(name: str, source: dict[str, str | None], effort: str, progress: Pro
         )
         print(json.dumps({key: rows[-1][key] for key in ("model", "budget", "kl_ratio", "loss_ratio")}), flush=True)
     return rows
+
+
+def test_of(job: Job) -> Task:
+    """The test examples: of built-in sets more than an optimisation reads."""
+    count = max(1, POSITIONS // int(job.parts.test.protocol.get("context_tokens", 1)))
+    if job.parts.name == "vqa":
+        return open_task("vqa", job.parts.data, job.opened, split="test", limit=count)
+    return job.parts.test.subset(range(min(len(job.parts.test), count)))
 
 
 def table(rows: list[dict]) -> str:

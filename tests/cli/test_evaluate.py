@@ -24,6 +24,30 @@ def test_fixed_keys_and_the_protocol(gossamer, lm: Path, text: Path) -> None:
     assert ended.json["measured"]["weight_bytes"]["value"] == gossamer("inspect", lm, "--json").json["weight_bytes"]
 
 
+def test_meters_are_measured_where_they_are_asked_for(gossamer, lm: Path, text: Path) -> None:
+    arguments = ("evaluate", lm, "--task", "text", "--data", text, "--limit", "2")
+    meters = {"prefill_ms", "decode_ms", "weight_memory_bytes", "peak_memory_bytes"}
+    ended = gossamer(*arguments, "--meters", "--json")
+    assert (ended.code, ended.err) == (0, "")
+    measured = ended.json["measured"]
+    assert meters <= set(measured)
+    assert all(0 < measured[key]["low"] <= measured[key]["value"] <= measured[key]["high"] for key in meters)
+    assert "expands packed weights" in ended.json["notes"][0]
+    plain = gossamer(*arguments, "--json").json
+    assert not meters & set(plain["measured"])
+    assert plain["measured"] == {key: measured[key] for key in plain["measured"]}
+    shown = gossamer(*arguments, "--meters").out
+    for word in (
+        "prefill",
+        "decode, per token",
+        " ms",
+        "weights in memory, running",
+        "times: quartiles",
+        "peak memory",
+    ):
+        assert word in shown
+
+
 def test_equal_seeds_give_equal_figures(gossamer, lm: Path) -> None:
     results = [gossamer("evaluate", lm, "--limit", "2", "--seed", seed, "--json").json for seed in "001"]
     assert results[0] == results[1]

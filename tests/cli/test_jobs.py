@@ -56,6 +56,10 @@ def test_optimize_prints_the_fixed_keys(run: Run) -> None:
     for key in ("weight_bytes", "saving_percent", "loss", "perplexity"):
         assert {"value", "low", "high", "n", "method"} <= set(result["measured"][key])
     assert result["parity"] <= 1e-3
+    for key in ("weight_disk_bytes", "weight_memory_bytes", "prefill_ms", "decode_ms"):
+        assert result["measured"][key]["value"] > 0
+        assert result["baseline"]["measured"][key]["value"] > 0
+    assert result["peak_memory_bytes"] > 0
     for key in ("plan", "report", "checkpoint"):
         assert (run.folder / result[key]).exists()
 
@@ -72,8 +76,12 @@ def test_the_same_command_resumes_and_changes_nothing(run: Run, gossamer) -> Non
     again = gossamer("optimize", run.model, "--ratio", "0.7", "--effort", "quick", "--out", run.folder)
     assert again.code == 0
     assert (weights(run.folder / "checkpoint"), (run.folder / "plan.yaml").read_bytes()) == before
-    for word in ("before, 16 bits", "perplexity", "saving", str(run.folder / "report.html")):
+    for word in (
+        "before, 16 bits", "perplexity", "saving", "prefill", "decode, per token", "weights on disk", "of memory",
+        "expands packed weights", str(run.folder / "report.html"),
+    ):  # fmt: skip
         assert word in again.out
+    assert "ms ratio" not in again.out
 
 
 def test_its_plan_gives_the_same_bytes_again(run: Run, gossamer, tmp_path: Path) -> None:
@@ -107,6 +115,17 @@ def test_compare_measures_both_sides_on_the_same_examples(run: Run, gossamer) ->
     assert change["value"] == pytest.approx(after["value"] - before["value"])
     assert change["low"] <= change["value"] <= change["high"]
     assert "B - A, paired" in gossamer("compare", run.model, run.model, "--limit", "2").out
+
+
+def test_compare_runs_both_sides_in_turn_where_it_is_asked_to(run: Run, gossamer) -> None:
+    result = gossamer("compare", run.model, run.folder, "--limit", "2", "--meters", "--json").json
+    for side in "ab":
+        assert {"prefill_ms", "decode_ms", "weight_memory_bytes"} <= set(result[side]["measured"])
+    assert set(result["ratio"]) == {"prefill_ms", "decode_ms"}
+    assert all(0 < ratio["low"] <= ratio["value"] <= ratio["high"] for ratio in result["ratio"].values())
+    shown = gossamer("compare", run.model, run.model, "--limit", "2", "--meters").out
+    assert "times: B / A" in shown
+    assert "expands packed weights" in shown
 
 
 def test_report_is_rebuilt_byte_for_byte(run: Run, gossamer) -> None:

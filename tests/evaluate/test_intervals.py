@@ -88,3 +88,18 @@ def test_chunks_do_not_change_the_draws(monkeypatch):
 def test_nothing_to_divide_by():
     with pytest.raises(ValueError, match="denominators"):
         intervals.bootstrap_ratio([1.0], [0.0])
+
+
+@pytest.mark.parametrize(("n", "low", "high"), [(3, 1, 3), (6, 1, 6), (10, 2, 9), (12, 3, 10), (20, 6, 15)])
+def test_interval_of_a_median_ratio_lies_at_the_tabled_ranks(n, low, high):
+    ratios = np.random.default_rng(0).permutation(np.arange(1, n + 1.0))
+    before = np.linspace(3, 7, n)
+    m = intervals.median_ratio(before, before * ratios, over="runs")
+    assert (m.value, m.low, m.high, m.n) == pytest.approx(((n + 1) / 2, low, high, n))
+    assert "paired runs" in m.method
+
+
+def test_interval_of_a_median_ratio_covers():
+    random = np.random.default_rng(2)
+    found = [intervals.median_ratio(*random.lognormal(size=(2, 15))) for _ in range(1000)]
+    assert 0.94 <= np.mean([m.low <= 1 <= m.high for m in found]) <= 0.99

@@ -10,37 +10,52 @@ from gossamer.evaluate import meters
 from gossamer.evaluate.tasks import open_task
 
 
-def test_latency_is_the_median_after_warm_up():
+def test_runs_take_turns_and_warm_up_does_not_count():
     calls = []
 
-    def run():
-        calls.append(1)
-        time.sleep(0.05 if len(calls) <= 2 else 0.002)
+    def clock(name):
+        def run():
+            calls.append(name)
+            return float(len(calls))
 
-    found = meters.latency(run, repeats=5, warmup=2)
-    assert len(calls) == 7
-    assert 2 <= found.low <= found.value <= found.high
-    assert found.value < 50
-    assert found.n == 5
-    assert "warm-up" in found.method
+        return run
 
-
-def test_latencies_of_a_language_model(text_model):
-    prefill = meters.prefill_latency(text_model, tokens=32, repeats=3, warmup=1)
-    decode = meters.decode_latency(text_model, context=32, new=4, repeats=3, warmup=1)
-    assert prefill.value > 0
-    assert decode.value > 0
-    assert decode.n == 3
+    times = meters.in_turn([clock("a"), clock("b")], repeats=3, warmup=2)
+    assert calls == ["a", "b"] * 5
+    assert times.tolist() == [[5, 7, 9], [6, 8, 10]]
 
 
-def test_latency_of_an_image_encoder(vlm, text_model):
+def test_latency_is_the_median_with_quartiles():
+    found = meters.latency([5.0, 1.0, 2.0, 100.0, 4.0], "of five")
+    assert (found.low, found.value, found.high, found.n, found.method) == (2, 4, 5, 5, "of five")
+
+
+def test_a_clock_counts_milliseconds():
+    assert 2 <= meters.clock_of(lambda: time.sleep(0.002))() < 1000
+
+
+def test_clocks_of_a_language_model(text_model):
+    fed = []
+    hook = text_model.register_forward_pre_hook(
+        lambda _, __, given: fed.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    try:
+        assert meters.prefill_clock(text_model, tokens=32)() > 0
+        assert meters.decode_clock(text_model, context=32, new=4)() > 0
+    finally:
+        hook.remove()
+    assert fed == [32, 32, 1, 1, 1, 1]
+
+
+def test_clock_of_an_image_encoder(vlm, text_model):
     batch = next(open_task("vqa", "scenes", vlm, limit=2).batches(2))
-    assert meters.image_latency(vlm.model, batch.inputs, repeats=2, warmup=1).value > 0
-    assert meters.prefill_latency(vlm.model, tokens=16, repeats=2, warmup=1).value > 0
+    assert meters.image_clock(vlm.model, batch.inputs)() > 0
+    assert meters.prefill_clock(vlm.model, tokens=16)() > 0
+    assert meters.forward_clock(vlm.model, batch.inputs)() > 0
     with pytest.raises(ModelError, match="encodes no images"):
-        meters.image_latency(text_model, batch.inputs)
+        meters.image_clock(text_model, batch.inputs)
     with pytest.raises(ModelError, match="pixel_values"):
-        meters.image_latency(vlm.model, {})
+        meters.image_clock(vlm.model, {})
 
 
 def test_peak_memory_sees_what_is_held_for_a_moment():

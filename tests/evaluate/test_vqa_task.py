@@ -8,8 +8,8 @@ from PIL import Image
 from standins import llama, opened
 
 from gossamer.core.errors import DataError
+from gossamer.evaluate.packing import packed
 from gossamer.evaluate.prompts import Prompt, answer_ids, prompt_of
-from gossamer.evaluate.sharing import shared_log_probs
 from gossamer.evaluate.task import BatchCache, Task
 from gossamer.evaluate.tasks import open_task
 
@@ -135,28 +135,45 @@ def test_text_models_cannot_answer(text_model):
         open_task("vqa", "scenes", opened(llama()))
 
 
-@pytest.mark.parametrize("size", [16, 45])
-def test_sharing_a_picture_changes_nothing(vlm, task, long_file, size):
-    for some in (task, open_task("vqa", long_file, vlm)):
-        for batch in some.batches(size):
-            images = [some.examples[i].image.key for i in batch.indices]
-            shared = shared_log_probs(vlm.model, batch, images, vlm.processor.image_token_id)
-            with torch.inference_mode():
-                plain = some.log_probs(vlm.model(**batch.inputs), batch)
-            assert shared.shape == plain.shape
-            assert torch.allclose(shared, plain, atol=2e-4)
+@pytest.mark.parametrize("size", [1, 16, 64])
+def test_packing_questions_about_a_picture_changes_nothing(vlm, task, long_file, size):
+    shuffled = task.subset(torch.randperm(45, generator=torch.Generator().manual_seed(0)).tolist())
+    for some in (task, shuffled, open_task("vqa", long_file, vlm)):
+        joint = some.packed_for(vlm.model)
+        assert joint.packed
+        scores = []
+        for form in (some, joint):
+            batches = list(form.batches(size))
+            assert sorted(i for batch in batches for i in batch.indices) == list(range(len(some)))
+            found = {}
+            for batch in batches:
+                with torch.inference_mode():
+                    log_probs = form.log_probs(vlm.model(**batch.inputs), batch)
+                for row, owner in zip(log_probs, form.owners(batch).tolist(), strict=True):
+                    found.setdefault(owner, []).append(row)
+            scores.append(torch.cat([torch.stack(found[i]) for i in range(len(some))]))
+        assert torch.allclose(*scores, atol=2e-4)
+    rows = [len(batch.inputs["input_ids"]) for batch in task.packed_for(vlm.model).batches(64)]
+    assert sum(rows) == len({example.image.key for example in task.examples})
 
 
-def test_nothing_is_shared_where_that_would_be_wrong(vlm, task):
-    batch = next(task.batches(4))
-    token = vlm.processor.image_token_id
-    assert shared_log_probs(vlm.model, batch, ["a", "b", "c", "d"], token) is None
-    assert shared_log_probs(vlm.model, batch, ["a"] * 4, None) is None
-    late = {**batch.inputs, "input_ids": batch.inputs["input_ids"].flip(1)}
-    late["attention_mask"] = batch.inputs["attention_mask"].flip(1)
-    assert shared_log_probs(vlm.model, type(batch)(late, batch.labels, batch.indices), ["a"] * 4, token) is None
-    more = type(batch)({**batch.inputs, "image_grid_thw": torch.ones(4, 3)}, batch.labels, batch.indices)
-    assert shared_log_probs(vlm.model, more, ["a"] * 4, token) is None
+def test_nothing_is_packed_where_that_would_be_wrong(vlm, task):
+    token, rows = vlm.processor.image_token_id, [(0, 1), (2, 3)]
+    prompts, answers = task.prompts((0, 1, 2, 3)), [task.answers[i] for i in range(4)]
+    assert packed(prompts, answers, rows, token) is not None
+    assert packed(prompts, answers, rows, None) is None
+    late = {name: prompts[name].flip(1) for name in ("input_ids", "attention_mask")}
+    assert packed({**prompts, **late}, answers, rows, token) is None, "the picture comes behind the question"
+    assert packed({**prompts, "image_grid_thw": torch.ones(4, 3)}, answers, rows, token) is None
+
+    class Deaf(torch.nn.Module):
+        """A model that does not heed the mask."""
+
+        def forward(self, attention_mask=None, **inputs):
+            return vlm.model(**inputs)
+
+    assert task.packed_for(Deaf()) is task
+    assert not task.subset(range(0, 45, 40)).packed_for(vlm.model).packed, "no picture is asked about twice"
 
 
 @pytest.mark.parametrize("prefix", [False, True])

@@ -92,9 +92,37 @@ def test_shows_everything_that_was_given(page: _Page) -> None:
         "estimate", "not measured", "within the budget of 3 MB", "within the 1 point allowed",
         "3.8 × 10⁻⁶", "Never worse", "packed embeddings do not load", "What colour is the largest shape?", "✗ wrong",
         "gossamer optimize tiny-vlm --memory 3MB", "compressed-tensors", "gossamer_plan: 1", "never-worse guard",
-        "self_attn.q_proj", "3 min 34 s", "red circle 0.91",
+        "self_attn.q_proj", "red circle 0.91",
     ):  # fmt: skip
         assert piece in page.text, piece
+
+
+def test_what_storing_and_running_takes_stands_before_and_after(page: _Page) -> None:
+    for piece in (
+        "Weights on disk 18.9 MB 2.98 MB not measured −84.2 %",
+        "Weights in memory, running 18.9 MB 18.9 MB not measured 0.0 %",
+        "Prefill 41.2 ms 40.6 – 42.3 ms, n 15 41.5 ms 40.7 – 42.2 ms, n 15 not measured +0.4 % −0.9 to +1.3 %",
+        "Decode, per token 6.41 ms 6.32 – 6.57 ms, n 15 6.38 ms 6.3 – 6.55 ms, n 15 not measured −0.5 % −1.8 to +0.6 %",
+        "Image encoding 13.1 ms",
+        "Times are medians with quartiles after warm-up, both models in turn, of a text prompt of 128 tokens;",
+        "their change is the median over pairs of runs.",
+        "The job took 3 min 34 s and 731 MB of memory at its peak.",
+        "smaller weights do not yet run faster there",
+    ):
+        assert piece in page.text, piece
+    assert "ratio" not in page.text.partition("Change is")[0].partition("Before and after")[2]
+
+
+def test_results_of_before_the_meters_still_make_a_report(tmp_path: Path) -> None:
+    old = synthetic.result()
+    del old["peak_memory_bytes"]
+    for side in (old["baseline"]["measured"], old["measured"]):
+        for key in [key for key in side if "_ms" in key or (key.startswith("weight_") and key != "weight_bytes")]:
+            del side[key]
+    page = _Page(write_report(tmp_path, old).read_text(encoding="utf-8"))
+    assert "Prefill" not in page.text
+    assert "Times are" not in page.text
+    assert "The job took 3 min 34 s." in page.text
 
 
 def test_each_unit_is_a_curve_on_a_log_axis_in_its_modality(page: _Page) -> None:

@@ -14,9 +14,12 @@ import pytest
 import torch
 
 from gossamer.core.errors import BudgetError, PlanError
+from gossamer.core.outcome import Measure
 from gossamer.core.plan import load_plan
+from gossamer.evaluate.running import Running
 from gossamer.models.checkpoint import reload
 from gossamer.search import optimize as job
+from gossamer.search import runtime
 from gossamer.search.jobs import apply_job, compare_job, export_job
 from gossamer.search.request import OptimizeRequest
 
@@ -83,6 +86,40 @@ def test_result_is_complete_and_within_the_budget(done):
     assert sum(layer.weight_bytes for layer in checked.layers) < checked.measured["weight_bytes"].value
 
 
+def test_both_sides_are_stored_and_run_side_by_side(done):
+    out, result = done
+    before, after = result["baseline"]["measured"], result["measured"]
+    for side in (before, after):
+        for key in ("weight_disk_bytes", "weight_memory_bytes", "prefill_ms", "decode_ms"):
+            assert 0 < side[key]["low"] <= side[key]["value"] <= side[key]["high"], key
+        assert "quartiles" in side["prefill_ms"]["method"]
+        assert "image_ms" not in side
+        assert "latency_ms" not in side
+    assert after["weight_disk_bytes"]["value"] == after["weight_bytes"]["value"]
+    assert before["weight_disk_bytes"]["value"] == 2 * before["weight_bytes"]["value"], "it came at 32 bits"
+    assert after["weight_memory_bytes"]["value"] >= before["weight_memory_bytes"]["value"], "expanded to floats"
+    for key in ("prefill_ms_ratio", "decode_ms_ratio"):
+        assert 0 < after[key]["low"] <= after[key]["value"] <= after[key]["high"]
+    assert result["seconds"] > 0
+    assert result["peak_memory_bytes"] > before["weight_memory_bytes"]["value"]
+    told = [note["text"] for note in result["notes"] if "plain transformers" in note["text"]]
+    assert len(told) == 1
+    assert "run faster" in told[0]
+    steps = "".join(file.read_text() for file in (out / "steps").glob("*.json"))
+    assert "_ms" not in steps + (out / "plan.yaml").read_text()
+
+
+def test_the_sentence_on_speed_follows_the_interval():
+    def said(low: float, high: float) -> list[str]:
+        ratio = Measure(value=(low + high) / 2, low=low, high=high, n=15, method="m")
+        return runtime.sentences(Running(({}, {}), {"decode_ms": ratio}, ("no image",)))
+
+    assert "do not yet run faster there (time after / before: decode 1.000 [0.900, 1.100])." in said(0.9, 1.1)[0]
+    assert "not expected to run faster there, yet the times differ" in said(0.8, 0.9)[0]
+    assert "yet the times differ" in said(1.1, 1.2)[0]
+    assert said(0.9, 1.1)[1:] == ["no image"]
+
+
 def test_plan_replays_to_the_same_bytes(done, model, tmp_path):
     out, _ = done
     apply_job(str(out / "plan.yaml"), str(model), tmp_path / "again")
@@ -105,7 +142,7 @@ def test_plain_transformers_opens_the_checkpoint(done):
 def test_a_finished_run_resumes_without_work_and_with_the_same_bytes(done, model, text, monkeypatch):
     out, _ = done
     before = digests(out)
-    monkeypatch.setattr("gossamer.search.bank.collect", lambda *_: pytest.fail("quantised again"))
+    monkeypatch.setattr("gossamer.search.bank.pass_through", lambda *_: pytest.fail("quantised again"))
     monkeypatch.setattr("gossamer.search.sensitivity._measure_units", lambda *_: pytest.fail("measured again"))
     job.optimize(request(model, text, out, ratio=0.65))
     assert digests(out) == before
@@ -137,6 +174,7 @@ def test_compare_and_export(done, model, text, tmp_path):
     found = compare_job(str(model), str(out), task="text", data=str(text), limit=8)
     assert found["weight_bytes_ratio"] < 1
     assert found["difference"]["perplexity"]["n"] == 8
+    assert "ratio" not in found
     export_job(out, tmp_path / "copy")
     assert (tmp_path / "copy" / "model.safetensors").read_bytes() == (
         out / "checkpoint" / "model.safetensors"

@@ -36,6 +36,15 @@ def test_scores_equal_the_sums_by_hand(task):
         assert score.loss[number] == pytest.approx(task.losses(q, batch).mean().item(), rel=1e-4)
 
 
+def test_a_share_scores_the_first_batches_only(task):
+    model, other = build("llama", 0), build("llama", 1)
+    scorer = Scorer(model, task, 2, run(model))
+    whole, part = (scorer.score(lambda _, batch: run(other)(batch.inputs), share) for share in (1.0, 0.3))
+    assert part.weight.tolist() == [11, 10, 0, 0, 0]
+    assert part.kl[:2].tolist() == whole.kl[:2].tolist()
+    assert part.mean_kl == pytest.approx((11 * whole.kl[0] + 10 * whole.kl[1]) / 21)
+
+
 def test_batching_changes_nothing(task):
     model, other = build("llama", 0), build("llama", 1)
     scores = []

@@ -23,7 +23,7 @@ from gossamer.cli.options import (
     TestData,
     Threads,
 )
-from gossamer.cli.terminal import Result, figures, job, line, named, notes, quantity, show, table
+from gossamer.cli.terminal import Result, figures, job, line, named, notes, quantity, show, spread, table
 from gossamer.core.errors import RequirementError
 
 EXAMPLE = "gossamer optimize tiny-vlm --memory 3MB --max-loss 1% --out runs/tiny-vlm"
@@ -84,9 +84,11 @@ def draw(out: Path, result: Result) -> None:
     rows = [
         (named(key), *(quantity(key, side.get(key, "")) for side in (before, after)))
         for key in dict.fromkeys([*before, *after])
+        if not key.endswith("_ratio")  # the notes tell them
     ]
-    table("Measured, with 95 % intervals", ("", "before, 16 bits", "after"), rows)
+    table(f"Measured [{spread(after)}]", ("", "before, 16 bits", "after"), rows)
     notes(result)
+    line(f"took: {quantity('_s', result['seconds'])}, {quantity('_bytes', result['peak_memory_bytes'])} of memory")
     for name in ("plan", "checkpoint", "report"):
         line(f"{name}: {out / result[name]}")
 

@@ -46,6 +46,9 @@ TestData = Annotated[
     typer.Option(metavar="PATH", help="Data for the final figures only; by default a split of --data."),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Use at most N examples.")]
+Meters = Annotated[
+    bool, typer.Option("--meters", help="Also measure latency of the model's stages and memory of its weights.")
+]
 Memory = Annotated[
     int | None,
     typer.Option(

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
@@ -19,6 +19,16 @@ _QUIET = {
     "HF_HUB_VERBOSITY": "error",
     "COMPRESSED_TENSORS_LOG_DISABLED": "1",
     "TOKENIZERS_PARALLELISM": "false",
+}
+
+_NAMES = {
+    "weight": "weights",
+    "weight_disk": "weights on disk",
+    "weight_memory": "weights in memory, running",
+    "decode": "decode, per token",
+    "image": "image encoding",
+    "ap50": "AP50",
+    "kl": "KL, nats",
 }
 
 
@@ -85,7 +95,7 @@ def quantity(key: str, value: Any) -> str:
 
 
 def measured(key: str, value: Mapping[str, Any]) -> str:
-    """A measured value with its 95 % interval, where it has one."""
+    """A measured value with its interval, where it has one."""
     point = quantity(key, value["value"])
     low, high = value.get("low"), value.get("high")
     return point if low == high else f"{point} [{quantity(key, low)}, {quantity(key, high)}]"
@@ -96,9 +106,12 @@ def named(key: str) -> str:
     stem = key
     for suffix in ("_bytes", "_percent", "_ms", "_s"):
         stem = stem.removesuffix(suffix)
-    return {"weight": "weights", "ap50": "AP50", "kl": "KL, nats"}.get(
-        stem, stem.replace("_", " ").replace("macs", "MACs")
-    )
+    return _NAMES.get(stem, stem.replace("_", " ").replace("macs", "MACs"))
+
+
+def spread(measured: Iterable[str]) -> str:
+    """What the intervals of these keys' figures are."""
+    return "95 % interval; times: quartiles" if any(key.endswith("_ms") for key in measured) else "95 % interval"
 
 
 def notes(result: Result) -> None:

@@ -6,8 +6,8 @@ from pydantic import BaseModel, ConfigDict
 class Measure(BaseModel):
     """One measured value with its interval.
 
-    `low` and `high` bound a 95 % interval made by `method` (e.g. `wilson`, `bootstrap over windows`, `exact`);
-    `n` is the number of independent items behind it.
+    `low` and `high` bound a 95 % interval made by `method` (e.g. `wilson`, `bootstrap over windows`, `exact`), or are
+    quartiles where `method` says so, as for times; `n` is the number of independent items behind it.
     """
 
     model_config = ConfigDict(frozen=True)

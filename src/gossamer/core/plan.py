@@ -44,8 +44,8 @@ class ModelBinding(BaseModel):
 class Calibration(BaseModel):
     """The data that calibrated techniques see. Part of the plan, since it decides their bytes.
 
-    `samples` examples are drawn by `seed` from the first `pool` examples of `data` (a path or a built-in set's name)
-    whose content has `sha256`; `settings` are the task's own.
+    `samples` examples are drawn by `seed` from the first `pool` sources (windows, pictures) of `data` (a path or a
+    built-in set's name) whose content has `sha256`; `settings` are the task's own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -5,6 +5,8 @@ from typing import Any
 from gossamer.core.errors import DataError
 from gossamer.core.outcome import Measure
 from gossamer.core.progress import SILENT, Progress
+from gossamer.evaluate.meters import process_peak_bytes
+from gossamer.evaluate.running import RUNTIME, measure_running
 from gossamer.evaluate.splits import draw
 from gossamer.evaluate.task import Task
 from gossamer.evaluate.tasks import TASKS, open_task
@@ -17,21 +19,30 @@ def evaluate_model(
     data: str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    meters: bool = False,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Measures the model `ref`. Task and data default to what the model suggests; of more examples than `limit`, so
-    many are drawn by `seed`. Raises `ModelError` or `DataError` where either side cannot be used.
+    many are drawn by `seed`. With `meters` the figures of `measure_running` and `peak_memory_bytes`, the highest
+    resident memory of this process, are measured too, and `notes` say what they are of. Raises `ModelError` or
+    `DataError` where either side cannot be used.
     """
     opened = open_model(ref)
     chosen = chosen_task(opened, task, data, limit, seed)
     figures = chosen.measure(opened.model, progress)
     figures["weight_bytes"] = Measure.exact(opened.stored_bytes)
+    extra: dict[str, Any] = {}
+    if meters:
+        running = measure_running((opened.model,), next(iter(chosen.batches(1))).inputs, progress)
+        figures |= running.figures[0] | {"peak_memory_bytes": Measure.exact(process_peak_bytes())}
+        extra["notes"] = [f"{RUNTIME}.", *running.notes]
     return {
         "model": {"name": ref, "family": opened.hierarchy.family, "fingerprint": opened.fingerprint},
         "task": chosen.name,
         "metric": chosen.metric,
         "measured": {key: value.model_dump() for key, value in figures.items()},
         "protocol": {**chosen.protocol, "seed": seed},
+        **extra,
     }
 
 
@@ -43,7 +54,7 @@ def chosen_task(opened: Opened, task: str | None, data: str | None, limit: int |
         return whole
     if limit > len(whole):
         return open_task(name, source, opened, limit=limit)
-    return whole.subset(draw(len(whole), {"sample": limit}, seed)["sample"])
+    return whole.subset(draw(range(len(whole)), {"sample": limit}, seed)["sample"])
 
 
 def named_task(opened: Opened, task: str | None = None, data: str | None = None) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Meters: time of prefill, decode and image encoding; peak memory; bytes of weights on disk and in memory.
 
-Time is wall-clock on the machine at hand: each figure is the median of repeated runs after warm-up, its `low` and
+Time is wall-clock on the machine at hand. What is timed is a `Clock`: `prefill_clock` and its like make them for the
+stages of a model, `in_turn` runs them, `latency` sums up: the median of repeated runs after warm-up, its `low` and
 `high` the quartiles (not a confidence interval), as `method` says. Lengths are what is timed, so random inputs do.
 """
 
@@ -8,11 +9,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gossamer.core.errors import ModelError
 from gossamer.core.outcome import Measure
@@ -22,31 +24,56 @@ if TYPE_CHECKING:
     from torch import nn
 
 T = TypeVar("T")
+Clock = Callable[[], float]
+"""Does something once and returns how many milliseconds the part that counts took."""
 
 
-def latency(run: Callable[[], Any], *, repeats: int = 10, warmup: int = 2, device: Any = None) -> Measure:
-    """Milliseconds of one `run()`: median with quartiles of `repeats` runs, after `warmup` ones that do not count.
+def in_turn(clocks: Sequence[Clock], repeats: int = 10, warmup: int = 2) -> NDArray[np.float64]:
+    """Milliseconds of each run, (clocks, repeats): one run of each clock, then one of each again, and so on.
 
-    On a GPU `device`, each run is waited for before the clock is read.
+    What slows the machine down for a while so meets all of them alike. The first `warmup` rounds do not count.
     """
+    times = [[clock() for clock in clocks] for _ in range(warmup + repeats)]
+    return np.array(times[warmup:], dtype=np.float64).T
+
+
+def latency(times: Iterable[float], method: str = "median and quartiles") -> Measure:
+    """Milliseconds: median with quartiles of the runs' `times`."""
+    numbers = np.fromiter(times, dtype=np.float64)
+    low, middle, high = (float(v) for v in np.quantile(numbers, (0.25, 0.5, 0.75)))
+    return Measure(value=middle, low=low, high=high, n=len(numbers), method=method)
+
+
+def clock_of(run: Callable[[], Any], device: Any = None) -> Clock:
+    """The clock of `run()`. On a GPU `device`, it is waited for before the time is read."""
     wait = _waiter(device)
-    for _ in range(warmup):
-        run()
-    wait()
-    times = []
-    for _ in range(repeats):
+
+    def clock() -> float:
+        wait()
         start = time.perf_counter()
         run()
         wait()
-        times.append((time.perf_counter() - start) * 1000)
-    low, middle, high = (float(v) for v in np.quantile(times, (0.25, 0.5, 0.75)))
-    return Measure(
-        value=middle, low=low, high=high, n=repeats, method=f"median and quartiles after {warmup} warm-up runs"
-    )
+        return (time.perf_counter() - start) * 1000
+
+    return clock
 
 
-def prefill_latency(model: nn.Module, tokens: int = 128, batch: int = 1, **options: Any) -> Measure:
-    """Milliseconds from a prompt of `tokens` tokens to the logits of the next one, caches being filled."""
+def forward_clock(model: nn.Module, inputs: Mapping[str, Any]) -> Clock:
+    """From the `inputs` of one forward pass, which are the model's keyword arguments, to its output."""
+    import torch
+
+    device = _device(model)
+    given = {key: value.to(device) for key, value in inputs.items()}
+
+    def run() -> None:
+        with torch.inference_mode():
+            model(**given)
+
+    return clock_of(run, device)
+
+
+def prefill_clock(model: nn.Module, tokens: int = 128, batch: int = 1) -> Clock:
+    """From a prompt of `tokens` tokens to the logits of the next one, caches being filled."""
     import torch
 
     ids, device = _random_ids(model, batch, tokens)
@@ -55,22 +82,21 @@ def prefill_latency(model: nn.Module, tokens: int = 128, batch: int = 1, **optio
         with torch.inference_mode():
             model(input_ids=ids, use_cache=True)
 
-    return latency(run, device=device, **options)
+    return clock_of(run, device)
 
 
-def decode_latency(model: nn.Module, context: int = 128, new: int = 16, batch: int = 1, **options: Any) -> Measure:
-    """Milliseconds for each of `new` tokens after `context` cached ones, one at a time.
+def decode_clock(model: nn.Module, context: int = 128, new: int = 16, batch: int = 1) -> Clock:
+    """Each of `new` tokens after `context` cached ones, one at a time.
 
-    The prompt is read again before every run, outside the clock, so that each run starts from the same cache.
+    The prompt is read again before every run, outside the time that counts, so that each starts from the same cache.
     """
     import torch
 
     ids, device = _random_ids(model, batch, context)
     wait = _waiter(device)
-    repeats, warmup = options.get("repeats", 10), options.get("warmup", 2)
-    times = []
-    with torch.inference_mode():
-        for number in range(warmup + repeats):
+
+    def clock() -> float:
+        with torch.inference_mode():
             cache = model(input_ids=ids, use_cache=True).past_key_values
             wait()
             start = time.perf_counter()
@@ -78,15 +104,13 @@ def decode_latency(model: nn.Module, context: int = 128, new: int = 16, batch: i
                 token = ids[:, place % context, None]
                 cache = model(input_ids=token, past_key_values=cache, use_cache=True).past_key_values
             wait()
-            if number >= warmup:
-                times.append((time.perf_counter() - start) * 1000 / new)
-    low, middle, high = (float(v) for v in np.quantile(times, (0.25, 0.5, 0.75)))
-    method = f"median and quartiles of runs of {new} tokens after {warmup} warm-up runs"
-    return Measure(value=middle, low=low, high=high, n=repeats, method=method)
+            return (time.perf_counter() - start) * 1000 / new
+
+    return clock
 
 
-def image_latency(model: nn.Module, inputs: dict[str, Any], **options: Any) -> Measure:
-    """Milliseconds to encode images: the vision part alone, projector included where the model has one.
+def image_clock(model: nn.Module, inputs: Mapping[str, Any]) -> Clock:
+    """From images to what stands for them: the vision part alone, projector included where the model has one.
 
     `inputs` are a batch's inputs; those that the model's `get_image_features` takes are used. Raises `ModelError` if
     the model encodes no images.
@@ -95,7 +119,7 @@ def image_latency(model: nn.Module, inputs: dict[str, Any], **options: Any) -> M
 
     import torch
 
-    inner = getattr(model, "model", model)
+    inner = getattr(model, "base_model", model)
     encode = getattr(model, "get_image_features", None) or getattr(inner, "get_image_features", None)
     if encode is None:
         raise ModelError("this model encodes no images: image latency needs a vision-language model")
@@ -109,7 +133,7 @@ def image_latency(model: nn.Module, inputs: dict[str, Any], **options: Any) -> M
         with torch.inference_mode():
             encode(**given)
 
-    return latency(run, device=device, **options)
+    return clock_of(run, device)
 
 
 def peak_memory(run: Callable[[], T], *, interval_s: float = 0.002) -> tuple[T, Measure]:

@@ -1,24 +1,52 @@
 """Disjoint parts of one set of examples, drawn by seed."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from itertools import chain, islice, zip_longest
+from typing import Any
 
 import numpy as np
 
 from gossamer.core.errors import DataError
 
+SPREAD_SHARE = 3
+"""A part that is spread takes at most one in this many sources of several examples."""
 
-def draw(count: int, sizes: Mapping[str, int], seed: int) -> dict[str, list[int]]:
-    """Disjoint, sorted index lists: for each name in order, `sizes[name]` of `count` examples.
 
-    A part's members depend on `seed`, `count` and the sizes of the parts before it only, so the first part can be
-    drawn again alone. Raises `DataError` if the examples do not suffice.
+def sources(task: Any) -> Sequence[Hashable]:
+    """What each example of a task is about (a picture, where questions share one); by default each stands alone."""
+    found: Sequence[Hashable] = getattr(task, "sources", range(len(task)))
+    return found
+
+
+def draw(
+    about: Sequence[Hashable], sizes: Mapping[str, int], seed: int, spread: Collection[str] = ()
+) -> dict[str, list[int]]:
+    """Disjoint, sorted index lists: for each name in order, `sizes[name]` of the examples, whose sources are `about`.
+
+    No source is in two parts. A part takes sources in random order with all their examples; one named in `spread`
+    takes an example from each of as many sources as it can, up to a third of them all. A part's members depend on
+    `about`, `seed` and the sizes of the parts before it only, so the first part can be drawn again alone. Raises
+    `DataError` if the examples do not suffice.
     """
-    needed = sum(sizes.values())
-    if needed > count:
-        parts = ", ".join(f"{size} for {name}" for name, size in sizes.items())
-        raise DataError(f"the data holds {count} examples and {needed} are needed ({parts}): give more data")
-    order = np.random.default_rng(seed).permutation(count)
-    ends = np.cumsum(list(sizes.values()))
-    return {
-        name: sorted(order[end - size : end].tolist()) for (name, size), end in zip(sizes.items(), ends, strict=True)
-    }
+    members: dict[Hashable, list[int]] = {}
+    for index, source in enumerate(about):
+        members.setdefault(source, []).append(index)
+    random = np.random.default_rng(seed)
+    keys = list(members)
+    order = [members[keys[place]] for place in random.permutation(len(keys))]
+    most = max(1, len(order) // SPREAD_SHARE) if len(order) < len(about) else len(order)
+    parts: dict[str, list[int]] = {}
+    for name, size in sizes.items():
+        taken: list[list[int]] = []
+        while order and (len(taken) < min(size, most) if name in spread else sum(map(len, taken)) < size):
+            taken.append(order.pop(0))
+        rounds = zip_longest(*(random.permutation(source).tolist() for source in taken))
+        examples = chain.from_iterable(rounds) if name in spread else chain.from_iterable(taken)
+        parts[name] = sorted(islice((index for index in examples if index is not None), size))
+        if len(parts[name]) < size:
+            wanted = ", ".join(f"{size} for {name}" for name, size in sizes.items())
+            raise DataError(
+                f"the data holds {len(about)} examples and {sum(sizes.values())} are needed ({wanted}), no picture or "
+                "text in two parts: give more data"
+            )
+    return parts

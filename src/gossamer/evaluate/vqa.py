@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from gossamer.data.vqa import VqaExample, read_vqa
 from gossamer.evaluate import tokens
 from gossamer.evaluate.answers import is_right, recall
 from gossamer.evaluate.intervals import bootstrap_mean, paired_mean, wilson
+from gossamer.evaluate.packing import packed, packs, rows_of
 from gossamer.evaluate.prompts import Prompt, answer_ids, prompt_of
-from gossamer.evaluate.sharing import shared_log_probs
 from gossamer.evaluate.task import BatchCache, forward, spans
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ class VqaTask:
 
     `batches` are teacher-forced: prompts padded on the left, the true answer behind them; positions are the true
     answer's tokens. `answers` holds their ids, `longest` how many tokens a greedy answer may have. In a `prefix_model`
-    (PaliGemma) prompt tokens see each other both ways, and `token_type_ids` of 1 keep the answer out of that.
+    (PaliGemma) prompt tokens see each other both ways, and `token_type_ids` of 1 keep the answer out of that. With
+    `packed`, batches hold a row for each picture (see `packing`).
     """
 
     examples: tuple[VqaExample, ...]
@@ -51,6 +53,7 @@ class VqaTask:
     protocol: dict[str, Any]
     prefix_model: bool = False
     batch_size: int = 64
+    packed: bool = False
     name: str = "vqa"
     metric: str = "accuracy"
     higher_is_better: bool = True
@@ -61,15 +64,58 @@ class VqaTask:
 
     def subset(self, indices: Sequence[int]) -> VqaTask:
         """The task on these questions."""
-        return VqaTask(
-            tuple(self.examples[i] for i in indices), tuple(self.answers[i] for i in indices), self.processor,
-            self.prompt, self.longest, {**self.protocol, "n": len(indices)}, self.prefix_model, self.batch_size,
-        )  # fmt: skip
+        return replace(
+            self,
+            examples=tuple(self.examples[i] for i in indices),
+            answers=tuple(self.answers[i] for i in indices),
+            protocol={**self.protocol, "n": len(indices)},
+            _cache=BatchCache(),
+        )
+
+    def packed_for(self, model: nn.Module) -> VqaTask:
+        """The same questions, each picture read once for all questions about it, if `model` answers them so as well.
+
+        Otherwise, and where no picture is asked about twice, the task itself.
+        """
+        rows = rows_of(self.sources)
+        if self.packed or self.prefix_model or len(rows) == len(self):
+            return self
+        few = [i for row in sorted(rows, key=len, reverse=True)[:2] for i in row[:4]]
+        plain, together = (next(task.batches(len(few))) for task in (self.subset(few), self._packed(few)))
+        return self._packed(range(len(self))) if packs(model, plain, together, self) else self
+
+    def _packed(self, indices: Sequence[int]) -> VqaTask:
+        return replace(self.subset(indices), packed=True, protocol=self.protocol)
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Questions in order, teacher-forced."""
-        for indices in spans(len(self), size):
-            yield self._cache.get(indices, self._encode)
+        """Questions in order, teacher-forced; packed: picture by picture, `size` questions at most or one picture's."""
+        if not self.packed:
+            for indices in spans(len(self), size):
+                yield self._cache.get(indices, self._encode)
+            return
+        some: list[tuple[int, ...]] = []
+        for row in rows_of(self.sources):
+            if some and sum(map(len, some)) + len(row) > size:
+                yield self._cache.get(tuple(i for row in some for i in row), partial(self._pack, some))
+                some = []
+            some.append(row)
+        yield self._cache.get(tuple(i for row in some for i in row), partial(self._pack, some))
+
+    @property
+    def sources(self) -> list[str]:
+        """The picture of each question."""
+        return [example.image.key for example in self.examples]
+
+    def _pack(self, rows: Sequence[Sequence[int]], indices: tuple[int, ...]) -> Batch:
+        """These questions with a row for each picture; in the plain form where that is not possible."""
+        place = {number: at for at, number in enumerate(indices)}
+        found = packed(
+            self.prompts(indices),
+            [self.answers[i] for i in indices],
+            [[place[i] for i in row] for row in rows],
+            getattr(self.processor, "image_token_id", None),
+        )
+        return self._encode(indices) if found is None else Batch(*found, indices)
 
     def prompts(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """What `generate` is given for these questions: prompts padded on the left, and their images."""
@@ -113,7 +159,8 @@ class VqaTask:
         """The question of each answer token."""
         import torch
 
-        return torch.tensor(batch.indices)[tokens.rows_counted(batch.labels)]
+        counts = torch.tensor([len(self.answers[i]) for i in batch.indices])
+        return torch.tensor(batch.indices).repeat_interleave(counts)
 
     def losses(self, log_probs: Tensor, batch: Batch) -> Tensor:
         """Loss of each answer token in nats."""
@@ -123,21 +170,21 @@ class VqaTask:
         """Answers every question greedily and weighs the true answers.
 
         Where answers have one token, its greedy choice is the largest logit of the teacher-forced pass, so one
-        forward pass gives both; longer ones are generated. Questions in a row about one picture share its pass.
+        forward pass gives both; longer ones are generated. Questions about one picture share its pass where possible.
         """
-        predictions: list[str] = []
+        task = self.packed_for(model)
+        predictions = [""] * len(self)
         loss, count = np.zeros(len(self)), np.zeros(len(self))
-        for batch in progress.track(self.batches(self.batch_size), "questions", -(-len(self) // self.batch_size)):
-            images = [self.examples[i].image.key for i in batch.indices]
-            log_probs = shared_log_probs(model, batch, images, getattr(self.processor, "image_token_id", None))
-            if log_probs is None:
-                log_probs = self.log_probs(_tail(model, batch), batch)
+        for batch in progress.track(task.batches(self.batch_size), "questions", -(-len(self) // self.batch_size)):
+            log_probs = self.log_probs(_answered(model, batch), batch)
             owners = self.owners(batch).numpy()
             np.add.at(loss, owners, self.losses(log_probs, batch).double().cpu().numpy())
             np.add.at(count, owners, 1)
-            predictions += self._decoded(
+            texts = self._decoded(
                 log_probs.argmax(-1)[:, None] if self._one_token else self.generate(model, batch.indices)
             )
+            for index, text in zip(batch.indices, texts, strict=True):
+                predictions[index] = text
         correct = [is_right(g, e.answer) for g, e in zip(predictions, self.examples, strict=True)]
         return VqaResults(tuple(predictions), np.array(correct, dtype=np.bool_), loss / count)
 
@@ -200,10 +247,12 @@ class VqaTask:
         return self.summarise(self.results(model, progress))
 
 
-def _tail(model: nn.Module, batch: Batch) -> Any:
+def _answered(model: nn.Module, batch: Batch) -> Any:
     """The output with logits from the questions' last tokens on, where the model can leave the others out."""
     import inspect
 
+    if "logits_to_keep" in batch.inputs:
+        return forward(model, batch, use_cache=False)
     keep = int((batch.labels != tokens.IGNORE).any(0).sum()) + 1
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         return forward(model, batch, use_cache=False, logits_to_keep=keep)

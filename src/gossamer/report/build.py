@@ -81,8 +81,6 @@ def _provenance(run_dir: Path, result: Result) -> str:
     if result.data:
         pieces.append(sections.data_table(result.data))
     where: dict[str, Any] = {"checkpoint": result.checkpoint, "plan": result.plan, "model": result.model.fingerprint}
-    if result.seconds is not None:
-        where["wall time"] = words.duration(result.seconds)
     pieces.append(sections.facts_table({**where, **result.environment}))
     if result.task.protocol:
         protocol = sections.facts_table(result.task.protocol)

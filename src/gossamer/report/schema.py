@@ -2,7 +2,8 @@
 
 `Result.model_validate(dict)` accepts the JSON object that `optimize --json` prints plus the details listed here. Every
 path in it may be relative to the run folder. Quantities: bytes are bytes, KL divergences and losses are nats per
-counted position, latencies are milliseconds; a `Measure` carries its own 95 % interval, count and method.
+counted position, latencies are milliseconds; a `Measure` carries its own 95 % interval (quartiles where
+its method says so, as for latencies), count and method.
 """
 
 import math
@@ -56,10 +57,12 @@ class TaskFacts(_Record):
 class Side(_Record):
     """One model's figures: measured ones with intervals, and estimates, which are labelled as such.
 
-    Keys known to the table: the task's metric, `weight_bytes`, `saving_percent`, `loss`, `kl`, `latency_ms`,
-    `prefill_ms`, `decode_ms`, `tokens_per_s`, `peak_memory_bytes`, `disk_bytes`. Others are shown under their own
-    name, with units taken from the suffix (`_bytes`, `_ms`, `_s`, `_percent`). `METRIC_change`, a paired difference of
-    the task's metric, gives the interval of the table's change column. `label` matters for `uniform` only.
+    Keys known to the table: the task's metric, `weight_bytes` (as the checkpoint stores them; of the baseline, at 16
+    bits), `weight_disk_bytes` (in the files as they are), `weight_memory_bytes` (in memory while running),
+    `saving_percent`, `loss`, `kl`, `latency_ms`, `prefill_ms`, `decode_ms`, `image_ms`, `tokens_per_s`,
+    `peak_memory_bytes`, `disk_bytes`. Others are shown under their own name, with units taken from the suffix
+    (`_bytes`, `_ms`, `_s`, `_percent`). `METRIC_change`, a paired difference of the task's metric, and `KEY_ratio`, a
+    paired ratio of any figure to the baseline's, give the table's change column. `label` matters for `uniform` only.
     """
 
     label: str = ""
@@ -224,4 +227,5 @@ class Result(_Record):
     environment: dict[str, Any] = {}
     command: str = ""
     plan_yaml: str = ""
-    seconds: Finite | None = Field(default=None, description="wall time of the whole job")
+    seconds: Finite | None = Field(default=None, description="wall time of the job, of its last run if interrupted")
+    peak_memory_bytes: int | None = Field(default=None, description="highest resident memory of that run's process")

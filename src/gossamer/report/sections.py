@@ -10,6 +10,7 @@ from gossamer.report import words
 from gossamer.report.markup import el, line, table, text
 from gossamer.report.schema import Additivity, DataUse, Note, Result
 
+_QUARTILES = "median and quartiles after warm-up"
 _NOTE_NAMES = {"guard": "Never worse", "warning": "Warning", "container": "Container", "note": "Note"}
 
 
@@ -70,11 +71,31 @@ def comparison(result: Result) -> str:
             cells.append(_figure(row.uniform, row.uniform_interval))
         spread = el("small", text(row.change_interval)) if row.change_interval else ""
         lines.append(line(name, *cells, el("td", text(row.change), spread, class_="change")))
-    methods = sorted({measure.method for measure in result.measured.values() if measure.method != "exact"})
     same = " The uniform setting takes no more bytes than the compressed model." if uniform else ""
-    ways = f" Intervals are 95 %: {'; '.join(methods)}." if methods else ""
-    below = el("p", text(f"Change is the compressed model against the baseline.{same}{ways}"), class_="small")
-    return table(["", "16-bit baseline", "Compressed", *middle, "Change"], lines, "compare") + below
+    about = f"Change is the compressed model against the baseline.{same}{_methods(result)}{_cost(result)}"
+    return table(["", "16-bit baseline", "Compressed", *middle, "Change"], lines, "compare") + el(
+        "p", text(about), class_="small"
+    )
+
+
+def _methods(result: Result) -> str:
+    """How the intervals were made: 95 % ones, and the quartiles of times."""
+    ways = dict.fromkeys(measure.method for measure in result.measured.values() if measure.method != "exact")
+    times = [way.removeprefix(_QUARTILES).lstrip() for way in ways if way.startswith(_QUARTILES)]
+    others = sorted(way for way in ways if not way.startswith(_QUARTILES))
+    said = f" Intervals are 95 %: {'; '.join(others)}." if others else ""
+    if times:
+        said += f" Times are medians with quartiles after warm-up, both models in turn, {'; '.join(times)}"
+        said += "; their change is the median over pairs of runs."
+    return said
+
+
+def _cost(result: Result) -> str:
+    """What the job itself took."""
+    spent = [] if result.seconds is None else [words.duration(result.seconds)]
+    if result.peak_memory_bytes is not None:
+        spent.append(f"{format_bytes(result.peak_memory_bytes)} of memory at its peak")
+    return f" The job took {' and '.join(spent)}." if spent else ""
 
 
 def _figure(value: str, interval: str, strong: bool = False) -> str:

@@ -12,6 +12,8 @@ _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 NAMES = {
     "weight_bytes": "Weights in the checkpoint",
+    "weight_disk_bytes": "Weights on disk",
+    "weight_memory_bytes": "Weights in memory, running",
     "disk_bytes": "Directory on disk",
     "peak_memory_bytes": "Peak memory",
     "saving_percent": "Saving",
@@ -25,6 +27,7 @@ NAMES = {
     "latency_ms": "Latency",
     "prefill_ms": "Prefill",
     "decode_ms": "Decode, per token",
+    "image_ms": "Image encoding",
     "tokens_per_s": "Decode rate",
     "time_s": "Time",
 }
@@ -108,9 +111,12 @@ def change(key: str, before: float, after: float) -> str:
         return f"{signed(100 * (after - before), 2)} points"
     if key in _SCORES:
         return signed(after - before, 3)
-    if before == 0:
-        return ""
-    return f"{signed(100 * (after / before - 1), 1)} %"
+    return _percent(after / before) if before else ""
+
+
+def _percent(ratio: float) -> str:
+    """A ratio as the change that it is: `+12.5 %` for 1.125."""
+    return f"{signed(100 * (ratio - 1), 1)} %"
 
 
 def signed(value: float, digits: int) -> str:
@@ -158,7 +164,7 @@ def rows(result: Result) -> tuple[Row, ...]:
     order = {key: place for place, key in enumerate(dict.fromkeys([*first, *NAMES]))}
     known = sorted(dict.fromkeys(keys), key=lambda key: order.get(key, len(order)))
     after = Side(measured=result.measured, estimated=result.estimated)
-    shown_elsewhere = {"saving_percent", f"{result.task.metric}_change"}
+    shown_elsewhere = {"saving_percent", f"{result.task.metric}_change", *(f"{key}_ratio" for key in keys)}
     measured = [_row(key, result, after, estimated=False) for key in known if key not in shown_elsewhere]
     estimates = sorted({*result.baseline.estimated, *result.estimated}, key=lambda key: order.get(key, len(order)))
     return (*measured, *(_row(key, result, after, estimated=True) for key in estimates))
@@ -181,7 +187,10 @@ def _row(key: str, result: Result, after: Side, *, estimated: bool) -> Row:
         before = {"kl": "0, by definition", "bits": "16"}.get(key, before)
     delta = change(key, old, new) if old is not None and new is not None else ""
     paired = None if estimated else result.measured.get(f"{key}_change")
+    ratio = None if estimated else result.measured.get(f"{key}_ratio")
     spread = "" if paired is None or old is None else _change_interval(key, old, paired)
+    if ratio is not None:
+        delta, spread = _percent(ratio.value), f"{_percent(ratio.low).removesuffix(' %')} to {_percent(ratio.high)}"
     name = result.task.label if key == result.task.metric and result.task.label else name_of(key)
     return Row(
         name[:1].upper() + name[1:],

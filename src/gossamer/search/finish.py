@@ -9,7 +9,7 @@ from typing import Any
 from gossamer.core.errors import PlanError, RequirementError
 from gossamer.core.plan import Calibration
 from gossamer.data.batch import Batch
-from gossamer.evaluate.splits import draw
+from gossamer.evaluate.splits import draw, sources
 from gossamer.evaluate.task import Task
 from gossamer.evaluate.tasks import open_task
 from gossamer.models.checkpoint import Stored, parity, save_compressed, settle
@@ -44,8 +44,12 @@ def calibration_batches(calibration: Calibration | None, opened: Opened) -> list
             f"the plan's calibration data {calibration.data} has changed since: its sha256 is "
             f"{str(pool.protocol['sha256'])[:12]}…, the plan names {calibration.sha256[:12]}…"
         )
-    indices = draw(calibration.pool, {"calibrate": calibration.samples}, calibration.seed)["calibrate"]
-    return list(pool.subset(indices).batches(batch_size(pool, opened)))
+    about = sources(pool)
+    kept = set(list(dict.fromkeys(about))[: calibration.pool])
+    places = [index for index, source in enumerate(about) if source in kept]
+    sizes = {"calibrate": calibration.samples}
+    drawn = draw([about[index] for index in places], sizes, calibration.seed, ("calibrate",))["calibrate"]
+    return list(pool.subset([places[index] for index in drawn]).batches(batch_size(pool, opened)))
 
 
 def batch_size(task: Task, opened: Opened) -> int:
@@ -60,16 +64,22 @@ def finish(
     directory: Path,
     probe: Mapping[str, Any] | None,
 ) -> Finished:
-    """Writes the checkpoint with these weights and checks it; the opened model keeps them.
+    """Writes the checkpoint with these weights and checks it, as `prove` does."""
+    return prove(opened, tensors, save_compressed(opened, tensors, directory), probe)
+
+
+def prove(
+    opened: Opened, tensors: Mapping[str, QuantizedTensor], stored: Stored, probe: Mapping[str, Any] | None
+) -> Finished:
+    """Checks that a written checkpoint holds these weights; the opened model keeps them.
 
     `probe` are the inputs on which logits are compared after reloading. Raises `RequirementError` where they differ
     by more than `PARITY_LIMIT`; the checkpoint is then removed.
     """
-    stored = save_compressed(opened, tensors, directory)
     settle(opened, tensors)
-    difference = parity(opened, directory, probe) if probe is not None else 0.0
+    difference = parity(opened, stored.directory, probe) if probe is not None else 0.0
     if not difference <= PARITY_LIMIT:
-        shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(stored.directory, ignore_errors=True)
         raise RequirementError(
             f"export parity failed: logits differ by {difference:.3g} after reloading, "
             f"at most {PARITY_LIMIT} is accepted"

@@ -16,6 +16,7 @@ from gossamer.core.runfolder import RunFolder
 from gossamer.data.batch import Batch
 from gossamer.engine.walk import Walk
 from gossamer.evaluate.task import Task
+from gossamer.evaluate.vqa import VqaTask
 from gossamer.models.accounting import account
 from gossamer.models.hierarchy import Layer
 from gossamer.models.open import Opened
@@ -28,6 +29,8 @@ from gossamer.search.scorer import Score, Scorer
 from gossamer.search.units import Assignment, Unit
 
 TECHNIQUE = "gptq"
+PACKED = 4
+"""Questions about shared pictures that cost about as much as one about a picture of its own."""
 
 
 @dataclass(frozen=True)
@@ -90,17 +93,18 @@ class Job:
     def scorer(self, part: str) -> Scorer:
         """The scorer of a part of the data, against the unchanged model."""
         if part not in self._scorers:
-            task = getattr(self.parts, part)
-            self._scorers[part] = Scorer(
-                self.opened.model, task, self.batch, lambda inputs: self.walk.finish(None, inputs)
-            )
+            task, size = getattr(self.parts, part), self.batch
+            if isinstance(task, VqaTask):
+                task = task.packed_for(self.opened.model)
+                size *= PACKED if task.packed else 1
+            self._scorers[part] = Scorer(self.opened.model, task, size, lambda inputs: self.walk.finish(None, inputs))
         return self._scorers[part]
 
-    def score(self, tensors: Mapping[str, QuantizedTensor], part: str) -> Score:
-        """How the model does on a part with these weights in it."""
+    def score(self, tensors: Mapping[str, QuantizedTensor], part: str, share: float = 1.0) -> Score:
+        """How the model does on a part, or on its first `share`, with these weights in it."""
         scorer = self.scorer(part)
         with self.holding(tensors):
-            return scorer.score(lambda _, batch: self.walk.finish(None, batch.inputs))
+            return scorer.score(lambda _, batch: self.walk.finish(None, batch.inputs), share)
 
     def results(self, tensors: Mapping[str, QuantizedTensor], task: Task) -> Any:
         """What the model does on a task with these weights in it."""

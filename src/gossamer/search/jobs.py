@@ -14,11 +14,13 @@ from gossamer.core.outcome import Measure
 from gossamer.core.plan import Calibration, ModelBinding, Plan, load_plan
 from gossamer.core.progress import SILENT, Progress
 from gossamer.evaluate.job import chosen_task
+from gossamer.evaluate.running import RUNTIME, measure_running
+from gossamer.evaluate.splits import sources
 from gossamer.evaluate.tasks import open_task
 from gossamer.models.accounting import account
 from gossamer.models.open import Opened, open_model
 from gossamer.search.finish import calibration_batches, finish
-from gossamer.search.parts import BUILT_IN
+from gossamer.search.parts import BUILT_IN, SPARE
 
 Json = dict[str, Any]
 
@@ -68,13 +70,13 @@ def _preset_plan(name: str, opened: Opened) -> Plan:
                 f"preset {name} needs calibration data and the model names none: use a plan with calibration"
             )
         split = BUILT_IN.get(data, (None, None))[0]
-        settings: Json = {} if split is None else {"split": split, "limit": PRESET_SAMPLES}
+        settings: Json = {} if split is None else {"split": split, "limit": PRESET_SAMPLES * SPARE.get(task, 1)}
         pool = open_task(task, data, opened, **settings)
         calibration = Calibration(
             task=task,
             data=data,
             sha256=str(pool.protocol["sha256"]),
-            pool=len(pool),
+            pool=len(set(sources(pool))),
             samples=min(PRESET_SAMPLES, len(pool)),
             settings=settings,
         )
@@ -95,24 +97,34 @@ def compare_job(
     task: str | None = None,
     data: str | None = None,
     limit: int | None = None,
+    meters: bool = False,
     progress: Progress = SILENT,
 ) -> Json:
     """Measures two models on the same examples in one run. `difference` is b minus a, paired over examples.
 
     Each of `a` and `b` is a model or a run folder (its checkpoint). The task and data default to what `a` declares.
+    With `meters` both sides also have the figures of `measure_running`, `ratio` holds b's times by a's, and `notes` say
+    what they are of.
     """
     opened = open_model(_checkpoint_of(a))
     examples = chosen_task(opened, task, data, limit, seed=0)
     first = _Side(a, opened.stored_bytes, examples.results(opened.model, progress))
     other = open_model(_checkpoint_of(b))
     second = _Side(b, other.stored_bytes, examples.results(other.model, progress))
+    figures = [examples.summarise(side.results) for side in (first, second)]
+    extra: Json = {}
+    if meters:
+        running = measure_running((opened.model, other.model), next(iter(examples.batches(1))).inputs, progress)
+        figures = [mine | more for mine, more in zip(figures, running.figures, strict=True)]
+        ratio = {key: value.model_dump() for key, value in running.ratios.items()}
+        extra = {"ratio": ratio, "notes": [f"{RUNTIME}.", *running.notes]}
     sides = [
         {
             "model": side.source,
             "weight_bytes": side.weight_bytes,
-            "measured": {key: value.model_dump() for key, value in examples.summarise(side.results).items()},
+            "measured": {key: value.model_dump() for key, value in mine.items()},
         }
-        for side in (first, second)
+        for side, mine in zip((first, second), figures, strict=True)
     ]
     return {
         "a": sides[0],
@@ -120,6 +132,7 @@ def compare_job(
         "difference": {examples.metric: examples.difference(first.results, second.results).model_dump()},
         "weight_bytes_ratio": second.weight_bytes / first.weight_bytes,
         "protocol": examples.protocol,
+        **extra,
     }
 
 

@@ -13,13 +13,14 @@ from gossamer.core.errors import BudgetError
 from gossamer.core.files import write_json
 from gossamer.core.progress import SILENT, Progress
 from gossamer.core.units import format_bytes
+from gossamer.evaluate.running import measure_running
 from gossamer.models.accounting import account
-from gossamer.models.checkpoint import reload
+from gossamer.models.checkpoint import reload, save_compressed
 from gossamer.models.containers import Containers
 from gossamer.models.open import Opened, open_model
 from gossamer.models.packed import Scheme
 from gossamer.search.bank import Bank, fill_bank
-from gossamer.search.finish import finish
+from gossamer.search.finish import prove
 from gossamer.search.job import TECHNIQUE, Job
 from gossamer.search.outcome import Found, result_of
 from gossamer.search.parts import open_parts
@@ -105,13 +106,16 @@ def search(job: Job) -> Found:
     test, tokenizer = job.parts.test, job.opened.tokenizer
     before, texts_before = test.results(model, job.progress), continuations(test, tokenizer, model)
     rival = job.results(verdict.uniform.applied.tensors, test) if verdict.uniform is not None else None
-    probe = next(iter(test.batches(4))).inputs
-    finished = finish(job.opened, verdict.winner.applied.tensors, out / "checkpoint", probe)
-    reloaded = reload(finished.stored.directory)
+    tensors = verdict.winner.applied.tensors
+    stored = save_compressed(job.opened, tensors, out / "checkpoint")
+    reloaded = reload(stored.directory)
+    running = measure_running((model, reloaded), next(iter(test.batches(1))).inputs, job.progress)
     after, texts_after = test.results(reloaded, job.progress), continuations(test, tokenizer, reloaded)
+    del reloaded  # proving loads the checkpoint once more: never three models at a time
+    finished = prove(job.opened, tensors, stored, next(iter(test.batches(4))).inputs)
     texts = (texts_before, texts_after)
     return Found(
-        sensitivity, points, uniforms, refined, verdict, selected, finished, before, after, rival, texts, limit
+        sensitivity, points, uniforms, refined, verdict, selected, finished, before, after, rival, texts, limit, running
     )  # fmt: skip
 
 

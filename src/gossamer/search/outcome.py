@@ -8,12 +8,15 @@ from typing import Any
 import gossamer
 from gossamer.core.outcome import Measure
 from gossamer.evaluate.intervals import bootstrap_ratio
+from gossamer.evaluate.meters import process_peak_bytes
+from gossamer.evaluate.running import Running
 from gossamer.models.containers import Containers
 from gossamer.search.finish import Finished
 from gossamer.search.front import Point
 from gossamer.search.guard import Verdict
 from gossamer.search.job import Job
 from gossamer.search.refine import Refined
+from gossamer.search.runtime import sentences, sides
 from gossamer.search.samples import answer_samples, continuation_samples
 from gossamer.search.scorer import Score
 from gossamer.search.sensitivity import Sensitivity
@@ -28,7 +31,8 @@ class Found:
     """Everything that a job found out.
 
     `selected` is the kept plan's score on the `select` part; `before`, `after` and `rival` are the task's results of
-    the unchanged model, the reloaded checkpoint and the uniform plan; `texts` are continuations before and after.
+    the unchanged model, the reloaded checkpoint and the uniform plan; `texts` are continuations before and after;
+    `running` is what it took to run the unchanged model and the reloaded checkpoint, side by side.
     """
 
     sensitivity: Sensitivity
@@ -43,6 +47,7 @@ class Found:
     rival: Any
     texts: tuple[list[tuple[str, str]], list[tuple[str, str]]]
     limit: int
+    running: Running
 
 
 def result_of(job: Job, found: Found, seconds: float) -> Json:
@@ -73,6 +78,8 @@ def result_of(job: Job, found: Found, seconds: float) -> Json:
             f"at most {floor:g} was allowed"
         )
         notes.append({"kind": "warning", "text": unmet[0][0].upper() + unmet[0][1:] + "."})
+    notes += [{"kind": "note", "text": text} for text in sentences(found.running)]
+    unchanged, reloaded = sides(job.opened, stored, found.running)
     measured = {
         **after,
         "weight_bytes": Measure.exact(stored.weight_bytes),
@@ -80,6 +87,7 @@ def result_of(job: Job, found: Found, seconds: float) -> Json:
         f"{task.metric}_change": task.difference(found.before, found.after),
         "kl": _kl(winner.score),
         "bits": Measure.exact(mean_bits(hierarchy, winner.assignment)),
+        **reloaded,
     }
     return {
         "plan": "plan.yaml",
@@ -101,7 +109,7 @@ def result_of(job: Job, found: Found, seconds: float) -> Json:
         "budget": job.budget.model_dump(exclude_none=True),
         "baseline": {
             "label": "16 bits",
-            "measured": _dump({**before, "weight_bytes": Measure.exact(job.dense_bytes)}),
+            "measured": _dump({**before, "weight_bytes": Measure.exact(job.dense_bytes), **unchanged}),
         },
         "measured": _dump(measured),
         "uniform": _uniform(job, found),
@@ -121,6 +129,7 @@ def result_of(job: Job, found: Found, seconds: float) -> Json:
         "environment": environment(),
         "command": job.request.command,
         "seconds": seconds,
+        "peak_memory_bytes": process_peak_bytes(),
     }
 
 

@@ -1,11 +1,12 @@
 """The disjoint parts of the data that a job works on."""
 
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from gossamer.core.errors import DataError
 from gossamer.evaluate.job import named_task
-from gossamer.evaluate.splits import draw
+from gossamer.evaluate.splits import draw, sources
 from gossamer.evaluate.task import Task
 from gossamer.evaluate.tasks import open_task
 from gossamer.models.open import Opened
@@ -15,14 +16,19 @@ BUILT_IN = {"scenes": ("val", "test")}
 """Built-in sets with splits of their own: the split that the search reads and the one that the final test reads."""
 
 _PARTS = ("calibrate", "measure", "select", "confirm", "guard")
+SPREAD = ("calibrate",)
+"""Parts that take few examples of each source, for variety."""
+
+SPARE = {"vqa": 20}
+"""Examples of a built-in set that are read for each one that calibrates, as its source is not used again."""
 
 
 @dataclass(frozen=True)
 class Parts:
     """Tasks on disjoint examples.
 
-    `name` and `data` are the task's; `settings` opened the searched set, from whose first `pool` examples all parts
-    but the test were drawn.
+    `name` and `data` are the task's; `settings` opened the searched set, from whose first `pool` sources (windows,
+    pictures) all parts but the test were drawn.
     """
 
     name: str
@@ -50,29 +56,47 @@ def open_parts(request: OptimizeRequest, opened: Opened, sizes: Sizes) -> Parts:
     wanted = {part: getattr(sizes, part) for part in _PARTS}
     settings: dict[str, Any] = {}
     if search_split is not None:
-        settings = {"split": search_split, "limit": sum(wanted.values())}
+        settings = {"split": search_split, "limit": sum(wanted.values()) + SPARE.get(name, 0) * sizes.calibrate}
     pool = open_task(name, data, opened, **settings)
-    sha256 = str(pool.protocol["sha256"])
-    indices = list(range(len(pool)))
+    about = sources(pool)
+    searched = list(dict.fromkeys(about))
     if test_split is not None or request.test_data is not None:
         source = request.test_data or data
         test = open_task(name, source, opened, split=test_split if source == data else None, limit=sizes.test)
     else:
-        kept = len(pool) - max(1, len(pool) // 4)
-        test = pool.subset(indices[kept:][: sizes.test])
-        indices = indices[:kept]
-    share = min(1.0, len(indices) / sum(wanted.values()))
-    counts = {part: int(count * share) for part, count in wanted.items()}
-    if min(counts.values()) < 1:
+        searched = searched[: len(searched) - max(1, len(searched) // 4)]
+        kept = set(searched)
+        test = pool.subset([i for i, source in enumerate(about) if source not in kept][: sizes.test])
+    chosen = _drawn(about, searched, wanted, request.seed)
+    if not chosen:
         raise DataError(
             f"{data} holds {len(pool)} examples, which is too few to search, confirm and test on disjoint parts: "
             "give at least 40, or name --test-data"
         )
-    chosen = draw(len(indices), counts, request.seed)
-    tasks = {part: pool.subset([indices[i] for i in chosen[part]]) for part in _PARTS}
+    counts = {part: len(indices) for part, indices in chosen.items()}
+    tasks = {part: pool.subset(indices) for part, indices in chosen.items()}
     return Parts(
-        name, data, settings, sha256, test=test, counts={**counts, "test": len(test)}, pool=len(indices), **tasks
-    )
+        name, data, settings, str(pool.protocol["sha256"]), test=test, counts={**counts, "test": len(test)},
+        pool=len(searched), **tasks,
+    )  # fmt: skip
+
+
+def _drawn(
+    about: Sequence[Hashable], searched: Sequence[Hashable], wanted: Mapping[str, int], seed: int
+) -> dict[str, list[int]]:
+    """The examples of each part, from the sources in `searched`: as many as wanted or as there are; {} if too few."""
+    kept = set(searched)
+    known = [source for source in about if source in kept]
+    places = [index for index, source in enumerate(about) if source in kept]
+    share = min(1.0, len(known) / sum(wanted.values()))
+    while min(counts := [int(count * share) for count in wanted.values()]) > 0:
+        try:
+            drawn = draw(known, dict(zip(wanted, counts, strict=True)), seed, SPREAD)
+        except DataError:
+            share *= 0.95
+        else:
+            return {part: [places[index] for index in indices] for part, indices in drawn.items()}
+    return {}
 
 
 def key_of(parts: Parts, sizes: Sizes, seed: int) -> dict[str, Any]:

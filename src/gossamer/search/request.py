@@ -55,7 +55,7 @@ class Sizes:
     """How many examples each part of the search reads, and how many rounds of refinement it makes.
 
     `calibrate`: Hessians; `measure`: sensitivity; `select` and `confirm`: refinement chooses on one and confirms on the
-    other; `guard`: the never-worse comparison; `test`: the final figures.
+    other; `guard`: the never-worse comparison; `test`: the final figures; `proposals`: whole plans that are compared.
     """
 
     calibrate: int
@@ -65,21 +65,27 @@ class Sizes:
     guard: int
     test: int
     rounds: int
+    proposals: int
 
 
 SIZES: dict[str, dict[Effort, Sizes]] = {
     "text": {
-        "quick": Sizes(24, 4, 6, 6, 12, 64, 1),
-        "standard": Sizes(64, 8, 12, 12, 24, 256, 2),
-        "thorough": Sizes(128, 16, 24, 24, 48, 4096, 4),
+        "quick": Sizes(24, 4, 6, 6, 12, 64, 1, 12),
+        "standard": Sizes(64, 8, 12, 12, 24, 256, 2, 24),
+        "thorough": Sizes(128, 16, 24, 24, 48, 4096, 4, 64),
+    },
+    "vqa": {
+        "quick": Sizes(96, 256, 768, 768, 1024, 1000, 1, 12),
+        "standard": Sizes(256, 512, 1536, 1536, 2048, 2000, 2, 24),
+        "thorough": Sizes(512, 2048, 4096, 4096, 4096, 10000, 4, 64),
     },
     "other": {
-        "quick": Sizes(96, 48, 96, 96, 256, 1000, 1),
-        "standard": Sizes(256, 96, 192, 192, 512, 2000, 2),
-        "thorough": Sizes(512, 256, 512, 512, 1024, 10000, 4),
+        "quick": Sizes(96, 48, 96, 96, 256, 1000, 1, 12),
+        "standard": Sizes(256, 96, 192, 192, 512, 2000, 2, 24),
+        "thorough": Sizes(512, 256, 512, 512, 1024, 10000, 4, 64),
     },
 }
-"""Examples by task (windows of text; questions or images for the others) and effort."""
+"""Examples by task (windows of text; questions, of which many share a picture; pictures for the others) and effort."""
 
 
 def sizes_for(task: str, effort: Effort) -> Sizes:

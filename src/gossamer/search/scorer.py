@@ -48,34 +48,33 @@ class Scorer:
     def __init__(self, model: nn.Module, task: Task, batch_size: int, forward: Callable[[dict[str, Any]], Any]) -> None:
         self._task = task
         self.batches: list[Batch] = list(task.batches(batch_size))
+        self._owners = [task.owners(batch) for batch in self.batches]
         self._reference: list[Tensor] = []
-        self._owners: list[Tensor] = []
         losses = []
         for batch in self.batches:
             log_probs = task.log_probs(forward(batch.inputs), batch)
             self._reference.append(log_probs)
-            self._owners.append(task.owners(batch) - batch.indices[0])
-            losses.append(_per_example(task.losses(log_probs, batch), self._owners[-1], batch.size))
-        self.weight = np.concatenate(
-            [
-                torch.bincount(owner, minlength=batch.size).numpy()
-                for owner, batch in zip(self._owners, self.batches, strict=True)
-            ]
-        ).astype(np.float64)
-        self.baseline_loss = float(np.average(np.concatenate(losses), weights=self.weight))
+            losses.append(task.losses(log_probs, batch))
+        weight, (loss,) = self._per_example(losses)
+        self.baseline_loss = float(np.average(loss, weights=weight))
 
-    def score(self, outputs: Callable[[int, Batch], Any]) -> Score:
-        """The score of a model whose output on batch number `i` is `outputs(i, batch)`."""
+    def score(self, outputs: Callable[[int, Batch], Any], share: float = 1.0) -> Score:
+        """The score of a model whose output on batch number `i` is `outputs(i, batch)`.
+
+        Only the first `share` of the batches (0 to 1, at least one) is scored; examples of the others weigh nothing.
+        """
         kls, losses = [], []
         with torch.no_grad():
-            for number, batch in enumerate(self.batches):
+            for number, batch in enumerate(self.batches[: max(1, round(share * len(self.batches)))]):
                 log_probs = self._task.log_probs(outputs(number, batch), batch)
-                reference, owner = self._reference[number], self._owners[number]
-                kls.append(_per_example(kl_per_position(reference, log_probs), owner, batch.size))
-                losses.append(_per_example(self._task.losses(log_probs, batch), owner, batch.size))
-        return Score(np.concatenate(kls), np.concatenate(losses), self.weight)
+                kls.append(kl_per_position(self._reference[number], log_probs))
+                losses.append(self._task.losses(log_probs, batch))
+        weight, (kl, loss) = self._per_example(kls, losses)
+        return Score(kl, loss, weight)
 
-
-def _per_example(values: Tensor, owners: Tensor, size: int) -> np.ndarray:
-    """Means of `values` (positions,) over each of `size` examples, 0 where an example has no position."""
-    return example_means(values, owners, size).nan_to_num(0.0).numpy()
+    def _per_example(self, *values: list[Tensor]) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Positions of each example, and means over them of per-position values of the first batches (0 without)."""
+        owners, count = torch.cat(self._owners[: len(values[0])]), len(self._task)
+        weight = torch.bincount(owners, minlength=count).numpy().astype(np.float64)
+        means = [example_means(torch.cat(some), owners, count).nan_to_num(0.0).numpy() for some in values]
+        return weight, means

@@ -11,11 +11,11 @@ from gossamer.compress.calibrate import Stream, layers_by_step
 from gossamer.compress.quantize.presets import uniform_schemes
 from gossamer.core.errors import RequirementError
 from gossamer.evaluate.task import Task
-from gossamer.search.allocate import allocate
 from gossamer.search.bank import Bank
 from gossamer.search.front import UNIFORM, Point, allocations, options_of, undefeated
 from gossamer.search.guard import Contender, Verdict, judge
 from gossamer.search.job import Job
+from gossamer.search.propose import halving, population
 from gossamer.search.refine import Refined, Round, refine
 from gossamer.search.scorer import Score
 from gossamer.search.sensitivity import Sensitivity, step_of_unit
@@ -24,8 +24,12 @@ from gossamer.search.units import Assignment, assignment_of, choice_in, describe
 FRONT_POINTS = 14
 
 
-def _measured(job: Job, bank: Bank, assignment: Assignment, part: str) -> Score:
-    return job.score(bank.assignment(assignment), part)
+FINALISTS = 4
+"""Proposals that are compared on the `confirm` part too."""
+
+
+def _measured(job: Job, bank: Bank, assignment: Assignment, part: str, share: float = 1.0) -> Score:
+    return job.score(bank.assignment(assignment), part, share)
 
 
 def pareto(job: Job, bank: Bank, sensitivity: Sensitivity) -> tuple[list[Point], list[Point]]:
@@ -104,21 +108,27 @@ def loss_percent(task: Task, before: float, after: float) -> float:
 
 
 def allocated(job: Job, bank: Bank, sensitivity: Sensitivity, limit: int) -> Refined:
-    """The exact allocation within `limit` bytes, refined by measuring around it.
+    """The best proposal within `limit` bytes, refined by measuring around it.
 
-    Adding up losses can mislead (see the report's additivity), so refinement starts from the uniform setting that fills
-    the budget best where that diverges less on the `select` and `confirm` parts together.
+    The proposals are exact allocations (see `propose`) and the uniform setting that fills the budget best. The
+    `select` part thins them to a few, and the divergence on it and `confirm` together decides.
     """
-    starts = [allocate(options_of(job.units, sensitivity.kl), limit - job.fixed), *_uniform_start(job, limit)]
+    options = options_of(job.units, sensitivity.kl)
+    proposals = population(options, limit - job.fixed, job.sizes.proposals, job.request.seed)
+    proposals += [chosen for chosen in _uniform_start(job, limit) if chosen not in proposals]
 
-    def evaluate(part: str) -> Any:
-        return lambda chosen: _measured(job, bank, assignment_of(job.units, chosen), part)
+    def evaluate(part: str, share: float = 1.0) -> Any:
+        return lambda chosen: _measured(job, bank, assignment_of(job.units, chosen), part, share)
 
     def compute() -> Any:
         select, confirm = evaluate("select"), evaluate("confirm")
+        track = partial(job.progress.track, stage="compare whole plans")
+        finalists = halving(
+            proposals, FINALISTS, lambda chosen, share: evaluate("select", share)(chosen).mean_kl, track
+        )
         found = refine(
             job.units,
-            min(starts, key=lambda chosen: select(chosen).mean_kl + confirm(chosen).mean_kl),
+            min(finalists, key=lambda chosen: select(chosen).mean_kl + confirm(chosen).mean_kl),
             limit - job.fixed,
             job.sizes.rounds,
             select,
@@ -127,7 +137,7 @@ def allocated(job: Job, bank: Bank, sensitivity: Sensitivity, limit: int) -> Ref
         )
         return {"chosen": found.chosen, "rounds": [asdict(item) for item in found.rounds]}
 
-    record = job.folder.step("refine", [job.key, limit, starts, job.sizes.rounds], compute)
+    record = job.folder.step("refine", [job.key, limit, proposals, job.sizes.rounds], compute)
     return Refined(tuple(record["chosen"]), tuple(Round(**item) for item in record["rounds"]))
 
 

@@ -1,0 +1,146 @@
+"""What it takes to run models side by side: the time of their stages and the memory of their weights.
+
+Stages, in milliseconds: `prefill_ms` (a prompt of text) and `decode_ms` (each token after it) of models that generate
+with a cache; `latency_ms` (one forward pass of one example) of all others; `image_ms` (one example's images) where they
+are encoded by themselves. The models' runs take turns, so that a busy machine disturbs all of them alike.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gossamer.core.errors import ModelError
+from gossamer.core.outcome import Measure
+from gossamer.core.progress import SILENT, Progress
+from gossamer.evaluate import meters
+from gossamer.evaluate.intervals import median_ratio
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PROMPT, NEW = 128, 8
+"""Tokens of the prompt, at most, and tokens that are decoded after it in one run."""
+
+ROUNDS, WARMUP = 15, 2
+"""Runs of each stage that count, and runs before them."""
+
+LARGE = 50_000_000
+"""Above this many parameters, of the largest model, there are `FEW_ROUNDS`, and one before them."""
+
+FEW_ROUNDS = 6
+"""The fewest of which a ratio has a 95 % interval."""
+
+RUNTIME = (
+    "Latency and memory of the weights are those of plain transformers, which expands packed weights to 32-bit floats "
+    "when it loads them"
+)
+"""What all figures here are of, for whoever reads them; without a full stop."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """What was measured.
+
+    `figures`: for each model, in the order given, its stages' times and `weight_memory_bytes` (parameters and buffers
+    as they lie in memory). `ratios`: for each stage that all models have, the second model's time by the first's.
+    `notes`: a sentence on each stage that could not be timed.
+    """
+
+    figures: tuple[dict[str, Measure], ...]
+    ratios: dict[str, Measure] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One stage: what is timed, in words, and its clock for a model, None where the model has no such stage."""
+
+    what: str
+    clock: Callable[[nn.Module], meters.Clock | None]
+
+
+def measure_running(models: Sequence[nn.Module], inputs: Mapping[str, Any], progress: Progress = SILENT) -> Running:
+    """Measures one model, or two side by side; all of them stay as they are.
+
+    `inputs` are one example's inputs of a forward pass. A stage that fails is left out and said in `notes`.
+    """
+    figures: list[dict[str, Measure]] = [{} for _ in models]
+    ratios: dict[str, Measure] = {}
+    notes = []
+    for key, stage in progress.track(list(_stages(models, inputs).items()), "timing"):
+        try:
+            times = _times(stage, models)
+        except Exception as error:  # what a model cannot do must not cost the job that asks how fast it does it
+            said = (str(error).strip().splitlines() or [""])[0]
+            notes.append(f"{key} was not measured: {stage.what} failed with {type(error).__name__}: {said[:200]}")
+            continue
+        for number, row in times.items():
+            figures[number][key] = meters.latency(row, f"median and quartiles after warm-up of {stage.what}")
+        if len(times) == len(models) == 2:
+            ratios[key] = median_ratio(times[0], times[1])
+    for model, mine in zip(models, figures, strict=True):
+        mine["weight_memory_bytes"] = Measure.exact(meters.memory_bytes(model))
+    return Running(tuple(figures), ratios, tuple(notes))
+
+
+def _times(stage: _Stage, models: Sequence[nn.Module]) -> dict[int, NDArray[np.float64]]:
+    """Milliseconds of a stage's runs, by the number of each model that has the stage."""
+    clocks = {number: clock for number, model in enumerate(models) if (clock := stage.clock(model)) is not None}
+    if not clocks:
+        return {}
+    large = max(_parameters(model) for model in models) > LARGE
+    repeats, warmup = (FEW_ROUNDS, 1) if large else (ROUNDS, WARMUP)
+    return dict(zip(clocks, meters.in_turn(list(clocks.values()), repeats, warmup), strict=True))
+
+
+def _stages(models: Sequence[nn.Module], inputs: Mapping[str, Any]) -> dict[str, _Stage]:
+    """The stages by key. All models are timed on the same lengths."""
+    prompt = min(_prompt(model) for model in models)
+
+    def image(model: nn.Module) -> meters.Clock | None:
+        try:
+            return meters.image_clock(model, inputs)
+        except ModelError:
+            return None
+
+    return {
+        "prefill_ms": _Stage(
+            f"a text prompt of {prompt} tokens",
+            lambda model: meters.prefill_clock(model, prompt) if _generates(model) else None,
+        ),
+        "decode_ms": _Stage(
+            f"a token, {NEW} in a row after {prompt} cached ones",
+            lambda model: meters.decode_clock(model, prompt, NEW) if _generates(model) else None,
+        ),
+        "latency_ms": _Stage(
+            "a forward pass of one example",
+            lambda model: None if _generates(model) else meters.forward_clock(model, inputs),
+        ),
+        "image_ms": _Stage("the encoding of one example's images", image),
+    }
+
+
+def _generates(model: Any) -> bool:
+    """Whether the model writes token after token, its past kept in a cache that is handed on."""
+    known = set(inspect.signature(model.forward).parameters)
+    return (
+        model.can_generate()
+        and {"input_ids", "past_key_values"} <= known
+        and not getattr(model.config, "is_encoder_decoder", False)
+    )
+
+
+def _prompt(model: Any) -> int:
+    """Tokens of a prompt that leaves room for the new ones."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or PROMPT + NEW
+    return max(1, min(PROMPT, positions - NEW))
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
