@@ -163,3 +163,18 @@ def test_a_signal_ends_with_130_and_says_how_to_go_on(sent: signal.Signals) -> N
     _, err = process.communicate(timeout=20)
     assert process.returncode == 130
     assert err.startswith("interrupted: the same command resumes")
+
+
+def test_what_compiled_libraries_print_stays_out_of_the_result():
+    code = """
+import ctypes
+from gossamer.cli.terminal import job, show
+with job():
+    print("from Python")
+    ctypes.CDLL(None).printf(b"from C, not flushed")
+show({"answer": 42}, True, print)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == {"answer": 42}
+    assert "from Python" in done.stderr
+    assert "from C" in done.stderr

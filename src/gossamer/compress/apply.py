@@ -25,10 +25,16 @@ from gossamer.models.packed import QuantizedTensor
 
 
 class Quantizer(Protocol):
-    """A technique that puts one weight on a grid. `calibrated` tells whether it wants statistics."""
+    """A technique that puts one weight on a grid.
+
+    `calibrated` tells whether it wants statistics, `paired` whether these should tell both models' inputs apart.
+    """
 
     @property
     def calibrated(self) -> bool: ...
+
+    @property
+    def paired(self) -> bool: ...
 
     def quantize(self, weight: Tensor, statistics: Statistics | None) -> Quantized:
         """The quantised form of `weight` float32 (rows, columns)."""
@@ -94,8 +100,10 @@ def apply_steps(
     walk = Walk(model, hierarchy, batches[0].inputs)
     steps_layers = layers_by_step(walk, hierarchy)
     stream = Stream(walk, batches)
+    unchanged = Stream(walk, batches) if any(technique.paired for technique in assigned.values()) else None
     for step in progress.track(sorted(steps_layers), "quantise block by block"):
-        pass_through(model, stream, [layer for layer in steps_layers[step] if layer.path in assigned], quantise)
+        wanted = [layer for layer in steps_layers[step] if layer.path in assigned]
+        pass_through(model, stream, wanted, quantise, unchanged)
     reached = {layer.path for group in steps_layers.values() for layer in group}
     for path in assigned:
         if path not in reached:

@@ -73,7 +73,11 @@ class Stream:
     def advance(self, outputs: Sequence[Any] | None = None) -> None:
         """Every batch goes on to the next stage; `outputs` of the present block are not computed again."""
         known = outputs or [None] * len(self.batches)
-        self._entries = [entry for n, output in enumerate(known) if (entry := self.run(n, output)) is not None]
+        self.stand([self.run(number, output) for number, output in enumerate(known)])
+
+    def stand(self, entries: Sequence[Entry | None]) -> None:
+        """The batches are at the next stage, where these are their entries."""
+        self._entries = [entry for entry in entries if entry is not None]
         self.step += 1
 
 
@@ -81,35 +85,51 @@ Meet = Callable[[Layer, Statistics | None], None]
 """What is done with a layer and its inputs' statistics (None: the data gave none). It may change the weight."""
 
 
-def pass_through(model: nn.Module, stream: Stream, layers: Iterable[Layer], meet: Meet) -> None:
+def pass_through(
+    model: nn.Module,
+    stream: Stream,
+    layers: Iterable[Layer],
+    meet: Meet,
+    unchanged: Stream | None = None,
+) -> None:
     """Moves every batch through the present step, and meets its `layers` on the way.
 
     The block is run once: all batches go to a layer's door, the layer is met, and all go on through its new weight.
     So each layer is calibrated on what reaches it through the layers already met, inside the block too. Layers outside
-    the block are met after a pass of their own. At the model's last block the batches stop. Raises `DataError` for
-    inputs that are not finite.
+    the block are met after a pass of their own. At the model's last block the batches stop. With a stream of the
+    `unchanged` model, which comes along, statistics tell both models' inputs apart; a block's inputs there are kept in
+    memory meanwhile. Raises `DataError` for inputs that are not finite.
     """
     layers = list(layers)
+    originals = None if unchanged is None else _record(model, unchanged, layers)
     inside = {layer.path for layer in stream.walk.stages[stream.step].block.layers} if stream.step >= 0 else set()
     here = [layer for layer in layers if layer.path in inside]
-    outputs = _lockstep(model, stream, here, meet) if here else None
+    outputs = _lockstep(model, stream, here, meet, originals) if here else None
     outside = [layer for layer in layers if layer.path not in inside]
-    statistics = collect(model, stream, outside, outputs)
+    statistics = collect(model, stream, outside, outputs, originals)
     for layer in outside:
         meet(layer, statistics.get(layer.path))
     if not stream.last:
         stream.advance(outputs)
 
 
+Originals = Sequence[dict[str, Tensor]]
+"""For each batch, layer path → the inputs that the unchanged model gives the layer."""
+
+
 def collect(
-    model: nn.Module, stream: Stream, layers: Iterable[Layer], outputs: Sequence[Any] | None = None
+    model: nn.Module,
+    stream: Stream,
+    layers: Iterable[Layer],
+    outputs: Sequence[Any] | None = None,
+    originals: Originals | None = None,
 ) -> dict[str, Statistics]:
     """Runs the stream's present step and returns the statistics of those `layers` that multiply their inputs.
 
     `outputs` of the block are not computed again. Embeddings and stacked expert tensors have no statistics and are left
     out. Raises `DataError` for inputs that are not finite.
     """
-    watch = _Watch(model, stream)
+    watch = _Watch(model, stream, originals)
     followed = [layer for layer in layers if layer.kind in ("linear", "conv")]
     with watch.following(followed, lambda path: None):
         for number in range(len(stream.batches) if followed else 0):
@@ -118,12 +138,44 @@ def collect(
     return {layer.path: watch.statistics(layer.path) for layer in followed if layer.path in watch.leaders}
 
 
-def _lockstep(model: nn.Module, stream: Stream, layers: Sequence[Layer], meet: Meet) -> list[Any]:
+def _record(model: nn.Module, stream: Stream, layers: Iterable[Layer]) -> list[dict[str, Tensor]]:
+    """Moves every batch of the unchanged model through the present step; returns what its `layers` were given."""
+    found: list[dict[str, Tensor]] = []
+    copies: list[tuple[ref[Tensor], Tensor]] = []
+
+    def hook(path: str) -> Callable[..., None]:
+        def keep(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            copy = next((copy for seen, copy in copies if seen() is args[0]), None)
+            if copy is None:
+                copy = args[0].clone()
+                copies.append((ref(args[0]), copy))
+            found[-1].setdefault(path, copy)
+
+        return keep
+
+    entries = []
+    with ExitStack() as stack:
+        for layer in layers:
+            if layer.kind in ("linear", "conv"):
+                module = model.get_submodule(layer.module)
+                stack.callback(module.register_forward_pre_hook(hook(layer.path)).remove)
+        for number in range(len(stream.batches)):
+            found.append({})
+            copies.clear()
+            entries.append(stream.run(number))
+    if not stream.last:
+        stream.stand(entries)
+    return found
+
+
+def _lockstep(
+    model: nn.Module, stream: Stream, layers: Sequence[Layer], meet: Meet, originals: Originals | None = None
+) -> list[Any]:
     """The block's output for every batch, all batches run side by side so that they meet each layer together.
 
     Each batch's pass is a coroutine (greenlet) that pauses at the doors of layers not yet met; no two run at a time.
     """
-    watch = _Watch(model, stream)
+    watch = _Watch(model, stream, originals)
     by_path = {layer.path: layer for layer in layers}
     unmet = dict.fromkeys(by_path)
     followed = [layer for layer in layers if layer.kind in ("linear", "conv")]
@@ -171,8 +223,9 @@ class _Watch:
     `number` is the batch that runs now; `leaders` maps each layer seen to the one whose statistics it shares.
     """
 
-    def __init__(self, model: nn.Module, stream: Stream) -> None:
+    def __init__(self, model: nn.Module, stream: Stream, originals: Originals | None) -> None:
         self._model = model
+        self._originals = originals
         self._masks = [_token_mask(batch) for batch in stream.batches]
         self._seen: list[list[tuple[ref[Tensor], str]]] = [[] for _ in stream.batches]
         self._accumulators: dict[str, Accumulator] = {}
@@ -205,7 +258,8 @@ class _Watch:
                 self._accumulators[path] = Accumulator(path, module)
         if self.leaders[path] == path and path in self._accumulators:
             before.append((ref(inputs), path))
-            self._accumulators[path].add(inputs, _fitting(self._masks[self.number], inputs))
+            unchanged = None if self._originals is None else self._originals[self.number].get(path)
+            self._accumulators[path].add(inputs, _fitting(self._masks[self.number], inputs), unchanged)
 
     def statistics(self, path: str) -> Statistics:
         """What the layer's inputs were, up to now; no more are gathered for it."""

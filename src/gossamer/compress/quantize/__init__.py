@@ -1,8 +1,9 @@
-"""Techniques that put weights on low-bit grids. Importing this registers `rtn` and `gptq`."""
+"""Techniques that put weights on low-bit grids. Importing this registers `rtn`, `gptq` and `qronos`."""
 
 from gossamer.compress.quantize.gptq import Gptq
+from gossamer.compress.quantize.qronos import Qronos
 from gossamer.compress.quantize.quantized import Quantized
 from gossamer.compress.quantize.rtn import RoundToNearest
 from gossamer.compress.quantize.statistics import Accumulator, Statistics
 
-__all__ = ["Accumulator", "Gptq", "Quantized", "RoundToNearest", "Statistics"]
+__all__ = ["Accumulator", "Gptq", "Qronos", "Quantized", "RoundToNearest", "Statistics"]

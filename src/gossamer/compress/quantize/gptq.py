@@ -51,23 +51,30 @@ class Gptq:
         """True: without statistics a layer is rounded to nearest."""
         return True
 
+    @property
+    def paired(self) -> bool:
+        """Whether the statistics should tell the unchanged model's inputs from the compressed one's."""
+        return False
+
     def quantize(self, weight: Tensor, statistics: Statistics | None) -> Quantized:
         """The quantised form of `weight` (rows, columns) for inputs with these `statistics`.
 
         Raises `PlanError` if the group does not divide the columns, `ModelError` for weights or Hessians that are not
         finite.
         """
-        weight = usable(weight)
+        original = weight = usable(weight)
         factor = None if statistics is None else statistics.factor(self.damping, self.act_order)
         costs = factor.costs if factor is not None and self.clip == "hessian" else None
+        if statistics is not None and self.paired:
+            weight = statistics.target(weight, self.damping)
         grid = fit_grid(weight, self.scheme, "none" if self.clip == "none" else "mse", costs)
         if factor is None:
             tensor = QuantizedTensor.encode(weight, self.scheme, grid.scales, grid.zeros)
             reason = "no calibration statistics" if statistics is None else "the Hessian is singular at every damping"
-            return judged(weight, tensor, statistics, (f"rounded to nearest: {reason}",))
+            return judged(original, tensor, statistics, (f"rounded to nearest: {reason}",))
         codes = diffuse(weight, factor, self.scheme, grid)
         tensor = QuantizedTensor(self.scheme, tuple(weight.shape), codes, grid.scales, grid.zeros)
-        return judged(weight, tensor, statistics, _notes(self, factor))
+        return judged(original, tensor, statistics, _notes(self, factor))
 
 
 def diffuse(weight: Tensor, factor: Factor, scheme: Scheme, grid: Grid) -> Tensor:

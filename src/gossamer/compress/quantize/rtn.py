@@ -41,6 +41,11 @@ class RoundToNearest:
         """False: statistics only serve to report the loss."""
         return False
 
+    @property
+    def paired(self) -> bool:
+        """False: inputs do not matter."""
+        return False
+
     def quantize(self, weight: Tensor, statistics: Statistics | None) -> Quantized:
         """The rounded form of `weight` (rows, columns).
 

@@ -28,10 +28,13 @@ class Statistics:
     """What calibration knows about a layer's inputs.
 
     `hessian` float32 (columns, columns): the mean of x xᵀ over `tokens` input vectors (patches, for convolutions).
+    `cross` float32 (columns, columns), where it was asked for: the mean of u xᵀ, u being what the unchanged model gives
+    the layer in the place of x.
     """
 
     hessian: Tensor
     tokens: int
+    cross: Tensor | None = None
     _factors: dict[tuple[float, bool], Factor | None] = field(default_factory=dict, repr=False)
 
     def factor(self, damping: float, act_order: bool) -> Factor | None:
@@ -40,6 +43,21 @@ class Statistics:
         if key not in self._factors:
             self._factors[key] = factorise(self.hessian, damping, act_order)
         return self._factors[key]
+
+    def target(self, weight: Tensor, damping: float) -> Tensor:
+        """The weight (rows, columns) that comes closest on x to what `weight` gives on u; without `cross` itself.
+
+        Ridge regression about `weight`: (W C + λ W)(H + λ I)⁻¹ with λ = `damping` times the mean diagonal of H.
+        """
+        strength = damping * float(self.hessian.diagonal().mean())
+        if self.cross is None or strength <= 0:
+            return weight
+        damped, pulled = self.hessian.double(), (weight @ self.cross).double()
+        damped.diagonal().add_(strength)
+        root, failed = torch.linalg.cholesky_ex(damped)
+        if int(failed):
+            return weight
+        return torch.cholesky_solve(pulled.add_(weight, alpha=strength).T, root).T.float()
 
     def loss(self, error: Tensor) -> float:
         """The mean squared output error, summed over outputs, of a weight that is off by `error` (rows, columns)."""
@@ -68,27 +86,39 @@ class Accumulator:
         self._columns = _columns(path, layer)
         dtype = torch.float64 if self._columns <= _DOUBLE_COLUMNS else torch.float32
         self._mean = torch.zeros(self._columns, self._columns, dtype=dtype)
+        self._cross: Tensor | None = None
         self._waiting: list[Tensor] = []
+        self._unchanged: list[Tensor] = []
         self.tokens = 0
 
-    def add(self, inputs: Tensor, mask: Tensor | None = None) -> None:
-        """Counts `inputs` as the layer's forward receives them.
+    def add(self, inputs: Tensor, mask: Tensor | None = None, unchanged: Tensor | None = None) -> None:
+        """Counts `inputs` as the layer's forward receives them; beside them, always or never, what it receives in the
+        `unchanged` model.
 
         `mask` (bool) tells which input vectors are real, such as (batch, positions): those where it is False are
         padding and do not count. For convolutions it covers the batch. Inputs wait until a few thousand vectors are
         there; `DataError` is raised for NaN or infinite ones then, or by `finish`.
         """
+        if unchanged is None:
+            for rows in self._rows(inputs, mask):
+                self._add_rows(rows, None)
+        else:
+            for rows, originals in zip(self._rows(inputs, mask), self._rows(unchanged, mask), strict=True):
+                self._add_rows(rows, originals)
+
+    def _rows(self, inputs: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
         if isinstance(self._layer, (nn.Conv1d, nn.Conv2d)):
-            for patches in _patches(self._layer, inputs if mask is None else inputs[mask]):
-                self._add_rows(patches)
+            yield from _patches(self._layer, inputs if mask is None else inputs[mask])
         else:
             rows = inputs.reshape(-1, self._columns)
-            self._add_rows(rows if mask is None else rows[mask.reshape(-1)])
+            yield rows if mask is None else rows[mask.reshape(-1)]
 
-    def _add_rows(self, rows: Tensor) -> None:
+    def _add_rows(self, rows: Tensor, unchanged: Tensor | None) -> None:
         rows = rows.detach().to("cpu", torch.float32)
         enough = sum(map(len, self._waiting)) + len(rows) >= _ROWS
         self._waiting.append(rows if enough else rows.clone())  # the model may write over an input it has used
+        if unchanged is not None:
+            self._unchanged.append(unchanged.detach().to("cpu", torch.float32))
         if enough:
             self._fold()
 
@@ -109,6 +139,12 @@ class Accumulator:
                     "check the model in float32 and the calibration data"
                 )
             self._mean[start : start + _STRIP, start:].mul_(1 - weight).add_(gram, alpha=weight / count)
+        if self._unchanged:
+            gram = torch.cat(self._unchanged).T @ rows
+            self._unchanged.clear()
+            if self._cross is None:
+                self._cross = torch.zeros_like(self._mean)
+            self._cross.mul_(1 - weight).add_(gram, alpha=weight / count)
 
     def finish(self) -> Statistics:
         """The statistics of all inputs so far. Raises `DataError` if there were none, or some were not finite."""
@@ -117,7 +153,8 @@ class Accumulator:
         if self.tokens == 0:
             raise DataError(f"layer {self._path} saw no calibration input: use data that reaches it, or leave it out")
         upper = self._mean.float().triu_()
-        return Statistics(upper + upper.triu(1).T, self.tokens)
+        cross = None if self._cross is None else self._cross.float()
+        return Statistics(upper + upper.triu(1).T, self.tokens, cross)
 
 
 def _columns(path: str, layer: nn.Module) -> int:

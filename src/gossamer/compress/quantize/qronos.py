@@ -1,0 +1,22 @@
+"""Qronos: rounding that also makes up for what earlier layers did to the inputs (arXiv 2505.11695)."""
+
+from dataclasses import dataclass
+
+from gossamer.compress.quantize.gptq import Gptq
+from gossamer.core.technique import technique
+
+
+@technique("qronos")
+@dataclass(frozen=True)
+class Qronos(Gptq):
+    """GPTQ whose aim is the unchanged model's output, ‖W u − Ŵ x‖² with x the inputs behind quantised layers.
+
+    The best unrounded weight for that is the regression W C H⁻¹ (see `Statistics.target`); what remains,
+    (Ŵ − W C H⁻¹) H (Ŵ − W C H⁻¹)ᵀ, is GPTQ's own problem about another centre. The paper gets the same codes by
+    correcting before the first column and diffusing from there on. Settings are GPTQ's; the ridge is `damping`.
+    """
+
+    @property
+    def paired(self) -> bool:
+        """True: both models' inputs are needed."""
+        return True
