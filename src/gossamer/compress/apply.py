@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gossamer.compress.calibrate import Stream, layers_by_step, pass_through
 from gossamer.compress.quantize import Quantized, Statistics
+from gossamer.compress.scaling import Scaling, fold_scales
 from gossamer.compress.swap import finite_weight, overwrite_weight, replace_weight
 from gossamer.core.errors import DataError, PlanError
 from gossamer.core.plan import Step
@@ -78,7 +79,8 @@ def apply_steps(
 ) -> Applied:
     """Quantises the model's layers as `steps` say; the model then computes with the quantised weights.
 
-    `batches` are the calibration data; they may be empty if no technique is calibrated. Raises `PlanError` for steps
+    Techniques that scale columns first move scales into other weights too, which keeps the function. `batches` are the
+    calibration data; they may be empty if no technique is calibrated. Raises `PlanError` for steps
     that do not fit the model, `DataError` for calibration data that is missing or not finite, `ModelError` for
     weights that are not finite.
     """
@@ -98,6 +100,9 @@ def apply_steps(
     if not batches:
         raise DataError("the plan's techniques need calibration data and there is none: name a task and data")
     walk = Walk(model, hierarchy, batches[0].inputs)
+    if any(isinstance(technique, Scaling) for technique in assigned.values()):
+        for path in fold_scales(model, hierarchy, walk, batches, assigned, progress):
+            result.notes.append(f"{path}: nothing before it can make up for scales; quantised without")
     steps_layers = layers_by_step(walk, hierarchy)
     stream = Stream(walk, batches)
     unchanged = Stream(walk, batches) if any(technique.paired for technique in assigned.values()) else None

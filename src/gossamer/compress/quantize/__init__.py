@@ -1,9 +1,10 @@
-"""Techniques that put weights on low-bit grids. Importing this registers `rtn`, `gptq` and `qronos`."""
+"""Techniques that put weights on low-bit grids. Importing this registers `rtn`, `awq`, `gptq` and `qronos`."""
 
+from gossamer.compress.quantize.awq import Awq
 from gossamer.compress.quantize.gptq import Gptq
 from gossamer.compress.quantize.qronos import Qronos
 from gossamer.compress.quantize.quantized import Quantized
 from gossamer.compress.quantize.rtn import RoundToNearest
 from gossamer.compress.quantize.statistics import Accumulator, Statistics
 
-__all__ = ["Accumulator", "Gptq", "Qronos", "Quantized", "RoundToNearest", "Statistics"]
+__all__ = ["Accumulator", "Awq", "Gptq", "Qronos", "Quantized", "RoundToNearest", "Statistics"]

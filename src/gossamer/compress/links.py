@@ -1,0 +1,178 @@
+"""Links inside a block: where one module's output channels arrive, unmixed, as other layers' input columns.
+
+Scaling channel j of a producer (a norm's γ, rows of a matrix) by f and the columns that read it by 1/f leaves the
+block's function as it is. Which columns read which channel is not looked up by the names of a family but found out: the
+producer's channels are doubled in patterns that spell their numbers in binary, and a linked column doubles in the same
+pattern, to the bit, since powers of two commute with rounding. A link counts only if a trial with compensated factors
+leaves the block's output.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.engine.walk import Entry, Walk
+from gossamer.models.hierarchy import Block, Layer
+
+TOLERANCE = 1e-5
+"""Largest accepted change of the block's output in the trial, as a share of its largest value."""
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    """`producer` (dotted module path) writes what the `consumers` read.
+
+    `sources` int64, (columns,) for each consumer: the producer's channel behind each column, -1 where none was seen to
+    be (the column was 0 throughout). `channels` is how many the producer has.
+    """
+
+    producer: str
+    consumers: tuple[Layer, ...]
+    sources: tuple[Tensor, ...]
+    channels: int
+
+    def fold(self, model: nn.Module, factors: Tensor) -> None:
+        """Divides the producer's channels by `factors` (channels,), multiplies the columns that read them, in place."""
+        _scale(model.get_submodule(self.producer), 1 / factors)
+        for consumer, source in zip(self.consumers, self.sources, strict=True):
+            weight = model.get_parameter(consumer.tensor)
+            with torch.no_grad():
+                weight.mul_(columns_of(factors, source).to(weight.dtype))
+
+
+def columns_of(factors: Tensor, source: Tensor) -> Tensor:
+    """The factor of each column, (columns,): its channel's, 1 where it has none."""
+    return torch.where(source >= 0, factors[source.clamp_min(0)], 1.0)
+
+
+def find_links(model: nn.Module, walk: Walk, entry: Entry, block: Block) -> list[Link]:
+    """All links between the parts of a block, seen on one batch at its door. Each layer reads at most one producer."""
+    readers = {layer.path: layer for layer in block.layers if layer.kind == "linear" and not layer.transposed}
+    before, output = _inputs(model, walk, entry, readers)
+    found: list[Link] = []
+    for name, module in model.get_submodule(block.module).named_modules(prefix=block.module):
+        channels = _channels(module)
+        free = {path: before[path] for path in before if all(readers[path] not in link.consumers for link in found)}
+        if channels is None or not free:
+            continue
+        sources = _read(model, walk, entry, readers, module, channels, free)
+        if sources:
+            link = Link(name, tuple(readers[path] for path in sources), tuple(sources.values()), channels)
+            if _holds(model, walk, entry, link, output):
+                found.append(link)
+    return found
+
+
+def moved(model: nn.Module, walk: Walk, entry: Entry, links: list[Link], old: Block, new: Block) -> list[Link] | None:
+    """The links of one block at another one of the same build; None where they do not hold there."""
+    by_name = {layer.module.removeprefix(new.module): layer for layer in new.layers}
+    try:
+        found = [
+            Link(
+                new.module + link.producer.removeprefix(old.module),
+                tuple(by_name[layer.module.removeprefix(old.module)] for layer in link.consumers),
+                link.sources,
+                link.channels,
+            )
+            for link in links
+        ]
+        _, output = _inputs(model, walk, entry, {})
+        same = all(_holds(model, walk, entry, link, output) for link in found)
+    except (KeyError, AttributeError, RuntimeError):
+        return None
+    return found if same else None
+
+
+def _channels(module: nn.Module) -> int | None:
+    """The output channels of a module that ends in multiplying them (and adding a bias), None for other modules."""
+    weight = module._parameters.get("weight")
+    if weight is None or (weight.dim() == 2 and not isinstance(module, nn.Linear)) or weight.dim() > 2:
+        return None
+    return weight.shape[0]
+
+
+def _scale(module: nn.Module, factors: Tensor) -> None:
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            parameter = module._parameters.get(name)
+            if parameter is not None:
+                parameter.mul_(factors.to(parameter.dtype).reshape(-1, *[1] * (parameter.dim() - 1)))
+
+
+@contextmanager
+def _kept(module: nn.Module) -> Iterator[None]:
+    """Whatever happens to the module's own parameters inside, their values are back afterwards."""
+    values = {
+        name: parameter.detach().clone() for name, parameter in module._parameters.items() if parameter is not None
+    }
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in values.items():
+                module._parameters[name].copy_(value)  # type: ignore[union-attr]
+
+
+def _inputs(
+    model: nn.Module, walk: Walk, entry: Entry, readers: Mapping[str, Layer]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The inputs (vectors, columns) of each reader in one run of the block, and the block's output."""
+    seen: dict[str, Tensor] = {}
+
+    def hook(path: str) -> Callable[..., None]:
+        def keep(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            seen.setdefault(path, args[0].detach().reshape(-1, args[0].shape[-1]).clone())
+
+        return keep
+
+    with ExitStack() as stack:
+        for path, layer in readers.items():
+            module = model.get_submodule(layer.module)
+            stack.callback(module.register_forward_pre_hook(hook(path)).remove)
+        output = walk.through(entry)
+    return seen, output[0] if isinstance(output, tuple) else output
+
+
+def _read(
+    model: nn.Module,
+    walk: Walk,
+    entry: Entry,
+    readers: Mapping[str, Layer],
+    module: nn.Module,
+    channels: int,
+    before: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Reader → the channel of `module` behind each of its columns, for the readers that read nothing else."""
+    numbers = torch.arange(1, channels + 1)
+    sources = {path: torch.zeros(inputs.shape[1], dtype=torch.int64) for path, inputs in before.items()}
+    for bit in range(channels.bit_length()):
+        with _kept(module):
+            _scale(module, 1.0 + ((numbers >> bit) & 1))
+            after, _ = _inputs(model, walk, entry, {path: readers[path] for path in sources})
+        for path in list(sources):
+            same, doubled = after[path] == before[path], after[path] == 2 * before[path]
+            doubled = doubled.all(0) & ~same.all(0)
+            if not bool((same.all(0) | doubled).all()):
+                del sources[path]
+            else:
+                sources[path] += doubled.cpu().long() << bit
+        if not sources:
+            return {}
+    dead = {path: (before[path] == 0).all(0).cpu() for path in sources}
+    linked = {path: source for path, source in sources.items() if bool((source > 0).any())}
+    return {path: source - 1 for path, source in linked.items() if bool(((source > 0) | dead[path]).all())}
+
+
+def _holds(model: nn.Module, walk: Walk, entry: Entry, link: Link, output: Tensor) -> bool:
+    """Whether factors that are made up for leave the block's output as it is."""
+    factors = 2.0 ** torch.randint(-2, 3, (link.channels,), generator=torch.Generator().manual_seed(0))
+    with ExitStack() as stack:
+        for module in (link.producer, *(consumer.module for consumer in link.consumers)):
+            stack.enter_context(_kept(model.get_submodule(module)))
+        link.fold(model, factors)
+        _, changed = _inputs(model, walk, entry, {})
+    return float((changed - output).abs().max()) <= TOLERANCE * float(output.abs().max())

@@ -1,0 +1,110 @@
+"""AWQ: columns that matter are scaled up before rounding, and their inputs down (arXiv 2306.00978)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gossamer.compress.links import columns_of
+from gossamer.compress.quantize.gptq import Gptq
+from gossamer.compress.quantize.grid import fit_grid
+from gossamer.compress.quantize.quantized import Quantized, judged, usable
+from gossamer.compress.quantize.statistics import Statistics
+from gossamer.core.technique import technique
+from gossamer.models.packed import QuantizedTensor, Scheme
+
+
+@technique("awq")
+@dataclass(frozen=True)
+class Awq:
+    """Scales s_j = x_j^α / w_j^(1-α), the best of a grid of α, then rounds.
+
+    x_j is the root mean square of input j, w_j the mean of the column's magnitudes as shares of their group's largest.
+    α runs over [0, 1] in `steps` steps; what counts is the squared output error of all layers that read the input, with
+    plain rounding, and no scaling is always among the candidates. `rounding`: `nearest`, with scales found by weighing
+    columns by their inputs' power, or `gptq`. `bits`, `group` and `symmetric` are the grid's. Raises `ValueError` for
+    fewer than 2 steps.
+    """
+
+    bits: int
+    group: int | None = None
+    symmetric: bool = True
+    steps: int = 20
+    rounding: Literal["nearest", "gptq"] = "nearest"
+
+    def __post_init__(self) -> None:
+        Scheme(self.bits, self.group, self.symmetric)
+        if self.steps < 2:
+            raise ValueError(f"steps cannot be {self.steps}: the grid has at least 2")
+
+    @property
+    def scheme(self) -> Scheme:
+        """The grid's kind."""
+        return Scheme(self.bits, self.group, self.symmetric)
+
+    @property
+    def calibrated(self) -> bool:
+        """True: scales come from the inputs."""
+        return True
+
+    @property
+    def paired(self) -> bool:
+        """False: one model's inputs are enough."""
+        return False
+
+    def scales(
+        self, weights: Sequence[Tensor], statistics: Sequence[Statistics], sources: Sequence[Tensor], channels: int
+    ) -> Tensor | None:
+        """See `compress.scaling.Scaling`."""
+        power = _by_channel([found.hessian.diagonal() for found in statistics], sources, channels)
+        share = _by_channel([self._shares(weight) for weight in weights], sources, channels)
+        size = power.sqrt().clamp_min(1e-3 * float(power.mean().sqrt()) or 1.0)
+        best, least = (
+            None,
+            sum(self._loss(w, found, torch.ones(w.shape[1])) for w, found in zip(weights, statistics, strict=True)),
+        )
+        for alpha in torch.linspace(0, 1, self.steps).tolist():
+            factors = (size**alpha / (share ** (1 - alpha) + 1e-4)).clamp_min(1e-4)
+            factors = factors / (factors.max() * factors.min()).sqrt()
+            loss = sum(
+                self._loss(weight, found, columns_of(factors, source))
+                for weight, found, source in zip(weights, statistics, sources, strict=True)
+            )
+            if loss < least:
+                best, least = factors, loss
+        return best
+
+    def _shares(self, weight: Tensor) -> Tensor:
+        """(columns,): the mean over rows of each magnitude as a share of the largest of its group."""
+        grouped = weight.abs().reshape(len(weight), self.scheme.groups(weight.shape[1]), -1)
+        return (grouped / grouped.amax(-1, keepdim=True).clamp_min(1e-12)).reshape(weight.shape).mean(0)
+
+    def _loss(self, weight: Tensor, statistics: Statistics, factors: Tensor) -> float:
+        scaled = weight * factors
+        grid = fit_grid(scaled, self.scheme, "none")
+        rounded = QuantizedTensor.encode(scaled, self.scheme, grid.scales, grid.zeros).dequantize()
+        return statistics.loss(rounded / factors - weight)
+
+    def quantize(self, weight: Tensor, statistics: Statistics | None) -> Quantized:
+        """The quantised form of the (already scaled) `weight` (rows, columns). Raises as `Gptq.quantize` does."""
+        if self.rounding == "gptq":
+            return Gptq(self.bits, self.group, self.symmetric).quantize(weight, statistics)
+        weight = usable(weight)
+        costs = None
+        if statistics is not None:
+            power = statistics.hessian.diagonal()
+            costs = power / power.mean().clamp_min(torch.finfo(torch.float32).tiny)
+        grid = fit_grid(weight, self.scheme, "mse", costs)
+        return judged(weight, QuantizedTensor.encode(weight, self.scheme, grid.scales, grid.zeros), statistics)
+
+
+def _by_channel(values: Sequence[Tensor], sources: Sequence[Tensor], channels: int) -> Tensor:
+    """Means (channels,) of values that are given by column; 1 for channels that no column reads."""
+    total, count = torch.zeros(channels), torch.zeros(channels)
+    for value, source in zip(values, sources, strict=True):
+        read = source >= 0
+        total.index_add_(0, source[read], value[read].float())
+        count.index_add_(0, source[read], torch.ones(int(read.sum())))
+    return torch.where(count > 0, total / count.clamp_min(1), 1.0)

@@ -1,0 +1,80 @@
+"""Equalisation: scales move between layers so that quantisation loses less, while the model's function stays."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from gossamer.compress.calibrate import Stream, collect, layers_by_step
+from gossamer.compress.links import Link, find_links, moved
+from gossamer.compress.quantize import Statistics
+from gossamer.core.progress import Progress
+from gossamer.data.batch import Batch
+from gossamer.engine.walk import Walk
+from gossamer.models.hierarchy import Block, Hierarchy
+from gossamer.models.structure import read_matrix
+
+
+@runtime_checkable
+class Scaling(Protocol):
+    """A technique that wants its layers' input columns scaled before it quantises them."""
+
+    def scales(
+        self, weights: Sequence[Tensor], statistics: Sequence[Statistics], sources: Sequence[Tensor], channels: int
+    ) -> Tensor | None:
+        """The factors (channels,) for the columns of `weights` (rows, columns each), None to leave them alone.
+
+        `sources` give the channel behind each column of each weight, -1 for columns that stay as they are.
+        """
+        ...
+
+
+def fold_scales(
+    model: nn.Module,
+    hierarchy: Hierarchy,
+    walk: Walk,
+    batches: Sequence[Batch],
+    assigned: Mapping[str, object],
+    progress: Progress,
+) -> list[str]:
+    """Scales the layers whose technique is a `Scaling`, block by block, wherever what writes their inputs can make up
+    for it; the model computes what it computed. Returns the paths that no link reaches: they stay as they are."""
+    stream = Stream(walk, batches)
+    by_root: dict[str, tuple[Block, list[Link]]] = {}
+    left = [path for path, technique in assigned.items() if isinstance(technique, Scaling)]
+    steps = layers_by_step(walk, hierarchy)
+    for step in progress.track(sorted(steps), "scale block by block"):
+        if step >= 0:
+            stage = walk.stages[step]
+            wanted = [layer for layer in stage.block.layers if layer.path in left]
+            if wanted:
+                entry = stream.entry(0)
+                assert entry is not None
+                known = by_root.get(stage.root)
+                links = moved(model, walk, entry, known[1], known[0], stage.block) if known else None
+                if links is None:
+                    links = find_links(model, walk, entry, stage.block)
+                by_root[stage.root] = (stage.block, links)
+                statistics = collect(model, stream, wanted)
+                for link in links:
+                    if _fold(model, link, statistics, assigned):
+                        left = [path for path in left if path not in {layer.path for layer in link.consumers}]
+        if not stream.last:
+            stream.advance()
+    return left
+
+
+def _fold(model: nn.Module, link: Link, statistics: Mapping[str, Statistics], assigned: Mapping[str, object]) -> bool:
+    """Folds the scales of one link, if all its consumers are of one technique that wants them."""
+    techniques = {assigned.get(layer.path) for layer in link.consumers}
+    technique = next(iter(techniques))
+    if len(techniques) > 1 or not isinstance(technique, Scaling):
+        return False
+    if any(layer.path not in statistics for layer in link.consumers):
+        return False
+    weights = [read_matrix(model, layer).float() for layer in link.consumers]
+    known = [statistics[layer.path] for layer in link.consumers]
+    factors = technique.scales(weights, known, link.sources, link.channels)
+    if factors is not None:
+        link.fold(model, factors)
+    return True
