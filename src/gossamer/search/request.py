@@ -85,7 +85,7 @@ SIZES: dict[str, dict[Effort, Sizes]] = {
         "thorough": Sizes(512, 256, 512, 512, 1024, 10000, 4, 64),
     },
 }
-"""Examples by task (windows of text; questions, of which many share a picture; pictures for the others) and effort."""
+"""Examples by task (windows of 512 tokens; questions, of which many share a picture; pictures elsewhere) and effort."""
 
 
 def sizes_for(task: str, effort: Effort) -> Sizes:
