@@ -1,4 +1,5 @@
 import math
+import zipfile
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from standins import ByteTokenizer, llama, opened
 from gossamer.core.errors import DataError
 from gossamer.evaluate.task import Task
 from gossamer.evaluate.tasks import open_task
+from gossamer.models.open import open_model
 
 TEXT = "The gossamer albatross crossed the Channel on the power of one cyclist. " * 3
 
@@ -146,3 +148,25 @@ def test_wrong_tokenizers_and_short_texts(text_model, text_file, tmp_path):
         open_task("text", str(short), opened(text_model, tokenizer=ByteTokenizer()))
     with pytest.raises(DataError, match="unknown task 'poem': choose one of text"):
         open_task("poem", text_file, opened(text_model, tokenizer=ByteTokenizer()))
+
+
+def test_a_real_models_loss_depends_on_how_far_into_a_story_it_reads(data_folder, tmp_path):
+    """stories260K on the last 10 % of TinyStories v2, 166 stories: 1.248 nats per token over the first 128 tokens,
+    1.306 over 256, 1.342 over 512, and 1.378 over all, since what lies beyond 512 tokens begins without its story.
+
+    The two stated figures, about 1.24 (in the data folder's notes) and 1.297 (llama2.c, 512 tokens, its own split), are
+    thus not of one protocol. The tokens and logits are llama2.c's own, see tests/models/test_llama2c.py.
+    """
+    model = open_model(str(data_folder / "stories260K" / "stories260K.bin"))
+    with zipfile.ZipFile(data_folder / "tinystories.zip") as archive:
+        text = archive.read("v2_train_head.txt").decode()
+    stories = text[int(0.9 * len(text)) :].split("<|endoftext|>")[1:-1]
+    found = {}
+    for most in (127, 511):
+        starts = [model.tokenizer(story.strip(), add_special_tokens=False)["input_ids"][:most] for story in stories]
+        path = tmp_path / f"{most}.txt"
+        path.write_text("<|endoftext|>".join(model.tokenizer.decode(ids) for ids in starts))
+        task = open_task("text", str(path), model)
+        assert task.protocol["begin_token"] is True
+        found[most] = task.measure(model.model)["loss"].value
+    assert found == {127: pytest.approx(1.248, abs=2e-3), 511: pytest.approx(1.342, abs=2e-3)}

@@ -116,7 +116,7 @@ def test_the_real_model_reads_stories(name: str) -> None:
         ids = opened.tokenizer(story, return_tensors="pt").input_ids[:, :256]
         loss = float(opened.model(ids, labels=ids).loss)
         total, count = total + loss * (ids.shape[1] - 1), count + ids.shape[1] - 1
-    # Upstream states 1.297 on its validation split. Measured here: 1.290 on 120 stories, 1.364 on these 24.
+    # Upstream states 1.297 on its validation split. How the figure depends on the protocol: test_text_task.py.
     assert total / count == pytest.approx(1.364, abs=0.01)
     start = opened.tokenizer("Once upon a time", return_tensors="pt").input_ids
     story = opened.tokenizer.decode(opened.model.generate(start, max_new_tokens=20, do_sample=False)[0])

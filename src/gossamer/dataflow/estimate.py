@@ -1,19 +1,11 @@
 """Pre-flight: what compressing a model would give and cost, before anything is loaded.
 
-The weight bytes are exact (see `models/accounting.py`). Peak memory and time are a simple model of the calibrated job
-that `apply` runs, open → calibrate block by block → quantise → export, and are labelled as estimates:
-
-- **Peak memory** = the model in float32 + the hidden states of all calibration tokens before and after one block
-  + one block's Hessians (float64 up to 2,048 columns, float32 beyond; layers of a fused set share one) with the three
-  float32 matrices that factorising the largest takes + the logits of one batch, twice + a byte for each quantised
-  weight + the runtime (Python and its libraries).
-- **Time** = operations / (rate × efficiency) + bytes / bandwidth + bytes / disk rate, where operations are two forward
-  passes over the calibration tokens, the Hessians' outer products, their factorisation and the error diffusion.
-- **Disk** = the exported checkpoint and the small files that go with it.
+The weight bytes are exact (see `models/accounting.py`). Peak memory and time come from a model of the job that `apply`
+runs (see `job.py`) and are labelled as estimates; so is the disk space, the exported checkpoint and the small files
+that go with it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,28 +13,15 @@ from gossamer.core.device import Device, load_device
 from gossamer.core.errors import PlanError
 from gossamer.core.plan import Plan, load_plan
 from gossamer.core.technique import build, known_techniques
+from gossamer.dataflow.job import Calibration, Job
 from gossamer.models.accounting import account, parse_rule, schemes_for
-from gossamer.models.hierarchy import Block, Hierarchy
+from gossamer.models.hierarchy import Hierarchy
 
 if TYPE_CHECKING:
     from gossamer.models.open import Opened
     from gossamer.models.packed import Scheme
 
 DEFAULT_DEVICE = "laptop-cpu"
-EFFICIENCY = 0.4
-"""Share of the peak rate that the job's matrix products reach."""
-RUNTIME_BYTES = 450_000_000
-"""Resident size of Python with torch and transformers imported, before any model."""
-BATCH = 4
-"""Samples that run at once."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What the job calibrates on: `samples` of `tokens` text tokens each, with an image or sound each where taken."""
-
-    samples: int = 64
-    tokens: int = 256
 
 
 def estimate(
@@ -73,8 +52,8 @@ def estimate(
     rules = [parse_rule(text) for text in keep]
     opened = open_model(ref, weights=False)
     warnings: list[str] = []
-    if plan is not None:
-        loaded = plan if isinstance(plan, Plan) else load_plan(plan)
+    loaded = load_plan(plan) if isinstance(plan, Path) else plan
+    if loaded is not None:
         schemes = schemes_of_plan(loaded, opened.hierarchy, warnings)
         if loaded.model.family != opened.hierarchy.family:
             warnings.append(
@@ -88,7 +67,8 @@ def estimate(
         warnings.append(f"no row describes the family {opened.hierarchy.family!r}: its blocks were found by inspection")
     sizes = account(opened, schemes, scales=scales)
     exported = sizes.weight_bytes if scales else sizes.weight_bytes + sizes.scale_bytes
-    job = _Job.of(opened, schemes, calibration or Calibration())
+    calibrated = loaded is None or loaded.calibration is not None
+    job = Job.of(opened, schemes, calibration or _calibration_of(loaded), calibrated)
     peak = job.peak_bytes()
     return {
         "model": opened.source,
@@ -135,6 +115,14 @@ def schemes_of_plan(plan: Plan, hierarchy: Hierarchy, warnings: list[str]) -> "d
     return schemes
 
 
+def _calibration_of(plan: Plan | None) -> Calibration:
+    """What a plan says about its calibration data; a preset's, where there is no plan."""
+    if plan is None or plan.calibration is None:
+        return Calibration()
+    context = plan.calibration.settings.get("context")
+    return Calibration(plan.calibration.samples, context if isinstance(context, int) else None)
+
+
 def _group_warnings(schemes: "dict[str, Scheme]", hierarchy: Hierarchy, group: int | None) -> list[str]:
     smaller = [path for path, scheme in schemes.items() if scheme.group != group] if group is not None else []
     if not smaller:
@@ -151,81 +139,3 @@ def _small_files(opened: "Opened") -> int:
     return sum(
         path.stat().st_size for path in opened.file.iterdir() if path.suffix in (".json", ".model", ".txt", ".jinja")
     )
-
-
-@dataclass(frozen=True)
-class _Job:
-    """The sizes that peak memory and time are computed from. `operations` counts a multiply-accumulate as two."""
-
-    parameters: int
-    quantised: int
-    width: int
-    vocabulary: int
-    samples: int
-    tokens: int
-    vectors: int
-    hessian_bytes: int
-    operations: float
-
-    @classmethod
-    def of(cls, opened: "Opened", schemes: "dict[str, Scheme]", calibration: Calibration) -> "_Job":
-        from gossamer.models.work import work_of
-
-        hierarchy = opened.hierarchy
-        work = work_of(hierarchy, opened.config)
-        chosen = [layer for layer in hierarchy.layers() if layer.path in schemes]
-        vectors = calibration.samples * calibration.tokens
-        forward = vectors * (work.per_token or 0)
-        forward += calibration.samples * ((work.per_image or 0) + (work.per_audio_window or 0))
-        inputs = {layer.unit: layer.columns for layer in chosen if layer.kind != "embedding"}
-        solving = sum(2.0 * layer.rows * layer.columns**2 for layer in chosen if layer.kind != "embedding")
-        gathering = sum(2.0 * vectors * columns**2 + 4.0 * columns**3 for columns in inputs.values())
-        heads = [part for part in hierarchy.modalities if part.name == "head"]
-        return cls(
-            parameters=hierarchy.parameters,
-            quantised=sum(layer.rows * layer.columns for layer in chosen),
-            width=_width(opened.config),
-            vocabulary=max((layer.rows for part in heads for layer in part.layers), default=0),
-            samples=calibration.samples,
-            tokens=calibration.tokens,
-            vectors=vectors,
-            hessian_bytes=max((_hessian_bytes(block, schemes) for block in hierarchy.blocks()), default=0),
-            operations=4.0 * forward + gathering + solving,
-        )
-
-    def peak_bytes(self) -> int:
-        """Peak resident memory."""
-        states = 2 * 4 * self.vectors * self.width
-        logits = 2 * 4 * BATCH * self.tokens * self.vocabulary
-        return RUNTIME_BYTES + 4 * self.parameters + self.quantised + states + logits + self.hessian_bytes
-
-    def seconds(self, device: Device, read: int, written: int) -> float:
-        """Wall time on `device`."""
-        compute = self.operations / (EFFICIENCY * device.rate("float32"))
-        batches = -(-self.samples // BATCH)
-        traffic = (2 * batches * 4 * self.parameters + 6 * self.quantised) / device.bandwidth_bytes_per_s
-        return compute + traffic + (read + written) / device.disk_bytes_per_s
-
-    def assumptions(self, device: Device) -> list[str]:
-        """What the figures take for granted, in words."""
-        return [
-            f"calibration on {self.samples} samples of {self.tokens} tokens, {BATCH} at a time",
-            f"matrix products reach {EFFICIENCY:.0%} of {device.rate('float32') / 1e9:.0f} float32 GFLOP/s",
-            "weight bytes are exact for the exported checkpoint; peak memory and time are a model, not a measurement",
-        ]
-
-
-def _hessian_bytes(block: Block, schemes: "dict[str, Scheme]") -> int:
-    """One Hessian for each distinct input of a block's quantised layers, and the work of factorising the largest."""
-    inputs = {layer.unit: layer.columns for layer in block.layers if layer.path in schemes}
-    kept = sum((8 if columns <= 2048 else 4) * columns**2 for columns in inputs.values())
-    return kept + 3 * 4 * max(inputs.values(), default=0) ** 2
-
-
-def _width(config: Any) -> int:
-    text = getattr(config, "text_config", config)
-    for key in ("hidden_size", "d_model", "n_embd"):
-        value = getattr(text, key, None)
-        if isinstance(value, int):
-            return value
-    return 0

@@ -159,12 +159,21 @@ def _open_config(place: Located, weights: bool) -> Opened:
 def _open_gguf(place: Located, weights: bool) -> Opened:
     from gossamer.models import gguf
 
-    tensors = gguf.gguf_tensors(place.path)
+    tensors = gguf.read_gguf(place.path).tensors
     config = gguf.gguf_config(place.path)
     model = gguf.gguf_model(place.path, config) if weights else meta_model(config, place.path)
-    tokenizer = gguf.gguf_tokenizer(place.path) if weights else None
+    tokenizer = _gguf_tokenizer(place.path) if weights else None
     stored = sum(tensor.bytes for tensor in tensors)
     return _finish(place, model, config, _file_fingerprint(config, place.path, weights), stored, tokenizer=tokenizer)
+
+
+def _gguf_tokenizer(path: Path) -> Any | None:
+    """The file's own tokenizer, else the one whose files lie beside it."""
+    from gossamer.models.gguf import gguf_tokenizer
+    from gossamer.models.processors import load_tokenizer
+
+    own = gguf_tokenizer(path)
+    return own if own is not None else load_tokenizer(path.parent)
 
 
 def _open_llama2c(place: Located, weights: bool) -> Opened:

@@ -62,15 +62,13 @@ def _saved_names(model: Any) -> dict[str, str]:
 
 
 def _gguf(model: Any, path: Path) -> tuple[dict[str, int], int]:
-    from transformers import modeling_gguf_pytorch_utils as reading
+    from gossamer.models.gguf import parameter_names, read_gguf
 
-    from gossamer.models.gguf import gguf_tensors
-
-    tools: Any = reading
-    names = tools.get_gguf_hf_weights_map(model, tools.TensorProcessor(config={}))
+    file = read_gguf(path)
+    names = parameter_names(file.architecture, model)
     found: dict[str, int] = {}
     lost = 0
-    for tensor in gguf_tensors(path):
+    for tensor in file.tensors:
         if tensor.name in names:
             found[names[tensor.name]] = tensor.bytes
         else:

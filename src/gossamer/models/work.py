@@ -16,13 +16,18 @@ class Work:
     `per_token`: the language (or text) blocks and the head for one token; attention scores, which grow with the
     context, are left out. `per_image`: the vision tower with its attention, the projector, and what else runs once for
     each image.
-    `per_audio_window`: the audio tower for one full window. `basis` says in words what was counted.
+    `per_audio_window`: the audio tower for one full window. `basis` says in words what was counted. `image_tokens` and
+    `audio_tokens` are the positions of the towers for one image and one window, `image_states` those that the language
+    reads of an image.
     """
 
     per_token: int | None
     per_image: int | None
     per_audio_window: int | None
     basis: str
+    image_tokens: int | None = None
+    image_states: int | None = None
+    audio_tokens: int | None = None
 
 
 def work_of(hierarchy: Hierarchy, config: Any) -> Work:
@@ -38,11 +43,12 @@ def work_of(hierarchy: Hierarchy, config: Any) -> Work:
         per_token = sum(_matrix_macs(layer, active) for block in language.blocks for layer in block.layers)
         per_token += sum(_matrix_macs(layer, active) for layer in head) if generates else 0
     basis = ["matrices; attention scores left out per token"] if language is not None else []
-    per_image = None
+    per_image = image_tokens = image_states = None
     if vision is not None:
         grid = _grid(config)
         per_image = _tower(vision, grid.patches, grid.tokens, _width(config, "vision_config"))
         projected = grid.tokens // grid.merge if grid.merge > 1 else grid.patches
+        image_tokens, image_states = grid.tokens, projected if generates else None
         projector = parts.get("projector")
         if projector is not None and generates:
             per_image += projected * sum(_matrix_macs(layer) for layer in projector.layers)
@@ -51,12 +57,12 @@ def work_of(hierarchy: Hierarchy, config: Any) -> Work:
         if not generates:
             per_image += (grid.patches if "owl" in hierarchy.family else 1) * sum(_matrix_macs(layer) for layer in head)
         basis.append(f"one image of {grid.side} x {grid.side} pixels as {grid.tokens} tokens, attention counted")
-    per_window = None
+    per_window = tokens = None
     if audio is not None:
         tokens = int(getattr(config, "max_source_positions", 1500))
         per_window = _tower(audio, 2 * tokens, tokens, int(getattr(config, "d_model", 0)))
         basis.append(f"one audio window of {tokens} positions, attention counted")
-    return Work(per_token, per_image, per_window, "; ".join(basis))
+    return Work(per_token, per_image, per_window, "; ".join(basis), image_tokens, image_states, tokens)
 
 
 @dataclass(frozen=True)
