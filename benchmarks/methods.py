@@ -3,10 +3,10 @@
 Run: python benchmarks/methods.py [MODEL ...]   (default: tiny-lm tiny-vlm)
 Writes benchmarks/results/methods.json and methods.md.
 
-The techniques are applied as `gossamer apply PRESET` does, on every plain linear layer of the blocks, the projector and an
-untied head; `awq+gptq` scales as AWQ does and rounds as GPTQ does. Loss is in nats per answer or token on the test part,
-which no technique saw; the change against the 16-bit model is paired over examples, with a bootstrap interval. Time is
-that of the quantisation alone, its ratio that to GPTQ's.
+The techniques are applied as `gossamer apply PRESET` does, on every plain linear layer of the blocks, the projector and
+an untied head; `awq+gptq` scales as AWQ does and rounds as GPTQ does. Loss is in nats per answer or token on the test
+part, which no technique saw; the change against the 16-bit model is paired over positions, with a bootstrap interval.
+Time is that of the quantisation alone, its ratio that to GPTQ's.
 """
 
 import argparse

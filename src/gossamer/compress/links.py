@@ -2,8 +2,8 @@
 
 Scaling channel j of a producer (a norm's γ, rows of a matrix) by f and the columns that read it by 1/f leaves the
 block's function as it is. Which columns read which channel is not looked up by the names of a family but found out: the
-producer's channels are doubled in patterns that spell their numbers in binary, and a linked column doubles in the same
-pattern, to the bit, since powers of two commute with rounding. A link counts only if a trial with compensated factors
+producer's channels are multiplied by powers of two that spell their numbers, and a linked column grows by the same
+powers, to the bit, since powers of two commute with rounding. A link counts only if a trial with compensated factors
 leaves the block's output.
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gossamer.engine.walk import Entry, Walk
 from gossamer.models.hierarchy import Block, Layer
 
+_DIGIT_BITS = 5
 TOLERANCE = 1e-5
 """Largest accepted change of the block's output in the trial, as a share of its largest value."""
 
@@ -149,17 +150,18 @@ def _read(
     """Reader → the channel of `module` behind each of its columns, for the readers that read nothing else."""
     numbers = torch.arange(1, channels + 1)
     sources = {path: torch.zeros(inputs.shape[1], dtype=torch.int64) for path, inputs in before.items()}
-    for bit in range(channels.bit_length()):
+    largest = {path: inputs.abs().argmax(0, keepdim=True) for path, inputs in before.items()}
+    for shift in range(0, channels.bit_length(), _DIGIT_BITS):
         with _kept(module):
-            _scale(module, 1.0 + ((numbers >> bit) & 1))
+            _scale(module, 2.0 ** ((numbers >> shift) & (1 << _DIGIT_BITS) - 1))
             after, _ = _inputs(model, walk, entry, {path: readers[path] for path in sources})
         for path in list(sources):
-            same, doubled = after[path] == before[path], after[path] == 2 * before[path]
-            doubled = doubled.all(0) & ~same.all(0)
-            if not bool((same.all(0) | doubled).all()):
-                del sources[path]
+            grown = after[path].gather(0, largest[path]) / before[path].gather(0, largest[path])
+            digit = grown.log2().nan_to_num(0.0).round().clamp(0, 31)
+            if torch.equal(after[path], before[path] * 2.0**digit):
+                sources[path] += digit[0].cpu().long() << shift
             else:
-                sources[path] += doubled.cpu().long() << bit
+                del sources[path]
         if not sources:
             return {}
     dead = {path: (before[path] == 0).all(0).cpu() for path in sources}
