@@ -31,7 +31,7 @@ from gossamer.search.outcome import environment
 from gossamer.search.request import OptimizeRequest
 
 RESULTS = Path(__file__).parent / "results"
-TECHNIQUES = ("rtn", "awq", "awq+gptq", "gptq", "qronos")
+TECHNIQUES = ("rtn", "awq", "awq+gptq", "gptq", "qronos", "signround")
 BITS = (2, 3, 4)
 
 

@@ -5,14 +5,15 @@ quantised, those of its own block too, so that later layers make up for earlier 
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from gossamer.compress.calibrate import Stream, layers_by_step, pass_through
-from gossamer.compress.quantize import Quantized, Statistics
+from gossamer.compress.calibrate import Stream, layers_by_step, pass_through, token_mask
+from gossamer.compress.quantize import Quantized, SignRound, Statistics
+from gossamer.compress.quantize.signround import BlockRun, Rounded
 from gossamer.compress.scaling import Scaling, fold_scales
 from gossamer.compress.swap import finite_weight, overwrite_weight, replace_weight
 from gossamer.core.errors import DataError, PlanError
@@ -20,8 +21,8 @@ from gossamer.core.plan import Step
 from gossamer.core.progress import SILENT, Progress
 from gossamer.core.technique import build
 from gossamer.data.batch import Batch
-from gossamer.engine.walk import Walk
-from gossamer.models.hierarchy import Hierarchy, Layer
+from gossamer.engine.walk import Entry, Walk
+from gossamer.models.hierarchy import Block, Hierarchy, Layer
 from gossamer.models.packed import QuantizedTensor
 
 
@@ -89,9 +90,24 @@ def apply_steps(
     result = Applied({}, {}, [])
     uses = Counter(model.get_parameter(name) for name, _ in model.named_parameters(remove_duplicate=False))
 
-    def quantise(layer: Layer, statistics: Statistics | None) -> None:
+    rounded: dict[str, Rounded] = {}
+
+    def put(layer: Layer, tensor: QuantizedTensor) -> None:
         alone = uses[model.get_parameter(layer.tensor)] < 2
-        _quantise(result, model, layer, assigned[layer.path], statistics, overwrite_weight if alone else replace_weight)
+        (overwrite_weight if alone else replace_weight)(model, layer, tensor)
+        result.tensors[layer.path] = tensor
+
+    def quantise(layer: Layer, statistics: Statistics | None) -> None:
+        if not _has_grid(layer):
+            result.notes.append(f"{layer.path}: left at 16 bits, since its storage has no low-bit form")
+            return
+        technique, weight = assigned[layer.path], finite_weight(model, layer)
+        found = technique.quantize(weight, statistics)
+        if isinstance(technique, SignRound) and statistics is not None:
+            rounded[layer.path] = Rounded("", weight.clone(), found.tensor, statistics)
+        put(layer, reshaped(found.tensor, layer))
+        result.losses[layer.path] = found.loss
+        result.notes.extend(f"{layer.path}: {note}" for note in found.notes if layer.kind != "embedding")
 
     if not any(technique.calibrated for technique in assigned.values()):
         for path in progress.track(assigned, "quantise"):
@@ -106,9 +122,22 @@ def apply_steps(
     steps_layers = layers_by_step(walk, hierarchy)
     stream = Stream(walk, batches)
     unchanged = Stream(walk, batches) if any(technique.paired for technique in assigned.values()) else None
+
+    def polish(number: int, entries: Sequence[Entry], targets: Sequence[Any]) -> bool:
+        block = walk.stages[number].block
+        found = _polished(model, block, rounded, assigned, _runs(batches, entries, targets))
+        for path, tensor in found.items():
+            put(layers[path], reshaped(tensor, layers[path]))
+            error = rounded[path].weight - tensor.dequantize()
+            result.losses[path] = rounded[path].statistics.loss(error) / rounded[path].statistics.loss(
+                rounded[path].weight
+            )
+        rounded.clear()
+        return bool(found)
+
     for step in progress.track(sorted(steps_layers), "quantise block by block"):
         wanted = [layer for layer in steps_layers[step] if layer.path in assigned]
-        pass_through(model, stream, wanted, quantise, unchanged)
+        pass_through(model, stream, wanted, quantise, unchanged, polish)
     reached = {layer.path for group in steps_layers.values() for layer in group}
     for path in assigned:
         if path not in reached:
@@ -122,24 +151,36 @@ def _has_grid(layer: Layer) -> bool:
     return layer.kind != "expert" and not layer.transposed
 
 
-def _quantise(
-    result: Applied,
+def _runs(batches: Sequence[Batch], entries: Sequence[Entry], targets: Sequence[Any]) -> list[BlockRun]:
+    """The batches at a block's door with the outputs that are wanted there."""
+    runs = []
+    for batch, entry, target in zip(batches, entries, targets, strict=True):
+        output: Tensor = target[0] if isinstance(target, tuple) else target
+        mask = token_mask(batch)
+        fits = mask is not None and output.shape[:2] == mask.shape
+        runs.append(BlockRun(entry.args, entry.kwargs, output, mask if fits else None))
+    return runs
+
+
+def _polished(
     model: nn.Module,
-    layer: Layer,
-    technique: Quantizer,
-    statistics: Statistics | None,
-    put: Callable[[nn.Module, Layer, QuantizedTensor], None],
-) -> None:
-    """Puts the layer's weight on its grid, in `result` and, by `put`, in the model."""
-    if not _has_grid(layer):
-        result.notes.append(f"{layer.path}: left at 16 bits, since its storage has no low-bit form")
-        return
-    found = technique.quantize(finite_weight(model, layer), statistics)
-    tensor = reshaped(found.tensor, layer)
-    put(model, layer, tensor)
-    result.tensors[layer.path] = tensor
-    result.losses[layer.path] = found.loss
-    result.notes.extend(f"{layer.path}: {note}" for note in found.notes if layer.kind != "embedding")
+    block: Block,
+    rounded: Mapping[str, Rounded],
+    assigned: Mapping[str, Quantizer],
+    runs: Sequence[BlockRun],
+) -> dict[str, QuantizedTensor]:
+    """Better roundings of the block's layers, those of one technique together."""
+    found: dict[str, QuantizedTensor] = {}
+    here = {layer.path: layer for layer in block.layers if layer.path in rounded}
+    for technique in dict.fromkeys(assigned[path] for path in here):
+        assert isinstance(technique, SignRound)
+        members = {
+            path: replace(rounded[path], parameter=layer.tensor.removeprefix(f"{block.module}."))
+            for path, layer in here.items()
+            if assigned[path] == technique
+        }
+        found |= technique.polish(model.get_submodule(block.module), members, runs)
+    return found
 
 
 def reshaped(tensor: QuantizedTensor, layer: Layer) -> QuantizedTensor:

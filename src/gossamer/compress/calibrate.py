@@ -48,6 +48,12 @@ class Stream:
         return self._entries[number] if self._entries is not None else None
 
     @property
+    def entries(self) -> Sequence[Entry]:
+        """Where the batches stand, once they are at a stage."""
+        assert self._entries is not None
+        return self._entries
+
+    @property
     def last(self) -> bool:
         """Whether the present step ends at the model's output."""
         return self.step == len(self.walk.stages) - 1
@@ -73,13 +79,13 @@ class Stream:
     def advance(self, outputs: Sequence[Any] | None = None) -> None:
         """Every batch goes on to the next stage; `outputs` of the present block are not computed again."""
         known = outputs or [None] * len(self.batches)
-        self.stand([self.run(number, output) for number, output in enumerate(known)])
-
-    def stand(self, entries: Sequence[Entry | None]) -> None:
-        """The batches are at the next stage, where these are their entries."""
-        self._entries = [entry for entry in entries if entry is not None]
+        self._entries = [entry for n, output in enumerate(known) if (entry := self.run(n, output)) is not None]
         self.step += 1
 
+
+Leave = Callable[[int, Sequence[Entry], Sequence[Any]], bool]
+"""What is done once a stage's block is behind, given its number, the batches at its door and the unchanged model's
+outputs there; true if it changed the block's weights."""
 
 Meet = Callable[[Layer, Statistics | None], None]
 """What is done with a layer and its inputs' statistics (None: the data gave none). It may change the weight."""
@@ -91,6 +97,7 @@ def pass_through(
     layers: Iterable[Layer],
     meet: Meet,
     unchanged: Stream | None = None,
+    leave: Leave | None = None,
 ) -> None:
     """Moves every batch through the present step, and meets its `layers` on the way.
 
@@ -98,14 +105,17 @@ def pass_through(
     So each layer is calibrated on what reaches it through the layers already met, inside the block too. Layers outside
     the block are met after a pass of their own. At the model's last block the batches stop. With a stream of the
     `unchanged` model, which comes along, statistics tell both models' inputs apart; a block's inputs there are kept in
-    memory meanwhile. Raises `DataError` for inputs that are not finite.
+    memory meanwhile. `leave` (with `unchanged` only) is called when the block's layers are met. Raises `DataError` for
+    inputs that are not finite.
     """
     layers = list(layers)
-    originals = None if unchanged is None else _record(model, unchanged, layers)
     inside = {layer.path for layer in stream.walk.stages[stream.step].block.layers} if stream.step >= 0 else set()
     here = [layer for layer in layers if layer.path in inside]
-    outputs = _lockstep(model, stream, here, meet, originals) if here else None
     outside = [layer for layer in layers if layer.path not in inside]
+    originals, wanted = (None, None) if unchanged is None else _record(model, unchanged, here, outside)
+    outputs = _lockstep(model, stream, here, meet, originals) if here else None
+    if here and wanted and leave is not None and leave(stream.step, stream.entries, wanted):
+        outputs = [stream.walk.through(entry) for entry in stream.entries]
     statistics = collect(model, stream, outside, outputs, originals)
     for layer in outside:
         meet(layer, statistics.get(layer.path))
@@ -138,10 +148,16 @@ def collect(
     return {layer.path: watch.statistics(layer.path) for layer in followed if layer.path in watch.leaders}
 
 
-def _record(model: nn.Module, stream: Stream, layers: Iterable[Layer]) -> list[dict[str, Tensor]]:
-    """Moves every batch of the unchanged model through the present step; returns what its `layers` were given."""
-    found: list[dict[str, Tensor]] = []
+def _record(
+    model: nn.Module, stream: Stream, inside: Iterable[Layer], outside: Iterable[Layer]
+) -> tuple[Originals, list[Any] | None]:
+    """Moves every batch of the unchanged model through the present step.
+
+    Returns what the layers inside and outside the block were given, and the block's outputs (None before the first).
+    """
+    found: list[dict[str, Tensor]] = [{} for _ in stream.batches]
     copies: list[tuple[ref[Tensor], Tensor]] = []
+    present: list[dict[str, Tensor]] = [{}]
 
     def hook(path: str) -> Callable[..., None]:
         def keep(_module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -149,23 +165,33 @@ def _record(model: nn.Module, stream: Stream, layers: Iterable[Layer]) -> list[d
             if copy is None:
                 copy = args[0].clone()
                 copies.append((ref(args[0]), copy))
-            found[-1].setdefault(path, copy)
+            present[0].setdefault(path, copy)
 
         return keep
 
-    entries = []
-    with ExitStack() as stack:
-        for layer in layers:
-            if layer.kind in ("linear", "conv"):
+    @contextmanager
+    def watching(layers: Iterable[Layer]) -> Iterator[bool]:
+        with ExitStack() as stack:
+            followed = [layer for layer in layers if layer.kind in ("linear", "conv")]
+            for layer in followed:
                 module = model.get_submodule(layer.module)
                 stack.callback(module.register_forward_pre_hook(hook(layer.path)).remove)
-        for number in range(len(stream.batches)):
-            found.append({})
+            yield bool(followed)
+
+    outputs: list[Any] | None = None
+    if stream.step >= 0:
+        outputs = []
+        with watching(inside):
+            for present[0], entry in zip(found, stream.entries, strict=True):
+                copies.clear()
+                outputs.append(stream.walk.through(entry))
+    with watching(outside) as any_outside:
+        for number, present[0] in enumerate(found if any_outside else ()):
             copies.clear()
-            entries.append(stream.run(number))
+            stream.run(number, outputs[number] if outputs is not None else None)
     if not stream.last:
-        stream.stand(entries)
-    return found
+        stream.advance(outputs)
+    return found, outputs
 
 
 def _lockstep(
@@ -226,7 +252,7 @@ class _Watch:
     def __init__(self, model: nn.Module, stream: Stream, originals: Originals | None) -> None:
         self._model = model
         self._originals = originals
-        self._masks = [_token_mask(batch) for batch in stream.batches]
+        self._masks = [token_mask(batch) for batch in stream.batches]
         self._seen: list[list[tuple[ref[Tensor], str]]] = [[] for _ in stream.batches]
         self._accumulators: dict[str, Accumulator] = {}
         self._finished: dict[str, Statistics] = {}
@@ -269,7 +295,8 @@ class _Watch:
         return self._finished[leader]
 
 
-def _token_mask(batch: Batch) -> Tensor | None:
+def token_mask(batch: Batch) -> Tensor | None:
+    """Which tokens of a batch are no padding, bool (rows, tokens), where the inputs say."""
     mask = batch.inputs.get("attention_mask")
     return mask.bool() if mask is not None and mask.dim() == 2 else None
 

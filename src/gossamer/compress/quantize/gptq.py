@@ -113,6 +113,15 @@ def diffuse(weight: Tensor, factor: Factor, scheme: Scheme, grid: Grid) -> Tenso
     return codes.to(torch.int8)[back].T.contiguous()
 
 
+def targets_of(weight: Tensor, rounded: Tensor, factor: Factor) -> Tensor:
+    """What each value was when its turn to be rounded came, (rows, columns), given what all became (see `Factor`)."""
+    order = factor.order
+    errors = (weight - rounded).T[order]
+    targets = torch.empty_like(weight)
+    targets[:, order] = (weight.T[order] + factor.pull.tril(-1) @ errors).T
+    return targets
+
+
 def _notes(settings: Gptq, factor: Factor) -> tuple[str, ...]:
     notes = []
     if factor.damping != settings.damping:

@@ -8,23 +8,24 @@ from gossamer.core.plan import Step
 from gossamer.models.hierarchy import Hierarchy
 from gossamer.models.packed import Scheme, fitting_group
 
-_NAME = re.compile(r"(rtn|awq|gptq|qronos)-w([2-8])(?:g(32|64|128))?(a)?")
+_NAME = re.compile(r"(rtn|awq|gptq|qronos|signround)-w([2-8])(?:g(32|64|128))?(a)?")
 
 
 def preset_steps(name: str, hierarchy: Hierarchy) -> tuple[Step, ...]:
     """The compression steps of a preset for one model.
 
-    A name is `rtn`, `awq`, `gptq` or `qronos`, `-w` with 2 to 8 bits, then `g32`, `g64` or `g128` (none: one scale for
-    each row), then `a` for asymmetric grids. As in the field's uniform recipes every linear layer of the blocks and the
-    projector is quantised, and the head where it has its own tensor; embeddings, convolutions, norms, biases, stacked
-    experts and tied heads stay at 16 bits. Where the group does not divide a layer's columns, the step for that layer
-    names the largest group that does. Raises `PlanError` for an unknown name, or a model without linear layers.
+    A name is a technique (`rtn`, `awq`, `gptq`, `qronos`, `signround`), `-w` with 2 to 8 bits, then `g32`, `g64` or
+    `g128` (none: one scale for each row), then `a` for asymmetric grids. As in the field's uniform recipes every linear
+    layer of the blocks and the projector is quantised, and the head where it has its own tensor; embeddings,
+    convolutions, norms, biases, stacked experts and tied heads stay at 16 bits. Where the group does not divide a
+    layer's columns, the step for that layer names the largest group that does. Raises `PlanError` for an unknown name,
+    or a model without linear layers.
     """
     match = _NAME.fullmatch(name)
     if match is None:
         raise PlanError(
-            f"preset {name!r} is unknown: write (rtn|awq|gptq|qronos)-w{{2..8}}, then g32, g64 or g128 if wanted, then "
-            "a for asymmetric, such as rtn-w4, gptq-w3g64, gptq-w4g128, gptq-w4g64a"
+            f"preset {name!r} is unknown: write (rtn|awq|gptq|qronos|signround)-w{{2..8}}, then g32, g64 or g128 if "
+            "wanted, then a for asymmetric, such as rtn-w4, gptq-w3g64, gptq-w4g128, gptq-w4g64a"
         )
     technique, bits, size, asymmetric = match.groups()
     schemes = uniform_schemes(hierarchy, Scheme(int(bits), int(size) if size else None, not asymmetric))
