@@ -40,7 +40,7 @@ demo: $(STAMP)
 
 demo-llm: $(STAMP)
 	$(BIN)/python benchmarks/models.py smollm2
-	$(BIN)/gossamer optimize .cache/models/smollm2-135m --ratio 0.3 --task text --data heldout --seed 0 --out runs/demo-llm
+	$(BIN)/gossamer optimize .cache/models/smollm2-135m --ratio 0.3 --task text --data heldout --effort quick --seed 0 --out runs/demo-llm
 	@echo 'Report: runs/demo-llm/report.html'
 
 test: $(STAMP)

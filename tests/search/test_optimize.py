@@ -139,6 +139,16 @@ def test_plain_transformers_opens_the_checkpoint(done):
     assert result["parity"] <= 1e-3
 
 
+def test_another_technique_carries_the_plan_out_and_replays(model, text, tmp_path):
+    result = job.optimize(request(model, text, tmp_path / "run", ratio=0.65, technique="signround"))
+    plan = load_plan(tmp_path / "run" / "plan.yaml")
+    assert {step.do for step in plan.compression} == {"signround"}
+    assert result["parity"] <= 1e-3
+    apply_job(str(tmp_path / "run" / "plan.yaml"), str(model), tmp_path / "again")
+    stored = [folder / "model.safetensors" for folder in (tmp_path / "run" / "checkpoint", tmp_path / "again")]
+    assert stored[0].read_bytes() == stored[1].read_bytes()
+
+
 def test_a_finished_run_resumes_without_work_and_with_the_same_bytes(done, model, text, monkeypatch):
     out, _ = done
     before = digests(out)

@@ -20,6 +20,8 @@ from gossamer.cli.options import (
     Ratio,
     Seed,
     Task,
+    Technique,
+    TechniqueOption,
     TestData,
     Threads,
 )
@@ -40,6 +42,7 @@ def command(
     test_data: TestData = None,
     granularity: GranularityOption = Granularity.auto,
     effort: EffortOption = Effort.standard,
+    technique: TechniqueOption = Technique.gptq,
     dry_run: DryRun = False,
     seed: Seed = 0,
     threads: Threads = None,
@@ -67,6 +70,7 @@ def command(
             seed=seed,
             granularity=granularity.value,
             effort=effort.value,
+            technique=technique.value,
             dry_run=dry_run,
             command=shlex.join(["gossamer", *sys.argv[1:]]),
         )

@@ -17,6 +17,14 @@ class Granularity(StrEnum):
     block = "block"
 
 
+class Technique(StrEnum):
+    """What carries a plan out (see docs/compression.md)."""
+
+    gptq = "gptq"
+    qronos = "qronos"
+    signround = "signround"
+
+
 class Effort(StrEnum):
     """How much is tried and measured."""
 
@@ -87,4 +95,5 @@ Threads = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; do and write nothing.")]
 GranularityOption = Annotated[Granularity, typer.Option(help="What gets a setting of its own.")]
+TechniqueOption = Annotated[Technique, typer.Option(help="What carries the chosen plan out.")]
 EffortOption = Annotated[Effort, typer.Option(help="How much is tried and measured.")]

@@ -28,7 +28,9 @@ from gossamer.search.request import OptimizeRequest, Sizes
 from gossamer.search.scorer import Score, Scorer
 from gossamer.search.units import Assignment, Unit
 
-TECHNIQUE = "gptq"
+BANK_TECHNIQUE = "gptq"
+"""What candidates are made with; the chosen plan is carried out by the technique that the request names."""
+
 PACKED = 4
 """Questions about shared pictures that cost about as much as one about a picture of its own."""
 
@@ -55,7 +57,7 @@ class Job:
     def key(self) -> Any:
         """What every result of this job depends on, besides its own inputs."""
         parts = key_of(self.parts, self.sizes, self.request.seed)
-        return [gossamer.__version__, self.opened.fingerprint, parts, TECHNIQUE]
+        return [gossamer.__version__, self.opened.fingerprint, parts, BANK_TECHNIQUE]
 
     @property
     def dense_bytes(self) -> int:
@@ -128,7 +130,7 @@ class Job:
 
     def steps(self, assignment: Assignment) -> tuple[Step, ...]:
         """The plan steps of an assignment."""
-        return steps_of(self.opened.hierarchy, assignment, TECHNIQUE)
+        return steps_of(self.opened.hierarchy, assignment, self.request.technique)
 
     def plan(self, steps: Sequence[Step], budget: Budget) -> Plan:
         """The plan of these steps, bound to the model and the calibration data."""

@@ -21,7 +21,7 @@ from gossamer.models.open import Opened, open_model
 from gossamer.models.packed import Scheme
 from gossamer.search.bank import Bank, fill_bank
 from gossamer.search.finish import prove
-from gossamer.search.job import TECHNIQUE, Job
+from gossamer.search.job import BANK_TECHNIQUE, Job
 from gossamer.search.outcome import Found, result_of
 from gossamer.search.parts import open_parts
 from gossamer.search.request import OptimizeRequest, sizes_for
@@ -84,7 +84,7 @@ def open_job(request: OptimizeRequest, progress: Progress = SILENT) -> Job:
 def profile(job: Job) -> tuple[Bank, Sensitivity]:
     """The bank of candidates and the sensitivity of every unit to every choice."""
     shared = (job.folder, job.key, job.opened.model, job.opened.hierarchy, job.units)
-    bank = fill_bank(*shared, TECHNIQUE, job.calibration, job.walk, job.progress)
+    bank = fill_bank(*shared, BANK_TECHNIQUE, job.calibration, job.walk, job.progress)
     anchors = frozenset(describe(scheme) for scheme in ANCHORS) if _thrifty(job.request, job.opened) else None
     return bank, measure_sensitivity(*shared, job.scorer("measure"), job.walk, bank, job.progress, anchors)
 

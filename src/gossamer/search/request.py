@@ -8,6 +8,7 @@ from gossamer.core.budget import Budget
 from gossamer.core.errors import BudgetError
 
 Effort = Literal["quick", "standard", "thorough"]
+Technique = Literal["gptq", "qronos", "signround"]
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,8 @@ class OptimizeRequest:
 
     `weight_bytes` or `ratio` (share of the 16-bit size) bound the exported checkpoint's tensors; `max_loss_percent` is
     the quality floor. With a floor and no size, the smallest model that meets it is sought. `task`, `data` default to
-    what the model declares; `test_data` to a part of `data` that the search never sees. `command` is the command line
-    that the report names.
+    what the model declares; `test_data` to a part of `data` that the search never sees. `technique` carries the plan
+    out. `command` is the command line that the report names.
     """
 
     model: str
@@ -31,6 +32,7 @@ class OptimizeRequest:
     seed: int = 0
     granularity: Literal["auto", "layer", "block"] = "auto"
     effort: Effort = "standard"
+    technique: Technique = "gptq"
     dry_run: bool = False
     command: str = ""
 
