@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from gossamer.compress.calibrate import Stream, layers_by_step, pass_through, token_mask
-from gossamer.compress.quantize import Quantized, SignRound, Statistics
+from gossamer.compress.quantize import Needs, Quantized, SignRound, Statistics
 from gossamer.compress.quantize.signround import BlockRun, Rounded
 from gossamer.compress.scaling import Scaling, fold_scales
 from gossamer.compress.swap import finite_weight, overwrite_weight, replace_weight
@@ -27,16 +27,10 @@ from gossamer.models.packed import QuantizedTensor
 
 
 class Quantizer(Protocol):
-    """A technique that puts one weight on a grid.
-
-    `calibrated` tells whether it wants statistics, `paired` whether these should tell both models' inputs apart.
-    """
+    """A technique that puts one weight on a grid."""
 
     @property
-    def calibrated(self) -> bool: ...
-
-    @property
-    def paired(self) -> bool: ...
+    def needs(self) -> Needs: ...
 
     def quantize(self, weight: Tensor, statistics: Statistics | None) -> Quantized:
         """The quantised form of `weight` float32 (rows, columns)."""
@@ -81,7 +75,7 @@ def apply_steps(
     """Quantises the model's layers as `steps` say; the model then computes with the quantised weights.
 
     Techniques that scale columns first move scales into other weights too, which keeps the function. `batches` are the
-    calibration data; they may be empty if no technique is calibrated. Raises `PlanError` for steps
+    calibration data; they may be empty if no technique needs them. Raises `PlanError` for steps
     that do not fit the model, `DataError` for calibration data that is missing or not finite, `ModelError` for
     weights that are not finite.
     """
@@ -109,7 +103,8 @@ def apply_steps(
         result.losses[layer.path] = found.loss
         result.notes.extend(f"{layer.path}: {note}" for note in found.notes if layer.kind != "embedding")
 
-    if not any(technique.calibrated for technique in assigned.values()):
+    needs = {technique.needs for technique in assigned.values()}
+    if needs <= {"nothing"}:
         for path in progress.track(assigned, "quantise"):
             quantise(layers[path], None)
         return result
@@ -121,7 +116,7 @@ def apply_steps(
             result.notes.append(f"{path}: nothing before it can make up for scales; quantised without")
     steps_layers = layers_by_step(walk, hierarchy)
     stream = Stream(walk, batches)
-    unchanged = Stream(walk, batches) if any(technique.paired for technique in assigned.values()) else None
+    unchanged = Stream(walk, batches) if "both models" in needs else None
 
     def polish(number: int, entries: Sequence[Entry], targets: Sequence[Any]) -> bool:
         block = walk.stages[number].block

@@ -58,6 +58,7 @@ class VqaTask:
     metric: str = "accuracy"
     higher_is_better: bool = True
     _cache: BatchCache = field(default_factory=BatchCache, repr=False, compare=False)
+    _twin: list[VqaTask] = field(default_factory=list, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -70,6 +71,7 @@ class VqaTask:
             answers=tuple(self.answers[i] for i in indices),
             protocol={**self.protocol, "n": len(indices)},
             _cache=BatchCache(),
+            _twin=[],
         )
 
     def packed_for(self, model: nn.Module) -> VqaTask:
@@ -82,7 +84,11 @@ class VqaTask:
             return self
         few = [i for row in sorted(rows, key=len, reverse=True)[:2] for i in row[:4]]
         plain, together = (next(task.batches(len(few))) for task in (self.subset(few), self._packed(few)))
-        return self._packed(range(len(self))) if packs(model, plain, together, self) else self
+        if not packs(model, plain, together, self):
+            return self
+        if not self._twin:
+            self._twin.append(self._packed(range(len(self))))  # kept, with the batches that it has encoded
+        return self._twin[0]
 
     def _packed(self, indices: Sequence[int]) -> VqaTask:
         return replace(self.subset(indices), packed=True, protocol=self.protocol)

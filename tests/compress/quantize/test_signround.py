@@ -81,4 +81,4 @@ def test_other_families(family):
 def test_bad_settings_are_refused():
     with pytest.raises(PlanError, match="iterations"):
         technique("signround", {"bits": 4, "iterations": 0})
-    assert SignRound(4).paired
+    assert SignRound(4).needs == "both models"

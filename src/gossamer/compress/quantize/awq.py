@@ -10,7 +10,7 @@ from torch import Tensor
 from gossamer.compress.links import columns_of
 from gossamer.compress.quantize.gptq import Gptq
 from gossamer.compress.quantize.grid import fit_grid
-from gossamer.compress.quantize.quantized import Quantized, judged, usable
+from gossamer.compress.quantize.quantized import Needs, Quantized, judged, usable
 from gossamer.compress.quantize.statistics import Statistics
 from gossamer.core.technique import technique
 from gossamer.models.packed import QuantizedTensor, Scheme
@@ -45,14 +45,9 @@ class Awq:
         return Scheme(self.bits, self.group, self.symmetric)
 
     @property
-    def calibrated(self) -> bool:
-        """True: scales come from the inputs."""
-        return True
-
-    @property
-    def paired(self) -> bool:
-        """False: one model's inputs are enough."""
-        return False
+    def needs(self) -> Needs:
+        """The inputs: scales come from them."""
+        return "inputs"
 
     def scales(
         self, weights: Sequence[Tensor], statistics: Sequence[Statistics], sources: Sequence[Tensor], channels: int

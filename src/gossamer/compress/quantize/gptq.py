@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gossamer.compress.quantize.factor import DAMPING_CAP, Factor
 from gossamer.compress.quantize.grid import Grid, fit_grid
-from gossamer.compress.quantize.quantized import Quantized, judged, usable
+from gossamer.compress.quantize.quantized import Needs, Quantized, judged, usable
 from gossamer.compress.quantize.statistics import Statistics
 from gossamer.core.technique import technique
 from gossamer.models.packed import QuantizedTensor, Scheme
@@ -47,14 +47,9 @@ class Gptq:
         return Scheme(self.bits, self.group, self.symmetric)
 
     @property
-    def calibrated(self) -> bool:
-        """True: without statistics a layer is rounded to nearest."""
-        return True
-
-    @property
-    def paired(self) -> bool:
-        """Whether the statistics should tell the unchanged model's inputs from the compressed one's."""
-        return False
+    def needs(self) -> Needs:
+        """The inputs: without statistics a layer is rounded to nearest."""
+        return "inputs"
 
     def quantize(self, weight: Tensor, statistics: Statistics | None) -> Quantized:
         """The quantised form of `weight` (rows, columns) for inputs with these `statistics`.
@@ -65,7 +60,7 @@ class Gptq:
         original = weight = usable(weight)
         factor = None if statistics is None else statistics.factor(self.damping, self.act_order)
         costs = factor.costs if factor is not None and self.clip == "hessian" else None
-        if statistics is not None and self.paired:
+        if statistics is not None and self.needs == "both models":
             weight = statistics.target(weight, self.damping)
         grid = fit_grid(weight, self.scheme, "none" if self.clip == "none" else "mse", costs)
         if factor is None:

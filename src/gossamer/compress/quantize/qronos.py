@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from gossamer.compress.quantize.gptq import Gptq
+from gossamer.compress.quantize.quantized import Needs
 from gossamer.core.technique import technique
 
 
@@ -17,6 +18,6 @@ class Qronos(Gptq):
     """
 
     @property
-    def paired(self) -> bool:
-        """True: both models' inputs are needed."""
-        return True
+    def needs(self) -> Needs:
+        """Both models' inputs."""
+        return "both models"

@@ -1,6 +1,7 @@
 """What every quantiser returns."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -8,6 +9,10 @@ from torch import Tensor
 from gossamer.compress.quantize.statistics import Statistics
 from gossamer.core.errors import ModelError
 from gossamer.models.packed import LARGEST_WEIGHT, QuantizedTensor
+
+Needs = Literal["nothing", "inputs", "both models"]
+"""What a technique wants to know of calibration: nothing, statistics of its layers' inputs, or statistics that tell the
+inputs behind quantised layers from those that the unchanged model gives in their place."""
 
 
 @dataclass(frozen=True, eq=False)

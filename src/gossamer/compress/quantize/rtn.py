@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gossamer.compress.quantize.grid import Clip, fit_grid
-from gossamer.compress.quantize.quantized import Quantized, judged, usable
+from gossamer.compress.quantize.quantized import Needs, Quantized, judged, usable
 from gossamer.compress.quantize.statistics import Statistics
 from gossamer.core.technique import technique
 from gossamer.models.packed import QuantizedTensor, Scheme
@@ -37,14 +37,9 @@ class RoundToNearest:
         return Scheme(self.bits, self.group, self.symmetric)
 
     @property
-    def calibrated(self) -> bool:
-        """False: statistics only serve to report the loss."""
-        return False
-
-    @property
-    def paired(self) -> bool:
-        """False: inputs do not matter."""
-        return False
+    def needs(self) -> Needs:
+        """Nothing: statistics only serve to report the loss."""
+        return "nothing"
 
     def quantize(self, weight: Tensor, statistics: Statistics | None) -> Quantized:
         """The rounded form of `weight` (rows, columns).
