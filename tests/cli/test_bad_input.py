@@ -284,7 +284,7 @@ def test_a_plan_whose_calibration_data_changed(gossamer, lm: Path, plan, out: Pa
     nothing_written()
 
 
-@pytest.mark.parametrize("name", ["gptq-w9", "gptq-w4g7", "awq-w4", "rtn"])
+@pytest.mark.parametrize("name", ["gptq-w9", "gptq-w4g7", "hqq-w4", "rtn"])
 def test_unknown_presets(gossamer, lm: Path, out: Path, nothing_written, name: str) -> None:
     gossamer("apply", name, lm, "--out", out).refused(f"'{name}'", "gptq-w3g64")
     nothing_written()

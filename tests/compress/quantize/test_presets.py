@@ -48,7 +48,7 @@ def test_known_names(name: str) -> None:
     assert preset_steps(name, hierarchy(tied=True))
 
 
-@pytest.mark.parametrize("name", ["", "gptq", "gptq-w9", "gptq-w1", "awq-w4", "gptq-w4g48", "gptq-w4g64ab", "RTN-w4"])
+@pytest.mark.parametrize("name", ["", "gptq", "gptq-w9", "gptq-w1", "hqq-w4", "gptq-w4g48", "gptq-w4g64ab", "RTN-w4"])
 def test_unknown_names_say_what_is_accepted(name: str) -> None:
-    with pytest.raises(PlanError, match=r"rtn\|gptq"):
+    with pytest.raises(PlanError, match=r"rtn\|awq\|gptq\|qronos\|signround"):
         preset_steps(name, hierarchy(tied=True))
