@@ -106,11 +106,16 @@ def contest(name: str, source: dict[str, str | None], effort: str, progress: Pro
                 "kl_ratio_interval": ratio_interval(ours.kl, theirs.kl, ours.weight),
                 "loss_ratio": (ours.mean_loss - baseline) / (theirs.mean_loss - baseline),
                 "n": len(ours.kl),
-                "data": job.parts.test.protocol,
+                "data": {**job.parts.test.protocol, "data": shown(job.parts.test.protocol["data"])},
             }
         )
         print(json.dumps({key: rows[-1][key] for key in ("model", "budget", "kl_ratio", "loss_ratio")}), flush=True)
     return rows
+
+
+def shown(source: str) -> str:
+    """A data source without the folder of this machine that it lies in."""
+    return source.removeprefix(f"{os.environ.get('GOSSAMER_DATA', '').rstrip('/')}/")
 
 
 def test_of(job: Job) -> Task:

@@ -6,13 +6,14 @@ quantised, those of its own block too, so that later layers make up for earlier 
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from gossamer.compress.calibrate import Stream, layers_by_step, pass_through, token_mask
 from gossamer.compress.quantize import Needs, Quantized, SignRound, Statistics
+from gossamer.compress.quantize.quantized import judged
 from gossamer.compress.quantize.signround import BlockRun, Rounded
 from gossamer.compress.scaling import Scaling, fold_scales
 from gossamer.compress.swap import finite_weight, overwrite_weight, replace_weight
@@ -98,7 +99,7 @@ def apply_steps(
         technique, weight = assigned[layer.path], finite_weight(model, layer)
         found = technique.quantize(weight, statistics)
         if isinstance(technique, SignRound) and statistics is not None:
-            rounded[layer.path] = Rounded("", weight.clone(), found.tensor, statistics)
+            rounded[layer.path] = Rounded(weight.clone(), found.tensor, statistics)
         put(layer, reshaped(found.tensor, layer))
         result.losses[layer.path] = found.loss
         result.notes.extend(f"{layer.path}: {note}" for note in found.notes if layer.kind != "embedding")
@@ -123,10 +124,8 @@ def apply_steps(
         found = _polished(model, block, rounded, assigned, _runs(batches, entries, targets))
         for path, tensor in found.items():
             put(layers[path], reshaped(tensor, layers[path]))
-            error = rounded[path].weight - tensor.dequantize()
-            result.losses[path] = rounded[path].statistics.loss(error) / rounded[path].statistics.loss(
-                rounded[path].weight
-            )
+            before = rounded[path]
+            result.losses[path] = judged(before.weight, tensor, before.statistics).loss
         rounded.clear()
         return bool(found)
 
@@ -169,12 +168,14 @@ def _polished(
     here = {layer.path: layer for layer in block.layers if layer.path in rounded}
     for technique in dict.fromkeys(assigned[path] for path in here):
         assert isinstance(technique, SignRound)
-        members = {
-            path: replace(rounded[path], parameter=layer.tensor.removeprefix(f"{block.module}."))
+        paths = {
+            layer.tensor.removeprefix(f"{block.module}."): path
             for path, layer in here.items()
             if assigned[path] == technique
         }
-        found |= technique.polish(model.get_submodule(block.module), members, runs)
+        members = {name: rounded[path] for name, path in paths.items()}
+        better = technique.polish(model.get_submodule(block.module), members, runs)
+        found |= {paths[name]: tensor for name, tensor in better.items()}
     return found
 
 

@@ -15,6 +15,7 @@ from gossamer.evaluate.tasks import open_task
 from gossamer.models.checkpoint import Stored, parity, save_compressed, settle
 from gossamer.models.open import Opened
 from gossamer.models.packed import QuantizedTensor
+from gossamer.search.parts import SPREAD
 
 BATCH = 16
 """Examples in a forward pass of the search and of calibration, at most."""
@@ -44,12 +45,9 @@ def calibration_batches(calibration: Calibration | None, opened: Opened) -> list
             f"the plan's calibration data {calibration.data} has changed since: its sha256 is "
             f"{str(pool.protocol['sha256'])[:12]}…, the plan names {calibration.sha256[:12]}…"
         )
-    about = sources(pool)
-    kept = set(list(dict.fromkeys(about))[: calibration.pool])
-    places = [index for index, source in enumerate(about) if source in kept]
     sizes = {"calibrate": calibration.samples}
-    drawn = draw([about[index] for index in places], sizes, calibration.seed, ("calibrate",))["calibrate"]
-    return list(pool.subset([places[index] for index in drawn]).batches(batch_size(pool, opened)))
+    drawn = draw(sources(pool), sizes, calibration.seed, SPREAD, calibration.pool)["calibrate"]
+    return list(pool.subset(drawn).batches(batch_size(pool, opened)))
 
 
 def batch_size(task: Task, opened: Opened) -> int:

@@ -92,16 +92,12 @@ def _drawn(
 ) -> dict[str, list[int]]:
     """The examples of each part, from the sources in `searched`: as many as wanted or as there are; {} if too few."""
     kept = set(searched)
-    known = [source for source in about if source in kept]
-    places = [index for index, source in enumerate(about) if source in kept]
-    share = min(1.0, len(known) / sum(wanted.values()))
+    share = min(1.0, sum(source in kept for source in about) / sum(wanted.values()))
     while min(counts := [int(count * share) for count in wanted.values()]) > 0:
         try:
-            drawn = draw(known, dict(zip(wanted, counts, strict=True)), seed, SPREAD)
+            return draw(about, dict(zip(wanted, counts, strict=True)), seed, SPREAD, len(searched))
         except DataError:
             share *= 0.95
-        else:
-            return {part: [places[index] for index in indices] for part, indices in drawn.items()}
     return {}
 
 

@@ -10,15 +10,15 @@ from torch import Tensor
 from gossamer.compress.links import columns_of
 from gossamer.compress.quantize.gptq import Gptq
 from gossamer.compress.quantize.grid import fit_grid
-from gossamer.compress.quantize.quantized import Needs, Quantized, judged, usable
+from gossamer.compress.quantize.quantized import Needs, OnGrid, Quantized, judged, usable
 from gossamer.compress.quantize.statistics import Statistics
 from gossamer.core.technique import technique
-from gossamer.models.packed import QuantizedTensor, Scheme
+from gossamer.models.packed import QuantizedTensor
 
 
 @technique("awq")
 @dataclass(frozen=True)
-class Awq:
+class Awq(OnGrid):
     """Scales s_j = x_j^α / w_j^(1-α), the best of a grid of α, then rounds.
 
     x_j is the root mean square of input j, w_j the mean of the column's magnitudes as shares of their group's largest.
@@ -28,21 +28,13 @@ class Awq:
     fewer than 2 steps.
     """
 
-    bits: int
-    group: int | None = None
-    symmetric: bool = True
     steps: int = 20
     rounding: Literal["nearest", "gptq"] = "nearest"
 
     def __post_init__(self) -> None:
-        Scheme(self.bits, self.group, self.symmetric)
+        super().__post_init__()
         if self.steps < 2:
             raise ValueError(f"steps cannot be {self.steps}: the grid has at least 2")
-
-    @property
-    def scheme(self) -> Scheme:
-        """The grid's kind."""
-        return Scheme(self.bits, self.group, self.symmetric)
 
     @property
     def needs(self) -> Needs:

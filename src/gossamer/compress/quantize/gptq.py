@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gossamer.compress.quantize.factor import DAMPING_CAP, Factor
 from gossamer.compress.quantize.grid import Grid, fit_grid
-from gossamer.compress.quantize.quantized import Needs, Quantized, judged, usable
+from gossamer.compress.quantize.quantized import Needs, OnGrid, Quantized, judged, usable
 from gossamer.compress.quantize.statistics import Statistics
 from gossamer.core.technique import technique
 from gossamer.models.packed import QuantizedTensor, Scheme
@@ -18,7 +18,7 @@ _BLOCK = 64
 
 @technique("gptq")
 @dataclass(frozen=True)
-class Gptq:
+class Gptq(OnGrid):
     """Rounds column by column under the calibration Hessian.
 
     `bits` 2 to 8; `group` columns for each scale, None for whole rows. `act_order` takes the columns with the largest
@@ -29,22 +29,14 @@ class Gptq:
     weighs all alike, `none` spans every value. Raises `ValueError` for damping outside its range.
     """
 
-    bits: int
-    group: int | None = None
-    symmetric: bool = True
     act_order: bool = True
     damping: float = 0.01
     clip: Literal["none", "mse", "hessian"] = "hessian"
 
     def __post_init__(self) -> None:
-        Scheme(self.bits, self.group, self.symmetric)
+        super().__post_init__()
         if not 0 < self.damping <= DAMPING_CAP:
             raise ValueError(f"damping cannot be {self.damping}: it is above 0 and at most {DAMPING_CAP:g}")
-
-    @property
-    def scheme(self) -> Scheme:
-        """The grid's kind."""
-        return Scheme(self.bits, self.group, self.symmetric)
 
     @property
     def needs(self) -> Needs:

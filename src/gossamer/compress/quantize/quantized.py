@@ -8,11 +8,31 @@ from torch import Tensor
 
 from gossamer.compress.quantize.statistics import Statistics
 from gossamer.core.errors import ModelError
-from gossamer.models.packed import LARGEST_WEIGHT, QuantizedTensor
+from gossamer.models.packed import LARGEST_WEIGHT, QuantizedTensor, Scheme
 
 Needs = Literal["nothing", "inputs", "both models"]
 """What a technique wants to know of calibration: nothing, statistics of its layers' inputs, or statistics that tell the
 inputs behind quantised layers from those that the unchanged model gives in their place."""
+
+
+@dataclass(frozen=True)
+class OnGrid:
+    """What every quantiser is told: `bits` 2 to 8, `group` columns for each scale (None: whole rows), zero or none.
+
+    Raises `PlanError` outside those ranges.
+    """
+
+    bits: int
+    group: int | None = None
+    symmetric: bool = True
+
+    def __post_init__(self) -> None:
+        _ = self.scheme
+
+    @property
+    def scheme(self) -> Scheme:
+        """The grid's kind."""
+        return Scheme(self.bits, self.group, self.symmetric)
 
 
 @dataclass(frozen=True, eq=False)

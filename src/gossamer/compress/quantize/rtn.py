@@ -5,36 +5,28 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gossamer.compress.quantize.grid import Clip, fit_grid
-from gossamer.compress.quantize.quantized import Needs, Quantized, judged, usable
+from gossamer.compress.quantize.quantized import Needs, OnGrid, Quantized, judged, usable
 from gossamer.compress.quantize.statistics import Statistics
 from gossamer.core.technique import technique
-from gossamer.models.packed import QuantizedTensor, Scheme
+from gossamer.models.packed import QuantizedTensor
 
 
 @technique("rtn")
 @dataclass(frozen=True)
-class RoundToNearest:
+class RoundToNearest(OnGrid):
     """Every weight goes to the nearest point of its group's grid.
 
     `bits` 2 to 8; `group` columns for each scale, None for whole rows; `clip` says how the grid's range is found (see
     `fit_grid`), `percentile` in (50, 100] only counts for `clip: percentile`. Raises `ValueError` outside those ranges.
     """
 
-    bits: int
-    group: int | None = None
-    symmetric: bool = True
     clip: Clip = "mse"
     percentile: float = 99.9
 
     def __post_init__(self) -> None:
-        Scheme(self.bits, self.group, self.symmetric)
+        super().__post_init__()
         if not 50 < self.percentile <= 100:
             raise ValueError(f"percentile cannot be {self.percentile}: it is above 50 and at most 100")
-
-    @property
-    def scheme(self) -> Scheme:
-        """The grid's kind."""
-        return Scheme(self.bits, self.group, self.symmetric)
 
     @property
     def needs(self) -> Needs:

@@ -22,7 +22,6 @@ WIDEST = 0.5
 class Rounded:
     """One layer of a block: `weight` float32 (rows, columns) as it was, what it was rounded to, and its inputs."""
 
-    parameter: str
     weight: Tensor
     tensor: QuantizedTensor
     statistics: Statistics
@@ -59,16 +58,16 @@ class SignRound(Qronos):
     def polish(
         self, block: nn.Module, layers: Mapping[str, Rounded], runs: Sequence[BlockRun]
     ) -> dict[str, QuantizedTensor]:
-        """Better roundings of the block's layers by path; empty if none was found.
+        """Better roundings of the block's layers by the names of their parameters in it; empty if none was found.
 
         The block's own parameters hold the present roundings and are not changed.
         """
-        learnt = {path: _Learnt.of(layer, self) for path, layer in layers.items()}
+        learnt = {name: _Learnt.of(layer, self) for name, layer in layers.items()}
         unknowns = [unknown for one in learnt.values() for unknown in (one.shift, one.width)]
         with torch.enable_grad():
             for step in range(self.iterations):
                 run = runs[step % len(runs)]
-                loss = _loss(block, {one.layer.parameter: one.soft() for one in learnt.values()}, run)
+                loss = _loss(block, {name: one.soft() for name, one in learnt.items()}, run)
                 slopes = torch.autograd.grad(loss, unknowns)
                 rate = (1 - step / self.iterations) / self.iterations
                 with torch.no_grad():
@@ -77,8 +76,8 @@ class SignRound(Qronos):
                     for one in learnt.values():
                         one.shift.clamp_(-0.5, 0.5)
                         one.width.clamp_(1 - WIDEST, 1 + WIDEST)
-        found = {path: one.hard() for path, one in learnt.items()}
-        after = {layers[path].parameter: tensor.dequantize() for path, tensor in found.items()}
+        found = {name: one.hard() for name, one in learnt.items()}
+        after = {name: tensor.dequantize() for name, tensor in found.items()}
         with torch.no_grad():
             before, now = (sum(float(_loss(block, weights, run)) for run in runs) for weights in ({}, after))
         return found if now < before else {}
