@@ -9,7 +9,7 @@ import greenlet
 import torch
 from torch import Tensor, nn
 
-from gossamer.compress.quantize.statistics import Accumulator, Statistics
+from gossamer.compress.statistics import Accumulator, Statistics
 from gossamer.data.batch import Batch
 from gossamer.engine.walk import Entry, Walk
 from gossamer.models.hierarchy import Hierarchy, Layer

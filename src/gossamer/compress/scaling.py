@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from gossamer.compress.calibrate import Stream, collect, layers_by_step
 from gossamer.compress.links import Link, find_links, moved
-from gossamer.compress.quantize import Statistics
+from gossamer.compress.statistics import Statistics
 from gossamer.core.progress import Progress
 from gossamer.data.batch import Batch
 from gossamer.engine.walk import Walk

@@ -12,7 +12,7 @@ from torch import nn
 
 from gossamer.compress.apply import reshaped
 from gossamer.compress.calibrate import Stream, layers_by_step, pass_through
-from gossamer.compress.quantize import Statistics
+from gossamer.compress.statistics import Statistics
 from gossamer.compress.swap import finite_weight
 from gossamer.core.files import writing
 from gossamer.core.progress import Progress

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from gossamer.compress.links import columns_of
-from gossamer.compress.quantize import Awq, RoundToNearest, Statistics
+from gossamer.compress.quantize import Awq, RoundToNearest
+from gossamer.compress.statistics import Statistics
 from gossamer.core.errors import PlanError
 from gossamer.core.technique import build
 

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gossamer.compress.quantize import Gptq, RoundToNearest, Statistics
+from gossamer.compress.quantize import Gptq, RoundToNearest
+from gossamer.compress.statistics import Statistics
 from gossamer.core.errors import ModelError, PlanError
 from gossamer.core.technique import build
 

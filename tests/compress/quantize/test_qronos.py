@@ -8,7 +8,8 @@ from torch import nn
 
 from gossamer.compress.apply import apply_steps
 from gossamer.compress.calibrate import Stream, layers_by_step, pass_through
-from gossamer.compress.quantize import Accumulator, Gptq, Qronos, Statistics
+from gossamer.compress.quantize import Gptq, Qronos
+from gossamer.compress.statistics import Accumulator, Statistics
 from gossamer.core.plan import Step
 from gossamer.data.batch import Batch
 from gossamer.engine.walk import Walk

@@ -6,8 +6,9 @@ from tests.models.feeds import inputs_for
 from tests.models.tiny import build
 
 from gossamer.compress.apply import apply_steps
-from gossamer.compress.quantize import Gptq, SignRound, Statistics
+from gossamer.compress.quantize import Gptq, SignRound
 from gossamer.compress.quantize.gptq import targets_of
+from gossamer.compress.statistics import Statistics
 from gossamer.core.errors import PlanError
 from gossamer.core.plan import Step
 from gossamer.core.technique import build as technique

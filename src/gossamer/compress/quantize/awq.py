@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from gossamer.compress.links import columns_of
+from gossamer.compress.passes import Needs, Quantized, judged, usable
 from gossamer.compress.quantize.gptq import Gptq
 from gossamer.compress.quantize.grid import fit_grid
-from gossamer.compress.quantize.quantized import Needs, OnGrid, Quantized, judged, usable
-from gossamer.compress.quantize.statistics import Statistics
+from gossamer.compress.quantize.on_grid import OnGrid
+from gossamer.compress.statistics import Statistics
 from gossamer.core.technique import technique
 from gossamer.models.packed import QuantizedTensor
 
@@ -74,10 +75,10 @@ class Awq(OnGrid):
         rounded = QuantizedTensor.encode(scaled, self.scheme, grid.scales, grid.zeros).dequantize()
         return statistics.loss(rounded / factors - weight)
 
-    def quantize(self, weight: Tensor, statistics: Statistics | None) -> Quantized:
+    def quantize(self, weight: Tensor, statistics: Statistics | None, mask: Tensor | None = None) -> Quantized:
         """The quantised form of the (already scaled) `weight` (rows, columns). Raises as `Gptq.quantize` does."""
         if self.rounding == "gptq":
-            return Gptq(self.bits, self.group, self.symmetric).quantize(weight, statistics)
+            return Gptq(self.bits, self.group, self.symmetric).quantize(weight, statistics, mask)
         weight = usable(weight)
         costs = None
         if statistics is not None:

@@ -6,10 +6,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gossamer.compress.quantize.factor import DAMPING_CAP, Factor
+from gossamer.compress.factor import DAMPING_CAP, Factor
+from gossamer.compress.passes import Needs, Quantized, judged, usable
 from gossamer.compress.quantize.grid import Grid, fit_grid
-from gossamer.compress.quantize.quantized import Needs, OnGrid, Quantized, judged, usable
-from gossamer.compress.quantize.statistics import Statistics
+from gossamer.compress.quantize.on_grid import OnGrid
+from gossamer.compress.statistics import Statistics
 from gossamer.core.technique import technique
 from gossamer.models.packed import QuantizedTensor, Scheme
 
@@ -43,9 +44,10 @@ class Gptq(OnGrid):
         """The inputs: without statistics a layer is rounded to nearest."""
         return "inputs"
 
-    def quantize(self, weight: Tensor, statistics: Statistics | None) -> Quantized:
+    def quantize(self, weight: Tensor, statistics: Statistics | None, mask: Tensor | None = None) -> Quantized:
         """The quantised form of `weight` (rows, columns) for inputs with these `statistics`.
 
+        `mask` bool (rows, columns) is False where the weight is 0 and stays so; the rest makes up for it.
         Raises `PlanError` if the group does not divide the columns, `ModelError` for weights or Hessians that are not
         finite.
         """
@@ -59,13 +61,15 @@ class Gptq(OnGrid):
             tensor = QuantizedTensor.encode(weight, self.scheme, grid.scales, grid.zeros)
             reason = "no calibration statistics" if statistics is None else "the Hessian is singular at every damping"
             return judged(original, tensor, statistics, (f"rounded to nearest: {reason}",))
-        codes = diffuse(weight, factor, self.scheme, grid)
+        codes = diffuse(weight, factor, self.scheme, grid, mask)
         tensor = QuantizedTensor(self.scheme, tuple(weight.shape), codes, grid.scales, grid.zeros)
         return judged(original, tensor, statistics, _notes(self, factor))
 
 
-def diffuse(weight: Tensor, factor: Factor, scheme: Scheme, grid: Grid) -> Tensor:
+def diffuse(weight: Tensor, factor: Factor, scheme: Scheme, grid: Grid, mask: Tensor | None = None) -> Tensor:
     """The codes int8 (rows, columns) that error diffusion finds for `weight` on a fixed grid.
+
+    Where `mask` bool (rows, columns) is False the value becomes 0, which counts as an error like any other.
 
     Works on columns as contiguous rows. A column takes in the errors of all before it when its turn comes: those of
     earlier blocks by one matrix product for the whole block, those of its own block by a vector product. Each column's
@@ -77,6 +81,7 @@ def diffuse(weight: Tensor, factor: Factor, scheme: Scheme, grid: Grid) -> Tenso
     scales = grid.scales.float().T.contiguous().unbind()
     zeros = None if grid.zeros is None else grid.zeros.float().T.contiguous().unbind()
     errors = weight.T[order]
+    kept = None if mask is None else mask.T[order]
     codes = torch.empty_like(errors)
     for start in range(0, columns, _BLOCK):
         stop = min(start + _BLOCK, columns)
@@ -90,10 +95,14 @@ def diffuse(weight: Tensor, factor: Factor, scheme: Scheme, grid: Grid) -> Tenso
             torch.div(target, scale, out=code).round_()
             if zeros is None:
                 code.clamp_(scheme.low, scheme.high)
+                if kept is not None:
+                    code.mul_(kept[j])
                 errors[j].addcmul_(code, scale, value=-1)
             else:
                 zero = zeros[group[j]]
                 code.add_(zero).clamp_(scheme.low, scheme.high)
+                if kept is not None:
+                    code.copy_(torch.where(kept[j], code, zero))
                 errors[j].addcmul_(code - zero, scale, value=-1)
     back = torch.empty_like(order)
     back[order] = torch.arange(columns)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from gossamer.compress.passes import Needs
 from gossamer.compress.quantize.gptq import Gptq
-from gossamer.compress.quantize.quantized import Needs
 from gossamer.core.technique import technique
 
 

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from gossamer.compress.passes import Needs, Quantized, judged, usable
 from gossamer.compress.quantize.grid import Clip, fit_grid
-from gossamer.compress.quantize.quantized import Needs, OnGrid, Quantized, judged, usable
-from gossamer.compress.quantize.statistics import Statistics
+from gossamer.compress.quantize.on_grid import OnGrid
+from gossamer.compress.statistics import Statistics
 from gossamer.core.technique import technique
 from gossamer.models.packed import QuantizedTensor
 
@@ -33,8 +34,8 @@ class RoundToNearest(OnGrid):
         """Nothing: statistics only serve to report the loss."""
         return "nothing"
 
-    def quantize(self, weight: Tensor, statistics: Statistics | None) -> Quantized:
-        """The rounded form of `weight` (rows, columns).
+    def quantize(self, weight: Tensor, statistics: Statistics | None, mask: Tensor | None = None) -> Quantized:
+        """The rounded form of `weight` (rows, columns); zeros stay zeros, whatever the `mask`.
 
         Raises `PlanError` if the group does not divide the columns, `ModelError` for weights that are not finite.
         """

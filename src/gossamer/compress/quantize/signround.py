@@ -2,39 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from gossamer.compress.passes import BlockRun, Rounded
 from gossamer.compress.quantize.gptq import targets_of
 from gossamer.compress.quantize.qronos import Qronos
-from gossamer.compress.quantize.statistics import Statistics
 from gossamer.core.technique import technique
 from gossamer.models.packed import QuantizedTensor, Scheme
 
 WIDEST = 0.5
 """Largest change of a grid's width, as a share."""
-
-
-@dataclass(frozen=True, eq=False)
-class Rounded:
-    """One layer of a block: `weight` float32 (rows, columns) as it was, what it was rounded to, and its inputs."""
-
-    weight: Tensor
-    tensor: QuantizedTensor
-    statistics: Statistics
-
-
-@dataclass(frozen=True)
-class BlockRun:
-    """One batch at a block: the call, the unchanged model's output, and the real tokens (None: all)."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    target: Tensor
-    mask: Tensor | None
 
 
 @technique("signround")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gossamer.compress.quantize.factor import Factor, factorise
+from gossamer.compress.factor import Factor, factorise
 from gossamer.core.errors import DataError, PlanError
 
 _PATCH_ELEMENTS = 1 << 23

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from gossamer.compress.quantize import Accumulator
+from gossamer.compress.statistics import Accumulator
 from gossamer.core.errors import DataError, PlanError
 
 

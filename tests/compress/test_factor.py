@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from gossamer.compress.quantize import Statistics
-from gossamer.compress.quantize.factor import factorise
+from gossamer.compress.factor import factorise
+from gossamer.compress.statistics import Statistics
 from gossamer.core.errors import ModelError
 
 

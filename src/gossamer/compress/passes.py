@@ -1,0 +1,205 @@
+"""The words that all techniques of this room share: when a pass runs, what it wants to know, what it hands back.
+
+A plan's steps on one layer run in the order of their phases: `structure` (whole blocks, heads, channels go),
+`transform` (the model's function stays), `decompose` (a matrix of low rank takes over part of the weight, the rest goes
+on), `sparsify` (single weights become zero), `quantise` (weights go on a grid), `correct` (a matrix of low rank makes
+up for part of the error), `heal` (what is left is trained). A technique says its phase in the class attribute `phase`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.compress.statistics import Statistics
+from gossamer.core.errors import ModelError
+from gossamer.data.batch import Batch
+from gossamer.models.hierarchy import Hierarchy, Layer
+from gossamer.models.low_rank import LowRank
+from gossamer.models.packed import LARGEST_WEIGHT, QuantizedTensor
+
+Phase = Literal["structure", "transform", "decompose", "sparsify", "quantise", "correct", "heal"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+
+Needs = Literal["nothing", "inputs", "both models"]
+"""What a technique wants to know of calibration: nothing, statistics of its layers' inputs, or statistics that tell the
+inputs behind layers already changed from those that the unchanged model gives in their place."""
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """A weight on its grid.
+
+    `loss` is the layer's relative squared error in [0, ∞): of its output over the calibration inputs, or of the weight
+    where there are no statistics. `weight_error` is always the weight's. `notes` tell what did not go as asked.
+    """
+
+    tensor: QuantizedTensor
+    loss: float
+    weight_error: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse:
+    """A weight with zeros: `weight` float32 (rows, columns), 0 wherever `mask` bool (rows, columns) is False.
+
+    `loss` and `notes` as in `Quantized`.
+    """
+
+    weight: Tensor
+    mask: Tensor
+    loss: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Decomposed:
+    """`low_rank` + `rest`, float32 (rows, columns); no rest where the matrix of low rank takes over the whole weight.
+
+    `mask` bool (rows, columns) is False where the rest is 0 and shall stay so, None for a full rest. `loss` is that of
+    the sum, `notes` as in `Quantized`.
+    """
+
+    low_rank: LowRank
+    rest: Tensor | None
+    mask: Tensor | None
+    loss: float
+    notes: tuple[str, ...] = ()
+
+
+class Transform(Protocol):
+    """Changes weights so that later passes lose less, while the model computes what it computed."""
+
+    phase: ClassVar[Phase] = "transform"
+
+    def transform(
+        self, model: nn.Module, hierarchy: Hierarchy, layers: Sequence[Layer], batches: Sequence[Batch]
+    ) -> tuple[str, ...]:
+        """Changes the weights of `layers` (and of what writes their inputs), in place; says what did not go as asked.
+
+        `batches` are the calibration data. Raises `PlanError` where the model's build does not allow it.
+        """
+        ...
+
+
+class Decomposer(Protocol):
+    """Writes a weight as a matrix of low rank, with or without a rest."""
+
+    phase: ClassVar[Phase] = "decompose"
+
+    @property
+    def needs(self) -> Needs: ...
+
+    def decompose(self, weight: Tensor, statistics: Statistics | None) -> Decomposed:
+        """The parts of `weight` float32 (rows, columns), which is not touched."""
+        ...
+
+
+class Sparsifier(Protocol):
+    """Sets single weights to zero, and may change those that stay."""
+
+    phase: ClassVar[Phase] = "sparsify"
+
+    @property
+    def needs(self) -> Needs: ...
+
+    def sparsify(self, weight: Tensor, statistics: Statistics | None) -> Sparse:
+        """The sparse form of `weight` float32 (rows, columns), which is not touched."""
+        ...
+
+
+class Quantizer(Protocol):
+    """Puts one weight on a grid."""
+
+    phase: ClassVar[Phase] = "quantise"
+
+    @property
+    def needs(self) -> Needs: ...
+
+    def quantize(self, weight: Tensor, statistics: Statistics | None, mask: Tensor | None = None) -> Quantized:
+        """The quantised form of `weight` float32 (rows, columns), exactly 0 wherever `mask` bool is False."""
+        ...
+
+
+class Corrector(Protocol):
+    """Makes up for part of a layer's error by a small addition."""
+
+    phase: ClassVar[Phase] = "correct"
+
+    @property
+    def needs(self) -> Needs: ...
+
+    def correct(self, error: Tensor, statistics: Statistics | None) -> LowRank:
+        """What to add to a weight that is off by `error` = wanted - present, float32 (rows, columns)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Rounded:
+    """One layer of a block: `weight` float32 (rows, columns) as it was, what it was rounded to, and its inputs."""
+
+    weight: Tensor
+    tensor: QuantizedTensor
+    statistics: Statistics
+
+
+@dataclass(frozen=True)
+class BlockRun:
+    """One batch at a block: the call, the unchanged model's output, and the real tokens (None: all)."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    target: Tensor
+    mask: Tensor | None
+
+
+@runtime_checkable
+class Polisher(Protocol):
+    """A quantiser that betters the roundings of a block's layers together, once all of them are rounded."""
+
+    def polish(
+        self, block: nn.Module, layers: Mapping[str, Rounded], runs: Sequence[BlockRun]
+    ) -> dict[str, QuantizedTensor]:
+        """Better roundings by the names of the layers' parameters in the block; empty if none was found.
+
+        The block's own parameters hold the present roundings and are not changed.
+        """
+        ...
+
+
+def judged(
+    weight: Tensor, tensor: QuantizedTensor, statistics: Statistics | None, notes: tuple[str, ...] = ()
+) -> Quantized:
+    """The result with its errors measured against the original `weight` (rows, columns)."""
+    error = weight - tensor.dequantize()
+    return Quantized(tensor, relative_loss(error, weight, statistics), relative_loss(error, weight, None), notes)
+
+
+def relative_loss(error: Tensor, weight: Tensor, statistics: Statistics | None) -> float:
+    """The squared error of a layer's output, or of the weight without statistics, as a share of the whole."""
+    if statistics is not None:
+        return _share(statistics.loss(error), statistics.loss(weight))
+    return _share(float(error.square().sum(dtype=torch.float64)), float(weight.square().sum(dtype=torch.float64)))
+
+
+def usable(weight: Tensor) -> Tensor:
+    """`weight` as float32, never touched by what follows.
+
+    Raises `ModelError` if it is no matrix, or holds values that are not finite or too large for 16-bit scales.
+    """
+    if weight.dim() != 2 or weight.numel() == 0:
+        raise ModelError(f"a weight of shape {tuple(weight.shape)} cannot be compressed: it must be a matrix")
+    weight = weight.detach().float()
+    largest = float(weight.abs().max())
+    if not largest <= LARGEST_WEIGHT:
+        raise ModelError(
+            f"the weight holds values of magnitude {largest:g}: finite ones up to {LARGEST_WEIGHT:g} can be compressed"
+        )
+    return weight
+
+
+def _share(part: float, whole: float) -> float:
+    return max(part, 0.0) / whole if whole > 0 else 0.0
