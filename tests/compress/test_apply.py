@@ -5,8 +5,9 @@ import torch
 from tests.models.feeds import inputs_for
 from tests.models.tiny import BUILDERS, build
 
-from gossamer.compress.apply import apply_steps, assign
+from gossamer.compress.apply import apply_steps
 from gossamer.compress.calibrate import Stream, collect, layers_by_step, pass_through
+from gossamer.compress.chain import assign
 from gossamer.compress.swap import Swap, replace_weight, restored
 from gossamer.core.errors import DataError, ModelError, PlanError
 from gossamer.core.plan import Step
@@ -107,16 +108,16 @@ def test_a_layer_is_calibrated_behind_the_quantised_ones_of_its_own_block():
     by_path = {layer.path: layer for layer in hierarchy.layers()}
     for path, tensor in together.items():
         if path != down:
-            replace_weight(model, by_path[path], tensor)
+            replace_weight(model, by_path[path], tensor.dequantize())
     alone = apply_steps(model, hierarchy, [step(down, bits=2)], batches).tensors
     assert torch.equal(alone[down].codes, together[down].codes)
 
 
 def test_the_last_step_holds_and_fused_sets_must_agree():
     _, hierarchy, _ = opened("llama")
-    found = assign(hierarchy, [step("language.**", bits=4), step("language.blocks.1.mlp", do="rtn", bits=8)])
-    assert found["language.blocks.0.mlp.down_proj"].bits == 4
-    assert found["language.blocks.1.mlp.down_proj"].bits == 8
+    found = assign(hierarchy, [step("language.**", bits=4), step("language.blocks.1.mlp", do="rtn", bits=8)]).chains
+    assert found["language.blocks.0.mlp.down_proj"].quantise.bits == 4
+    assert found["language.blocks.1.mlp.down_proj"].quantise.bits == 8
     with pytest.raises(PlanError, match="share a setting"):
         assign(hierarchy, [step("language.blocks.0.self_attn.q_proj", bits=4)])
     with pytest.raises(PlanError, match="selects no layer"):

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -84,6 +85,18 @@ def test_result_is_complete_and_within_the_budget(done):
         assert load_plan(out / "pareto" / f"{size}.yaml").budget.weight_bytes == size
     assert {layer.path for layer in checked.layers} >= {"language.blocks.0.mlp.down_proj", "head.lm_head"}
     assert sum(layer.weight_bytes for layer in checked.layers) < checked.measured["weight_bytes"].value
+
+
+@pytest.mark.parametrize("kind", ["evolution", "tiered"])
+def test_another_search_is_compared_with_the_exact_one(done, model, text, tmp_path, kind):
+    out, exact = done
+    run = tmp_path / "run"
+    shutil.copytree(out, run)
+    result = job.optimize(request(model, text, run, ratio=0.65, search=kind))
+    assert result["measured"]["weight_bytes"]["value"] <= exact["budget"]["weight_bytes"]
+    (told,) = [note["text"] for note in result["notes"] if f"found by {kind} search" in note["text"]]
+    assert "the exact allocation has" in told
+    assert not any("found by" in note["text"] for note in exact["notes"])
 
 
 def test_both_sides_are_stored_and_run_side_by_side(done):

@@ -25,6 +25,14 @@ class Technique(StrEnum):
     signround = "signround"
 
 
+class Search(StrEnum):
+    """How a plan is found."""
+
+    exact = "exact"
+    evolution = "evolution"
+    tiered = "tiered"
+
+
 class Effort(StrEnum):
     """How much is tried and measured."""
 
@@ -96,4 +104,5 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; do and write nothing.")]
 GranularityOption = Annotated[Granularity, typer.Option(help="What gets a setting of its own.")]
 TechniqueOption = Annotated[Technique, typer.Option(help="What carries the chosen plan out.")]
+SearchOption = Annotated[Search, typer.Option(help="How the plan is found; others are compared with exact.")]
 EffortOption = Annotated[Effort, typer.Option(help="How much is tried and measured.")]

@@ -158,7 +158,12 @@ class BlockRun:
 
 @runtime_checkable
 class Polisher(Protocol):
-    """A quantiser that betters the roundings of a block's layers together, once all of them are rounded."""
+    """A quantiser that betters the roundings of a block's layers together, once all of them are rounded.
+
+    `keeps_zeros` tells whether the zeros of pruned layers are still zeros then.
+    """
+
+    keeps_zeros: ClassVar[bool]
 
     def polish(
         self, block: nn.Module, layers: Mapping[str, Rounded], runs: Sequence[BlockRun]

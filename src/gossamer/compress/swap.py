@@ -33,7 +33,7 @@ class Swap:
             return
         original = cast(nn.Parameter, parameters[layer.parameter])
         self._originals.setdefault(layer.path, (layer, original))
-        replace_weight(self._model, layer, tensor)
+        replace_weight(self._model, layer, tensor.dequantize())
 
     def put_all(self, layers: Mapping[str, Layer], tensors: Mapping[str, QuantizedTensor]) -> None:
         """The model computes with exactly these tensors: what is not among them is restored."""
@@ -53,19 +53,18 @@ class Swap:
             self.put(layer, None)
 
 
-def replace_weight(model: nn.Module, layer: Layer, tensor: QuantizedTensor) -> None:
-    """The layer computes with `tensor`, as a new parameter of the old one's type: other owners keep the old one."""
+def replace_weight(model: nn.Module, layer: Layer, values: Tensor) -> None:
+    """The layer computes with `values`, as a new parameter of the old one's type: other owners keep the old one."""
     parameters = model.get_submodule(layer.module)._parameters
     original = cast(nn.Parameter, parameters[layer.parameter])
-    dense = tensor.dequantize().to(original.dtype).reshape(original.shape)
-    parameters[layer.parameter] = nn.Parameter(dense, requires_grad=False)
+    parameters[layer.parameter] = nn.Parameter(values.to(original.dtype).reshape(original.shape), requires_grad=False)
 
 
-def overwrite_weight(model: nn.Module, layer: Layer, tensor: QuantizedTensor) -> None:
-    """Writes `tensor`'s values into the layer's parameter, and so into all that share it, without more memory."""
+def overwrite_weight(model: nn.Module, layer: Layer, values: Tensor) -> None:
+    """Writes `values` into the layer's parameter, and so into all that share it, without more memory."""
     parameter = cast(nn.Parameter, model.get_submodule(layer.module)._parameters[layer.parameter])
     with torch.no_grad():
-        parameter.copy_(tensor.dequantize().reshape(parameter.shape))
+        parameter.copy_(values.reshape(parameter.shape))
 
 
 @contextmanager

@@ -42,6 +42,10 @@ class LowRank:
         """The matrix, float32 (rows, columns)."""
         return self.left.float() @ self.right.float()
 
+    def joined(self, other: "LowRank") -> "LowRank":
+        """The sum of both, of both ranks together."""
+        return LowRank(torch.cat([self.left, other.left], 1), torch.cat([self.right, other.right]))
+
     def to_state(self, prefix: str = "") -> dict[str, Tensor]:
         """Tensors for a safetensors file; keys start with `prefix`."""
         return {f"{prefix}left": self.left.contiguous(), f"{prefix}right": self.right.contiguous()}

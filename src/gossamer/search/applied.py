@@ -7,7 +7,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from gossamer.compress.apply import Applied, apply_steps, assign
+from gossamer.compress.apply import Applied, apply_steps
+from gossamer.compress.chain import assign
 from gossamer.compress.swap import restored
 from gossamer.core.files import writing
 from gossamer.core.plan import Step
@@ -34,7 +35,7 @@ class Applier:
         file = self.folder.file("applied", inputs, ".safetensors")
 
         def compute() -> dict[str, Any]:
-            touched = assign(self.hierarchy, steps)
+            touched = assign(self.hierarchy, steps).chains
             with restored(self.model, [layer for layer in self.hierarchy.layers() if layer.path in touched]):
                 done = apply_steps(self.model, self.hierarchy, steps, self.calibration, progress)
             state = {}

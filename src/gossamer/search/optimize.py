@@ -27,7 +27,7 @@ from gossamer.search.parts import open_parts
 from gossamer.search.request import OptimizeRequest, sizes_for
 from gossamer.search.samples import continuations
 from gossamer.search.sensitivity import Sensitivity, measure_sensitivity
-from gossamer.search.steps import allocated, byte_limit, guarded, pareto
+from gossamer.search.steps import allocated, byte_limit, guarded, pareto, searched
 from gossamer.search.units import Granularity, Unit, assignment_of, describe, fixed_bytes, units_of
 
 LARGE = 50_000_000
@@ -96,7 +96,8 @@ def search(job: Job) -> Found:
     points, uniforms = pareto(job, bank, sensitivity)
     limit = byte_limit(job, bank, points)
     refined = allocated(job, bank, sensitivity, limit)
-    verdict = guarded(job, assignment_of(job.units, refined.chosen), uniforms, limit)
+    chosen, comparison = searched(job, bank, sensitivity, limit, refined.chosen)
+    verdict = guarded(job, assignment_of(job.units, chosen), uniforms, limit)
     selected = job.score(verdict.winner.applied.tensors, "select")
     out, model = job.request.out, job.opened.model
     job.plan(job.steps(verdict.winner.assignment), job.budget).save(out / "plan.yaml")
@@ -114,9 +115,8 @@ def search(job: Job) -> Found:
     del reloaded  # proving loads the checkpoint once more: never three models at a time
     finished = prove(job.opened, tensors, stored, next(iter(test.batches(4))).inputs)
     texts = (texts_before, texts_after)
-    return Found(
-        sensitivity, points, uniforms, refined, verdict, selected, finished, before, after, rival, texts, limit, running
-    )  # fmt: skip
+    measured = (selected, finished, before, after, rival, texts)
+    return Found(sensitivity, points, uniforms, comparison, verdict, *measured, limit, running)
 
 
 def _least(units: tuple[Unit, ...]) -> int:

@@ -15,7 +15,6 @@ from gossamer.search.finish import Finished
 from gossamer.search.front import Point
 from gossamer.search.guard import Verdict
 from gossamer.search.job import Job
-from gossamer.search.refine import Refined
 from gossamer.search.runtime import sentences, sides
 from gossamer.search.samples import answer_samples, continuation_samples
 from gossamer.search.scorer import Score
@@ -30,15 +29,16 @@ Json = dict[str, Any]
 class Found:
     """Everything that a job found out.
 
-    `selected` is the kept plan's score on the `select` part; `before`, `after` and `rival` are the task's results of
-    the unchanged model, the reloaded checkpoint and the uniform plan; `texts` are continuations before and after;
-    `running` is what it took to run the unchanged model and the reloaded checkpoint, side by side.
+    `comparison` tells how another kind of search did beside the exact one. `selected` is the kept plan's score on the
+    `select` part; `before`, `after` and `rival` are the task's results of the unchanged model, the reloaded checkpoint
+    and the uniform plan; `texts` are continuations before and after; `running` is what it took to run the unchanged
+    model and the reloaded checkpoint, side by side.
     """
 
     sensitivity: Sensitivity
     points: list[Point]
     uniforms: list[Point]
-    refined: Refined
+    comparison: str | None
     verdict: Verdict
     selected: Score
     finished: Finished
@@ -59,6 +59,8 @@ def result_of(job: Job, found: Found, seconds: float) -> Json:
     lost = loss_percent(task, before[task.metric].value, after[task.metric].value)
     floor = job.budget.max_loss_percent
     notes: list[Json] = [{"kind": "guard", "text": found.verdict.text}]
+    if found.comparison is not None:
+        notes.append({"kind": "note", "text": found.comparison})
     notes += [{"kind": "container", "text": text} for text in stored.notes]
     notes += [{"kind": "warning", "text": text} for text in winner.applied.notes]
     if hierarchy.guessed:

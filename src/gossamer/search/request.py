@@ -9,6 +9,7 @@ from gossamer.core.errors import BudgetError
 
 Effort = Literal["quick", "standard", "thorough"]
 Technique = Literal["gptq", "qronos", "signround"]
+Search = Literal["exact", "evolution", "tiered"]
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class OptimizeRequest:
     `weight_bytes` or `ratio` (share of the 16-bit size) bound the exported checkpoint's tensors; `max_loss_percent` is
     the quality floor. With a floor and no size, the smallest model that meets it is sought. `task`, `data` default to
     what the model declares; `test_data` to a part of `data` that the search never sees. `technique` carries the plan
-    out. `command` is the command line that the report names.
+    out; `search` finds it, and others than `exact` are compared with that. `command` is the command line that the
+    report names.
     """
 
     model: str
@@ -33,6 +35,7 @@ class OptimizeRequest:
     granularity: Literal["auto", "layer", "block"] = "auto"
     effort: Effort = "standard"
     technique: Technique = "gptq"
+    search: Search = "exact"
     dry_run: bool = False
     command: str = ""
 

@@ -11,7 +11,9 @@ from gossamer.compress.calibrate import Stream, layers_by_step
 from gossamer.compress.quantize.presets import uniform_schemes
 from gossamer.core.errors import RequirementError
 from gossamer.evaluate.task import Task
+from gossamer.search.allocate import allocate
 from gossamer.search.bank import Bank
+from gossamer.search.evolution import evolve
 from gossamer.search.front import UNIFORM, Point, allocations, options_of, undefeated
 from gossamer.search.guard import Contender, Verdict, judge
 from gossamer.search.job import Job
@@ -19,6 +21,7 @@ from gossamer.search.propose import halving, population
 from gossamer.search.refine import Refined, Round, refine
 from gossamer.search.scorer import Score
 from gossamer.search.sensitivity import Sensitivity, step_of_unit
+from gossamer.search.tiered import tiered
 from gossamer.search.units import Assignment, assignment_of, choice_in, describe, total_bytes
 
 FRONT_POINTS = 14
@@ -139,6 +142,43 @@ def allocated(job: Job, bank: Bank, sensitivity: Sensitivity, limit: int) -> Ref
 
     record = job.folder.step("refine", [job.key, limit, proposals, job.sizes.rounds], compute)
     return Refined(tuple(record["chosen"]), tuple(Round(**item) for item in record["rounds"]))
+
+
+def searched(
+    job: Job, bank: Bank, sensitivity: Sensitivity, limit: int, exact: Sequence[int]
+) -> tuple[Sequence[int], str | None]:
+    """The choice that the request's kind of search finds, and a sentence that compares it with the `exact` one.
+
+    All kinds share the bank and measure whole plans on the `select` part; the comparison is on `confirm`.
+    """
+    kind = job.request.search
+    if kind == "exact":
+        return exact, None
+    options = options_of(job.units, sensitivity.kl)
+    track = partial(job.progress.track, stage=f"{kind} search")
+    spent = [0.0]
+
+    def measure(chosen: Sequence[int], share: float) -> float:
+        spent[0] += share
+        return _measured(job, bank, assignment_of(job.units, chosen), "select", share).mean_kl
+
+    def compute() -> Any:
+        if kind == "tiered":
+            found = tiered(job.units, options, limit - job.fixed, measure, track)
+        else:
+            start = (_uniform_start(job, limit) or [allocate(options, limit - job.fixed)])[0]
+            rounds = job.sizes.proposals
+            found = evolve(job.units, start, limit - job.fixed, measure, rounds, rounds, job.request.seed, track)
+        both = [_measured(job, bank, assignment_of(job.units, plan), "confirm").mean_kl for plan in (found, exact)]
+        return {"chosen": found, "kl": both, "evaluations": spent[0]}
+
+    record = job.folder.step("search", [job.key, kind, limit, list(exact), job.sizes.proposals], compute)
+    ours, other = record["kl"]
+    text = (
+        f"The plan was found by {kind} search: KL {ours:.4g} nats on the confirmation part after "
+        f"{record['evaluations']:.0f} evaluations of whole plans; the exact allocation has {other:.4g}."
+    )
+    return record["chosen"], text
 
 
 def _uniform_start(job: Job, limit: int) -> list[list[int]]:

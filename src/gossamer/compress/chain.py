@@ -1,0 +1,168 @@
+"""What happens to one layer: at most one pass of each phase, in the order of the phases.
+
+The weight W becomes U V + S: `decompose` takes out U V, `sparsify` and `quantise` work on what is left, `correct` adds
+to U V what makes up for their error. Which steps of a plan reach a layer, and whether they go together, is settled
+before any work starts.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gossamer.compress.passes import (
+    PHASES,
+    Corrector,
+    Decomposer,
+    Needs,
+    Phase,
+    Polisher,
+    Quantizer,
+    Sparsifier,
+    relative_loss,
+    usable,
+)
+from gossamer.compress.statistics import Statistics
+from gossamer.core.errors import PlanError
+from gossamer.core.plan import Step
+from gossamer.core.technique import build
+from gossamer.models.hierarchy import Hierarchy, Layer
+from gossamer.models.low_rank import LowRank
+from gossamer.models.packed import QuantizedTensor
+
+LAYER_PHASES: tuple[Phase, ...] = ("decompose", "sparsify", "quantise", "correct")
+"""The phases of techniques that work on one layer's weight at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """A weight after its chain.
+
+    `dense` float32 (rows, columns) is what the layer computes with, all parts together. `tensor` is the part on a grid,
+    `mask` bool (rows, columns) tells which values of the part that is not of low rank may be other than 0, `low_rank`
+    is the part of low rank; None where there is none. `loss` is the relative squared error (see `Quantized`).
+    """
+
+    dense: Tensor
+    tensor: QuantizedTensor | None
+    mask: Tensor | None
+    low_rank: LowRank | None
+    loss: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The passes over one layer."""
+
+    decompose: Decomposer | None = None
+    sparsify: Sparsifier | None = None
+    quantise: Quantizer | None = None
+    correct: Corrector | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return (found for phase in LAYER_PHASES if (found := getattr(self, phase)) is not None)
+
+    @property
+    def needs(self) -> set[Needs]:
+        """What its passes want to know of calibration."""
+        return {found.needs for found in self}
+
+    def run(self, weight: Tensor, statistics: Statistics | None) -> Compressed:
+        """The passes on `weight` (rows, columns). Raises what they raise."""
+        original = usable(weight)
+        rest: Tensor | None = original
+        low_rank = mask = tensor = None
+        notes: list[str] = []
+        if self.decompose is not None:
+            parts = self.decompose.decompose(original, statistics)
+            low_rank, rest, mask = parts.low_rank, parts.rest, parts.mask
+            notes.extend(parts.notes)
+        if self.sparsify is not None and rest is not None:
+            sparse = self.sparsify.sparsify(rest, statistics)
+            rest, mask = sparse.weight, sparse.mask
+            notes.extend(sparse.notes)
+        if self.quantise is not None and rest is not None:
+            quantised = self.quantise.quantize(rest, statistics, mask)
+            notes.extend(quantised.notes)
+            tensor, rest = quantised.tensor, quantised.tensor.dequantize()
+            if len(list(self)) == 1:
+                return Compressed(rest, tensor, mask, low_rank, quantised.loss, tuple(notes))
+        dense = torch.zeros_like(original) if rest is None else rest
+        if low_rank is not None:
+            dense = dense + low_rank.dense()
+        if self.correct is not None:
+            added = self.correct.correct(original - dense, statistics)
+            dense = dense + added.dense()
+            low_rank = added if low_rank is None else low_rank.joined(added)
+        return Compressed(
+            dense, tensor, mask, low_rank, relative_loss(original - dense, original, statistics), tuple(notes)
+        )
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """A plan's steps on one model: `chains` by layer path; `whole` are the techniques on groups of layers or blocks.
+
+    `whole` holds (step number from 1, technique, path glob) in the order of the phases.
+    """
+
+    chains: Mapping[str, Chain]
+    whole: tuple[tuple[int, Any, str], ...]
+
+
+def assign(hierarchy: Hierarchy, steps: Sequence[Step]) -> Assigned:
+    """What each step does, and to which layers. Of several steps of one phase that select a layer the last one holds.
+
+    Raises `PlanError` for a step that selects nothing, an unknown technique or setting, steps on one layer that are
+    not in the order of the phases or undo each other, and for a fused set whose members differ.
+    """
+    chains: dict[str, dict[str, Any]] = {}
+    reached: dict[str, int] = {}
+    whole: list[tuple[int, Any, str]] = []
+    for number, step in enumerate(steps, 1):
+        technique = build(step.do, step.settings)
+        phase: Phase = technique.phase
+        selected = hierarchy.select(step.at)
+        if not selected:
+            raise PlanError(f"compression step {number}: {step.at!r} selects no layer; gossamer inspect lists them")
+        for layer in selected:
+            before = PHASES[reached.get(layer.path, 0)]
+            if PHASES.index(phase) < reached.get(layer.path, 0):
+                raise PlanError(
+                    f"compression step {number}: {step.do} ({phase}) comes too late for {layer.path}, which an earlier "
+                    f"step has taken to {before}; the order is {', '.join(PHASES)}"
+                )
+            reached[layer.path] = PHASES.index(phase)
+            if phase in LAYER_PHASES:
+                chain = chains.setdefault(layer.path, {})
+                chain[phase] = technique
+                _check(number, step, layer, chain)
+        if phase not in LAYER_PHASES:
+            whole.append((number, technique, step.at))
+    made = {path: Chain(**chain) for path, chain in chains.items()}
+    for name, members in hierarchy.units().items():
+        if len({made.get(layer.path) for layer in members}) > 1:
+            raise PlanError(f"the layers of {name} run as one matrix and must share a setting: give them one step")
+    whole.sort(key=lambda entry: PHASES.index(entry[1].phase))
+    return Assigned(made, tuple(whole))
+
+
+def _check(number: int, step: Step, layer: Layer, chain: Mapping[str, Any]) -> None:
+    """Raises `PlanError` for passes that would undo what an earlier one has done to the layer."""
+    decompose, sparsify, quantise = (chain.get(phase) for phase in ("decompose", "sparsify", "quantise"))
+    where = f"compression step {number} ({step.do} at {step.at!r})"
+    if decompose is not None and not decompose.leaves_rest and (sparsify is not None or quantise is not None):
+        raise PlanError(
+            f"{where}: nothing of {layer.path} is left for it, an earlier step turns the whole weight into factors; "
+            "let that step keep a rest"
+        )
+    if decompose is not None and decompose.leaves_zeros and sparsify is not None:
+        raise PlanError(f"{where}: an earlier step has already set values of {layer.path} to zero; leave one out")
+    zeros = sparsify is not None or (decompose is not None and decompose.leaves_zeros)
+    if zeros and isinstance(quantise, Polisher) and not quantise.keeps_zeros:
+        raise PlanError(
+            f"{where}: it would not keep the zeros of {layer.path} that an earlier step makes; quantise by gptq instead"
+        )
