@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gossamer.compress.quantize.presets import uniform_schemes
+from gossamer.compress.presets import uniform_schemes
 from gossamer.core.files import write_json, write_text
 from gossamer.core.progress import Progress
 from gossamer.evaluate.task import Task

@@ -135,7 +135,7 @@ def ours(options: argparse.Namespace, settings: dict[str, Any], ids: list[list[i
     import torch
 
     from gossamer.compress.apply import apply_steps
-    from gossamer.compress.quantize.presets import preset_steps
+    from gossamer.compress.presets import preset_steps
     from gossamer.core.plan import Step
     from gossamer.data.batch import Batch
     from gossamer.models.open import open_model

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gossamer.compress.apply import apply_steps
-from gossamer.compress.quantize.presets import preset_steps
+from gossamer.compress.presets import preset_steps
 from gossamer.core.files import write_json, write_text
 from gossamer.core.plan import Step
 from gossamer.evaluate.intervals import paired_mean

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from tests.models.tiny import build
 
-from gossamer.compress.quantize.presets import uniform_schemes
+from gossamer.compress.presets import uniform_schemes
 from gossamer.models.accounting import account
 from gossamer.models.containers import Containers
 from gossamer.models.structure import hierarchy_of

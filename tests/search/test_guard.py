@@ -3,13 +3,15 @@
 import numpy as np
 
 from gossamer.compress.apply import Applied
+from gossamer.models.hierarchy import Hierarchy
 from gossamer.search.guard import Contender, judge
 from gossamer.search.scorer import Score
 
 
 def contender(label, kl):
     values = np.array(kl, dtype=float)
-    return Contender(label, 100, {}, Applied({}, {}, ()), Score(values, values, np.ones_like(values)))
+    applied = Applied(Hierarchy("none", False, ()), {}, {}, [])
+    return Contender(label, 100, {}, applied, Score(values, values, np.ones_like(values)))
 
 
 def test_the_better_one_wins_and_the_sentence_names_both():

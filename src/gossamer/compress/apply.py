@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gossamer.compress.calibrate import Stream, layers_by_step, pass_through, token_mask
 from gossamer.compress.chain import Assigned, Chain, assign
+from gossamer.compress.distill import Heal, Lesson, Parts
 from gossamer.compress.passes import BlockRun, Polisher, Rounded, judged
 from gossamer.compress.scaling import Scaling, fold_scales
 from gossamer.compress.statistics import Statistics
@@ -25,17 +26,21 @@ from gossamer.engine.walk import Entry, Walk
 from gossamer.models.hierarchy import Block, Hierarchy, Layer
 from gossamer.models.low_rank import LowRank
 from gossamer.models.packed import QuantizedTensor
+from gossamer.models.structure import read_matrix
+from gossamer.models.ties import retied
 
 
 @dataclass(frozen=True)
 class Applied:
     """What was done, by layer path.
 
+    `hierarchy` is the model's as it is now: what is left after blocks and channels went, under the paths of before.
     `tensors` are the weights on grids, `masks` bool (rows, columns) tell which values of pruned weights may be other
     than 0, `low_ranks` are what is added to a weight, `losses` each layer's relative output error on calibration data;
     `notes` are remarks.
     """
 
+    hierarchy: Hierarchy
     tensors: dict[str, QuantizedTensor]
     losses: dict[str, float]
     notes: list[str]
@@ -50,37 +55,81 @@ def apply_steps(
     batches: Sequence[Batch],
     progress: Progress = SILENT,
 ) -> Applied:
-    """Compresses the model's layers as `steps` say; the model then computes with the compressed weights.
+    """Compresses the model as `steps` say, in place; it then computes with the compressed weights.
 
-    Techniques that scale columns first move scales into other weights too, which keeps the function. `batches` are the
-    calibration data; they may be empty if no technique needs them. Raises `PlanError` for steps
+    Transforms, and techniques that scale columns first, change other weights too, which keeps the function. `batches`
+    are the calibration data; they may be empty if no technique needs them. Healing learns from the first of them and is
+    held to the last quarter. Raises `PlanError` for steps
     that do not fit the model, `DataError` for calibration data that is missing or not finite, `ModelError` for
     weights that are not finite.
     """
     assigned = assign(hierarchy, steps)
-    result = Applied({}, {}, [])
-    _transform(model, hierarchy, assigned, batches, result)
-    _compress(model, hierarchy, assigned.chains, batches, progress, result)
+    notes: list[str] = []
+    healings = _lessons(model, hierarchy, assigned, batches)
+    for number, technique, at in assigned.whole:
+        selected = hierarchy.select(at)
+        if technique.phase == "structure":
+            hierarchy = technique.reshape(model, hierarchy, selected, batches)
+        elif technique.phase == "transform":
+            said = technique.transform(model, hierarchy, selected, batches)
+            notes.extend(f"compression step {number}: {note}" for note in said)
+    result = Applied(retied(model, hierarchy), {}, {}, notes)
+    _compress(model, assigned.chains, batches, progress, result)
+    for healing in healings:
+        _heal(model, healing, progress, result)
     return result
 
 
-def _transform(
-    model: nn.Module, hierarchy: Hierarchy, assigned: Assigned, batches: Sequence[Batch], result: Applied
-) -> None:
+@dataclass(frozen=True)
+class _Healing:
+    """A healing to come: what the unchanged model does, and where to look."""
+
+    number: int
+    technique: Heal
+    at: str
+    lessons: Sequence[Lesson]
+    held_out: Sequence[Lesson]
+
+
+def _lessons(model: nn.Module, hierarchy: Hierarchy, assigned: Assigned, batches: Sequence[Batch]) -> list[_Healing]:
+    found = []
     for number, technique, at in assigned.whole:
-        if technique.phase == "transform":
-            notes = technique.transform(model, hierarchy, hierarchy.select(at), batches)
-            result.notes.extend(f"compression step {number}: {note}" for note in notes)
+        if technique.phase == "heal":
+            if len(batches) < 2:
+                raise DataError(f"compression step {number}: heal needs calibration data of at least 2 batches")
+            lessons = technique.lessons(model, hierarchy, hierarchy.select(at), batches)
+            apart = len(batches) - max(1, len(batches) // 4)
+            found.append(_Healing(number, technique, at, lessons[:apart], lessons[apart:]))
+    return found
+
+
+def _heal(model: nn.Module, healing: _Healing, progress: Progress, result: Applied) -> None:
+    parts = {}
+    for layer in result.hierarchy.select(healing.at):
+        tensor, low_rank = result.tensors.get(layer.path), result.low_ranks.get(layer.path)
+        if tensor is not None:
+            parts[layer.path] = Parts(tensor, None, low_rank)
+        elif low_rank is not None or layer.path in result.masks:
+            dense = read_matrix(model, layer).float()
+            parts[layer.path] = Parts(None, dense if low_rank is None else dense - low_rank.dense(), low_rank)
+    healed = healing.technique.heal(model, result.hierarchy, parts, healing.lessons, healing.held_out, progress)
+    for path, part in healed.parts.items():
+        if part.tensor is not None:
+            result.tensors[path] = part.tensor
+        if part.low_rank is not None:
+            result.low_ranks[path] = part.low_rank
+    told = healed.notes or (f"healing took the held-out loss from {healed.before:.4g} to {healed.after:.4g}",)
+    result.notes.extend(f"compression step {healing.number}: {note}" for note in told)
 
 
 def _compress(
     model: nn.Module,
-    hierarchy: Hierarchy,
     chains: Mapping[str, Chain],
     batches: Sequence[Batch],
     progress: Progress,
     result: Applied,
 ) -> None:
+    hierarchy = result.hierarchy
     layers = {layer.path: layer for layer in hierarchy.layers() if layer.path in chains}
     uses = Counter(model.get_parameter(name) for name, _ in model.named_parameters(remove_duplicate=False))
     rounded: dict[str, Rounded] = {}

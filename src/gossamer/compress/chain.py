@@ -24,6 +24,7 @@ from gossamer.compress.passes import (
     relative_loss,
     usable,
 )
+from gossamer.compress.registry import techniques
 from gossamer.compress.statistics import Statistics
 from gossamer.core.errors import PlanError
 from gossamer.core.plan import Step
@@ -112,6 +113,11 @@ class Assigned:
     chains: Mapping[str, Chain]
     whole: tuple[tuple[int, Any, str], ...]
 
+    @property
+    def needs_data(self) -> bool:
+        """Whether any technique asks for calibration data."""
+        return bool(self.whole) or any(chain.needs - {"nothing"} for chain in self.chains.values())
+
 
 def assign(hierarchy: Hierarchy, steps: Sequence[Step]) -> Assigned:
     """What each step does, and to which layers. Of several steps of one phase that select a layer the last one holds.
@@ -123,8 +129,10 @@ def assign(hierarchy: Hierarchy, steps: Sequence[Step]) -> Assigned:
     reached: dict[str, int] = {}
     whole: list[tuple[int, Any, str]] = []
     for number, step in enumerate(steps, 1):
+        phase = techniques().get(step.do)
         technique = build(step.do, step.settings)
-        phase: Phase = technique.phase
+        if phase is None:
+            raise PlanError(f"compression step {number}: {step.do} is no technique of compression")
         selected = hierarchy.select(step.at)
         if not selected:
             raise PlanError(f"compression step {number}: {step.at!r} selects no layer; gossamer inspect lists them")
@@ -139,7 +147,7 @@ def assign(hierarchy: Hierarchy, steps: Sequence[Step]) -> Assigned:
             if phase in LAYER_PHASES:
                 chain = chains.setdefault(layer.path, {})
                 chain[phase] = technique
-                _check(number, step, layer, chain)
+                _check(number, step, layer, chain, technique)
         if phase not in LAYER_PHASES:
             whole.append((number, technique, step.at))
     made = {path: Chain(**chain) for path, chain in chains.items()}
@@ -150,8 +158,12 @@ def assign(hierarchy: Hierarchy, steps: Sequence[Step]) -> Assigned:
     return Assigned(made, tuple(whole))
 
 
-def _check(number: int, step: Step, layer: Layer, chain: Mapping[str, Any]) -> None:
-    """Raises `PlanError` for passes that would undo what an earlier one has done to the layer."""
+def _check(number: int, step: Step, layer: Layer, chain: Mapping[str, Any], technique: Any) -> None:
+    """Raises `PlanError` for a technique that cannot serve the layer or would undo what an earlier one does to it."""
+    try:
+        technique.check(layer.rows // layer.experts, layer.columns)
+    except PlanError as error:
+        raise PlanError(f"compression step {number} ({step.do} at {step.at!r}), layer {layer.path}: {error}") from error
     decompose, sparsify, quantise = (chain.get(phase) for phase in ("decompose", "sparsify", "quantise"))
     where = f"compression step {number} ({step.do} at {step.at!r})"
     if decompose is not None and not decompose.leaves_rest and (sparsify is not None or quantise is not None):

@@ -86,12 +86,22 @@ class Transform(Protocol):
 
 
 class Decomposer(Protocol):
-    """Writes a weight as a matrix of low rank, with or without a rest."""
+    """Writes a weight as a matrix of low rank, with or without a rest, which may hold zeros to be kept."""
 
     phase: ClassVar[Phase] = "decompose"
 
     @property
+    def leaves_rest(self) -> bool: ...
+
+    @property
+    def leaves_zeros(self) -> bool: ...
+
+    @property
     def needs(self) -> Needs: ...
+
+    def check(self, rows: int, columns: int) -> None:
+        """Raises `PlanError` for a weight of this shape that it cannot serve."""
+        ...
 
     def decompose(self, weight: Tensor, statistics: Statistics | None) -> Decomposed:
         """The parts of `weight` float32 (rows, columns), which is not touched."""
@@ -106,6 +116,10 @@ class Sparsifier(Protocol):
     @property
     def needs(self) -> Needs: ...
 
+    def check(self, rows: int, columns: int) -> None:
+        """Raises `PlanError` for a weight of this shape that it cannot serve."""
+        ...
+
     def sparsify(self, weight: Tensor, statistics: Statistics | None) -> Sparse:
         """The sparse form of `weight` float32 (rows, columns), which is not touched."""
         ...
@@ -119,6 +133,10 @@ class Quantizer(Protocol):
     @property
     def needs(self) -> Needs: ...
 
+    def check(self, rows: int, columns: int) -> None:
+        """Raises `PlanError` for a weight of this shape that it cannot serve."""
+        ...
+
     def quantize(self, weight: Tensor, statistics: Statistics | None, mask: Tensor | None = None) -> Quantized:
         """The quantised form of `weight` float32 (rows, columns), exactly 0 wherever `mask` bool is False."""
         ...
@@ -131,6 +149,10 @@ class Corrector(Protocol):
 
     @property
     def needs(self) -> Needs: ...
+
+    def check(self, rows: int, columns: int) -> None:
+        """Raises `PlanError` for a weight of this shape that it cannot serve."""
+        ...
 
     def correct(self, error: Tensor, statistics: Statistics | None) -> LowRank:
         """What to add to a weight that is off by `error` = wanted - present, float32 (rows, columns)."""

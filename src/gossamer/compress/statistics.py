@@ -29,12 +29,13 @@ class Statistics:
 
     `hessian` float32 (columns, columns): the mean of x xᵀ over `tokens` input vectors (patches, for convolutions).
     `cross` float32 (columns, columns), where it was asked for: the mean of u xᵀ, u being what the unchanged model gives
-    the layer in the place of x.
+    the layer in the place of x. `largest` float32 (columns,): the largest magnitude of each input.
     """
 
     hessian: Tensor
     tokens: int
     cross: Tensor | None = None
+    largest: Tensor | None = None
     _factors: dict[tuple[float, bool], Factor | None] = field(default_factory=dict, repr=False)
 
     def factor(self, damping: float, act_order: bool) -> Factor | None:
@@ -87,6 +88,7 @@ class Accumulator:
         dtype = torch.float64 if self._columns <= _DOUBLE_COLUMNS else torch.float32
         self._mean = torch.zeros(self._columns, self._columns, dtype=dtype)
         self._cross: Tensor | None = None
+        self._largest = torch.zeros(self._columns)
         self._waiting: list[Tensor] = []
         self._unchanged: list[Tensor] = []
         self.tokens = 0
@@ -130,6 +132,7 @@ class Accumulator:
         if count == 0:
             return
         self.tokens += count
+        self._largest = torch.maximum(self._largest, rows.abs().amax(0))
         weight = count / self.tokens
         for start in range(0, self._columns, _STRIP):
             gram = rows[:, start : start + _STRIP].T @ rows[:, start:]
@@ -154,7 +157,7 @@ class Accumulator:
             raise DataError(f"layer {self._path} saw no calibration input: use data that reaches it, or leave it out")
         upper = self._mean.float().triu_()
         cross = None if self._cross is None else self._cross.float()
-        return Statistics(upper + upper.triu(1).T, self.tokens, cross)
+        return Statistics(upper + upper.triu(1).T, self.tokens, cross, self._largest)
 
 
 def _columns(path: str, layer: nn.Module) -> int:

@@ -33,6 +33,14 @@ def known_techniques() -> tuple[str, ...]:
     return tuple(sorted(_TECHNIQUES))
 
 
+def class_of(name: str) -> type:
+    """The class registered under `name`. Raises `PlanError` if there is none."""
+    cls = _TECHNIQUES.get(name)
+    if cls is None:
+        raise PlanError(f"unknown technique {name!r}: known are {', '.join(known_techniques())}")
+    return cls
+
+
 def name_of(instance: object) -> str:
     """The registered name of a technique's class."""
     for name, cls in _TECHNIQUES.items():
@@ -43,9 +51,7 @@ def name_of(instance: object) -> str:
 
 def build(name: str, settings: Mapping[str, Any]) -> Any:
     """The technique `name` with `settings`. Raises `PlanError` for an unknown name, field or value type."""
-    cls = _TECHNIQUES.get(name)
-    if cls is None:
-        raise PlanError(f"unknown technique {name!r}: known are {', '.join(known_techniques())}")
+    cls = class_of(name)
     hints = typing.get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key, value in settings.items():

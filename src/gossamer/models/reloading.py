@@ -23,7 +23,7 @@ def reload(directory: Path) -> "nn.Module":
     Raises `ModelError` unless every tensor of the file found its place and every parameter its tensor.
     """
     model: Any = plain(directory)
-    quantizer = model.hf_quantizer
+    quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
         from compressed_tensors.compressors.base import decompress_module
 
@@ -39,13 +39,17 @@ def reload(directory: Path) -> "nn.Module":
 def parity(opened: "Opened", directory: Path, inputs: Mapping[str, "Tensor"]) -> float:
     """The largest absolute difference of logits between `opened.model` and the checkpoint as plainly reloaded.
 
-    `inputs` are the model's keyword arguments. Infinite if either side gives NaN. Raises as `reload` does.
+    `inputs` are the model's keyword arguments. Raises as `reload` does.
     """
+    return difference(opened.model, plain(directory).eval(), inputs)
+
+
+def difference(model: "nn.Module", other: "nn.Module", inputs: Mapping[str, "Tensor"]) -> float:
+    """The largest absolute difference of two models' logits. Infinite if either gives NaN."""
     import torch
 
     with torch.no_grad(), quiet():
-        ours = _logits(opened.model(**inputs))
-        theirs = _logits(plain(directory).eval()(**inputs))
+        ours, theirs = _logits(model(**inputs)), _logits(other(**inputs))
     worst = float((ours.float() - theirs.float()).abs().max())
     return math.inf if math.isnan(worst) else worst
 

@@ -5,8 +5,10 @@ form, so both are stored and `tie_word_embeddings` is switched off in the config
 """
 
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+from gossamer.models.hierarchy import Hierarchy, Layer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,6 +43,26 @@ class Ties:
             waiting = [entry for entry in waiting if entry not in breaks]
         kept = {target for _, pairs in waiting for target in pairs}
         return cls(frozenset(kept), frozenset(broken), tuple(sorted(configs)))
+
+
+def retied(model: "nn.Module", hierarchy: Hierarchy) -> Hierarchy:
+    """The hierarchy with layers tied only to those whose tensor they still share in `model`."""
+    owners = {layer.path: layer for layer in hierarchy.layers()}
+
+    def now(layer: Layer) -> Layer:
+        owner = owners.get(layer.tied_to or "")
+        shared = owner is not None and model.get_parameter(owner.tensor) is model.get_parameter(layer.tensor)
+        return layer if shared or layer.tied_to is None else replace(layer, tied_to=None)
+
+    modalities = (
+        replace(
+            part,
+            blocks=tuple(replace(block, layers=tuple(map(now, block.layers))) for block in part.blocks),
+            layers=tuple(map(now, part.layers)),
+        )
+        for part in hierarchy.modalities
+    )
+    return replace(hierarchy, modalities=tuple(modalities))
 
 
 def _maps(model: "nn.Module") -> list[tuple[ConfigPath, dict[str, str]]]:

@@ -4,7 +4,10 @@ This is the multiple-choice knapsack problem, min Σ loss[u][c] with Σ bytes[u]
 mixed-integer program by HiGHS (Huangfu and Hall, 2018) through scipy. Dominated choices are dropped first.
 """
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,16 +63,15 @@ def allocate(units: Sequence[Sequence[Option]], budget: int) -> list[int]:
     limit = budget
     while True:
         # The solver works with tolerances; sizes are scaled to the budget and the integer total is checked after it.
-        solution = milp(
-            losses / spread,
-            constraints=[
-                LinearConstraint(one_each, 1, 1),
-                LinearConstraint((sizes / max(budget, 1))[None, :], -np.inf, limit / max(budget, 1)),
-            ],
-            integrality=np.ones(len(owners), dtype=np.int64),
-            bounds=Bounds(0, 1),
-            options={"mip_rel_gap": 0.0},
-        )
+        within = LinearConstraint((sizes / max(budget, 1))[None, :], -np.inf, limit / max(budget, 1))
+        with _hushed():
+            solution = milp(
+                losses / spread,
+                constraints=[LinearConstraint(one_each, 1, 1), within],
+                integrality=np.ones(len(owners), dtype=np.int64),
+                bounds=Bounds(0, 1),
+                options={"mip_rel_gap": 0.0},
+            )
         if solution.x is None:
             # Only tolerances can bring this about, since the smallest assignment fits.
             return [indices[0] for indices in kept]
@@ -79,3 +81,17 @@ def allocate(units: Sequence[Sequence[Option]], budget: int) -> list[int]:
         if excess <= 0:
             return choice
         limit -= excess
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """HiGHS prints lines of its own at times, straight to the process's standard output."""
+    sys.stdout.flush()
+    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(nowhere)

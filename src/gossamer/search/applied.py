@@ -49,4 +49,4 @@ class Applier:
         state = load_file(file)
         paths = sorted(key.removesuffix("|scheme") for key in state if key.endswith("|scheme"))
         tensors = {path: QuantizedTensor.from_state(state, f"{path}|") for path in paths}
-        return Applied(tensors, record["losses"], list(record["notes"]))
+        return Applied(self.hierarchy, tensors, record["losses"], list(record["notes"]))

@@ -1,20 +1,23 @@
 """From quantised weights to a checkpoint that has been proved: export, reload, compare."""
 
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gossamer.core.errors import PlanError, RequirementError
+from gossamer.compress.apply import Applied
+from gossamer.core.errors import GossamerError, PlanError, RequirementError
 from gossamer.core.plan import Calibration
 from gossamer.data.batch import Batch
 from gossamer.evaluate.splits import draw, sources
 from gossamer.evaluate.task import Task
 from gossamer.evaluate.tasks import open_task
-from gossamer.models.checkpoint import Stored, parity, save_compressed, settle
+from gossamer.models.adapter import FOLDER, load_with_adapter, write_adapter
+from gossamer.models.checkpoint import Stored, save_compressed, settle
 from gossamer.models.open import Opened
-from gossamer.models.packed import QuantizedTensor
+from gossamer.models.reloading import difference, plain
+from gossamer.models.structure import read_matrix, write_matrix
 from gossamer.search.parts import SPREAD
 
 BATCH = 16
@@ -56,30 +59,75 @@ def batch_size(task: Task, opened: Opened) -> int:
     return max(1, min(BATCH, LOGIT_BYTES // (4 * vocabulary * int(task.protocol.get("context_tokens", 1)))))
 
 
-def finish(
-    opened: Opened,
-    tensors: Mapping[str, QuantizedTensor],
-    directory: Path,
-    probe: Mapping[str, Any] | None,
-) -> Finished:
-    """Writes the checkpoint with these weights and checks it, as `prove` does."""
-    return prove(opened, tensors, save_compressed(opened, tensors, directory), probe)
+def finish(opened: Opened, applied: Applied, directory: Path, probe: Mapping[str, Any] | None) -> Finished:
+    """Writes the checkpoint of a model that `applied` has compressed, and checks it as `prove` does.
+
+    What makes up for rounding errors goes beside the checkpoint as an adapter. Other factors, and the zeros of pruned
+    weights, have no form that public loaders read: they are stored within 16-bit weights or codes, and a note says what
+    they would take otherwise.
+    """
+    opened = replace(opened, hierarchy=applied.hierarchy)
+    stored = save_compressed(opened, applied.tensors, directory)
+    layers = {layer.path: layer for layer in applied.hierarchy.layers()}
+    beside = {path: (layers[path], part) for path, part in applied.low_ranks.items() if path in applied.tensors}
+    notes = [*stored.notes, *_unserved(applied, beside.keys())]
+    if beside:
+        try:
+            size = write_adapter(beside, directory, directory.name)
+        except GossamerError:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        notes.append(
+            f"{len(beside)} layers have a correction of low rank in {FOLDER}/ ({size:,} bytes), which peft loads over "
+            "the base once that is unpacked: model.hf_quantizer.compressor.decompress_model(model)"
+        )
+        stored = replace(stored, weight_bytes=stored.weight_bytes + size)
+    return prove(opened, applied, replace(stored, notes=tuple(notes)), probe)
 
 
-def prove(
-    opened: Opened, tensors: Mapping[str, QuantizedTensor], stored: Stored, probe: Mapping[str, Any] | None
-) -> Finished:
-    """Checks that a written checkpoint holds these weights; the opened model keeps them.
+def prove(opened: Opened, applied: Applied, stored: Stored, probe: Mapping[str, Any] | None) -> Finished:
+    """Checks that a written checkpoint holds the weights of `applied`; the opened model keeps them.
 
     `probe` are the inputs on which logits are compared after reloading. Raises `RequirementError` where they differ
     by more than `PARITY_LIMIT`; the checkpoint is then removed.
     """
-    settle(opened, tensors)
-    difference = parity(opened, stored.directory, probe) if probe is not None else 0.0
-    if not difference <= PARITY_LIMIT:
+    settle(opened, applied.tensors)
+    both = applied.tensors.keys() & applied.low_ranks.keys()
+    corrected = [layer for layer in applied.hierarchy.layers() if layer.path in both]
+    for layer in corrected:
+        whole = read_matrix(opened.model, layer) + applied.low_ranks[layer.path].dense()
+        write_matrix(opened.model, layer, whole)
+    worst = 0.0
+    if probe is not None:
+        other = load_with_adapter(stored.directory) if corrected else plain(stored.directory).eval()
+        worst = difference(opened.model, other, probe)
+    if not worst <= PARITY_LIMIT:
         shutil.rmtree(stored.directory, ignore_errors=True)
         raise RequirementError(
-            f"export parity failed: logits differ by {difference:.3g} after reloading, "
-            f"at most {PARITY_LIMIT} is accepted"
+            f"export parity failed: logits differ by {worst:.3g} after reloading, at most {PARITY_LIMIT} is accepted"
         )
-    return Finished(stored, difference)
+    return Finished(stored, worst)
+
+
+def _unserved(applied: Applied, beside: Collection[str]) -> list[str]:
+    """What of the result the checkpoint holds in a larger form than it could take."""
+    notes = []
+    if applied.masks:
+        kept = sum(int(mask.sum()) for mask in applied.masks.values())
+        total = sum(mask.numel() for mask in applied.masks.values())
+        bits = sum(
+            int(mask.sum()) * (applied.tensors[path].scheme.bits if path in applied.tensors else 16) + mask.numel()
+            for path, mask in applied.masks.items()
+        )
+        notes.append(
+            f"{len(applied.masks)} pruned layers ({1 - kept / total:.0%} zeros) are stored with their zeros, as no "
+            "container of compressed-tensors leaves them out; "
+            f"a mask and the other values would take {bits // 8:,} bytes"
+        )
+    merged = [part for path, part in applied.low_ranks.items() if path not in beside]
+    if merged:
+        notes.append(
+            f"{len(merged)} layers that are factors are stored multiplied out, as plain transformers has no factored "
+            f"layers; their factors would take {sum(part.bytes for part in merged):,} bytes"
+        )
+    return notes

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import gossamer
-from gossamer.compress.quantize.presets import steps_of
+from gossamer.compress.presets import steps_of
 from gossamer.compress.swap import Swap
 from gossamer.core.budget import Budget
 from gossamer.core.plan import Calibration, ModelBinding, Plan, Step

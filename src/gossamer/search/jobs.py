@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from gossamer.compress.apply import apply_steps
-from gossamer.compress.quantize.presets import preset_steps
+from gossamer.compress.chain import assign
+from gossamer.compress.presets import preset_steps
 from gossamer.core.errors import DataError, OutputError
 from gossamer.core.files import refuse_foreign, writing_directory
 from gossamer.core.outcome import Measure
@@ -45,7 +46,7 @@ def apply_job(plan: str, model: str, out: Path, progress: Progress = SILENT) -> 
     dense = account(opened, {}).weight_bytes
     applied = apply_steps(opened.model, opened.hierarchy, loaded.compression, batches, progress)
     probe = batches[0].inputs if batches else None
-    done = finish(opened, applied.tensors, out, probe)
+    done = finish(opened, applied, out, probe)
     loaded.save(out / "plan.yaml")
     size = done.stored.weight_bytes
     return {
@@ -64,7 +65,7 @@ def _preset_plan(name: str, opened: Opened) -> Plan:
     steps = preset_steps(name, opened.hierarchy)
     task, data = opened.defaults.get("task"), opened.defaults.get("data")
     calibration = None
-    if not name.startswith("rtn"):
+    if assign(opened.hierarchy, steps).needs_data:
         if task is None or data is None:
             raise DataError(
                 f"preset {name} needs calibration data and the model names none: use a plan with calibration"

@@ -113,7 +113,7 @@ def search(job: Job) -> Found:
     running = measure_running((model, reloaded), next(iter(test.batches(1))).inputs, job.progress)
     after, texts_after = test.results(reloaded, job.progress), continuations(test, tokenizer, reloaded)
     del reloaded  # proving loads the checkpoint once more: never three models at a time
-    finished = prove(job.opened, tensors, stored, next(iter(test.batches(4))).inputs)
+    finished = prove(job.opened, verdict.winner.applied, stored, next(iter(test.batches(4))).inputs)
     texts = (texts_before, texts_after)
     measured = (selected, finished, before, after, rival, texts)
     return Found(sensitivity, points, uniforms, comparison, verdict, *measured, limit, running)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gossamer.compress.calibrate import Stream, layers_by_step
-from gossamer.compress.quantize.presets import uniform_schemes
+from gossamer.compress.presets import uniform_schemes
 from gossamer.core.errors import RequirementError
 from gossamer.evaluate.task import Task
 from gossamer.search.allocate import allocate

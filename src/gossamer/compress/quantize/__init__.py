@@ -1,10 +1,13 @@
-"""Techniques that put weights on low-bit grids. Importing this registers `rtn`, `awq`, `gptq`, `qronos` and
-`signround`."""
+"""Techniques that put weights on low-bit grids. Importing this registers `rtn`, `hqq`, `awq`, `gptq`, `gptaq`,
+`qronos`, `signround` and `omniquant`."""
 
 from gossamer.compress.quantize.awq import Awq
+from gossamer.compress.quantize.gptaq import Gptaq
 from gossamer.compress.quantize.gptq import Gptq
+from gossamer.compress.quantize.hqq import Hqq
+from gossamer.compress.quantize.omniquant import OmniQuant
 from gossamer.compress.quantize.qronos import Qronos
 from gossamer.compress.quantize.rtn import RoundToNearest
 from gossamer.compress.quantize.signround import SignRound
 
-__all__ = ["Awq", "Gptq", "Qronos", "RoundToNearest", "SignRound"]
+__all__ = ["Awq", "Gptaq", "Gptq", "Hqq", "OmniQuant", "Qronos", "RoundToNearest", "SignRound"]

@@ -98,12 +98,12 @@ def _error(
 
 
 def rounded_scale(scale: Tensor) -> Tensor:
-    """Positive scales as the float16 values that will be stored, in float32; 1 where the scale is 0.
+    """Scales of either sign as the float16 values that will be stored, in float32; 1 where the scale is 0.
 
-    Scales in the coarse range below 2^-14 are rounded up, so that no value falls off the end of the grid, and never
-    become 0.
+    Scales in the coarse range below 2^-14 are rounded away from 0, so that no value falls off the end of the grid, and
+    never become 0.
     """
     rounded = scale.half().float()
-    coarse = (scale < _LEAST_NORMAL) & (rounded < scale)
-    rounded = torch.where(coarse, rounded + _LEAST_SCALE, rounded)
+    coarse = (scale.abs() < _LEAST_NORMAL) & (rounded.abs() < scale.abs())
+    rounded = torch.where(coarse, rounded + scale.sign() * _LEAST_SCALE, rounded)
     return torch.where(scale == 0, torch.ones_like(scale), rounded)

@@ -23,6 +23,10 @@ class OnGrid:
     def __post_init__(self) -> None:
         _ = self.scheme
 
+    def check(self, rows: int, columns: int) -> None:
+        """Raises `PlanError` if a weight of this shape does not fit: the group must divide the columns."""
+        self.scheme.groups(columns)
+
     @property
     def scheme(self) -> Scheme:
         """The grid's kind."""

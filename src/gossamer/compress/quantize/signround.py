@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from gossamer.compress.passes import BlockRun, Rounded
+from gossamer.compress.quantize.blockwise import learn, passing_round
 from gossamer.compress.quantize.gptq import targets_of
+from gossamer.compress.quantize.grid import rounded_scale
 from gossamer.compress.quantize.qronos import Qronos
 from gossamer.core.technique import technique
 from gossamer.models.packed import QuantizedTensor, Scheme
@@ -23,12 +25,13 @@ class SignRound(Qronos):
     """Qronos first; then every rounding may move by up to half a step and every group's width by up to half.
 
     Both are learnt for all layers of a block together by `iterations` steps of sign gradient descent, whose rate falls
-    from 1 / `iterations` to 0, on the mean squared difference to the unchanged model's output. Rounding lets gradients
-    pass (straight-through). The result is kept only if it lowers the difference over all calibration data. Other
-    settings are Qronos's. Raises `ValueError` for fewer than 1 iteration.
+    from 1 / `iterations` to 0, on the mean squared difference to the unchanged model's output (see `learn`). Rounding
+    lets gradients pass (straight-through). Other settings are Qronos's. Raises `ValueError` for fewer than 1 iteration.
     """
 
     iterations: int = 200
+
+    keeps_zeros: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,37 +41,16 @@ class SignRound(Qronos):
     def polish(
         self, block: nn.Module, layers: Mapping[str, Rounded], runs: Sequence[BlockRun]
     ) -> dict[str, QuantizedTensor]:
-        """Better roundings of the block's layers by the names of their parameters in it; empty if none was found.
-
-        The block's own parameters hold the present roundings and are not changed.
-        """
+        """Better roundings of the block's layers by the names of their parameters in it; empty if none was found."""
         learnt = {name: _Learnt.of(layer, self) for name, layer in layers.items()}
-        unknowns = [unknown for one in learnt.values() for unknown in (one.shift, one.width)]
-        with torch.enable_grad():
-            for step in range(self.iterations):
-                run = runs[step % len(runs)]
-                loss = _loss(block, {name: one.soft() for name, one in learnt.items()}, run)
-                slopes = torch.autograd.grad(loss, unknowns)
-                rate = (1 - step / self.iterations) / self.iterations
-                with torch.no_grad():
-                    for unknown, slope in zip(unknowns, slopes, strict=True):
-                        unknown.sub_(slope.sign_(), alpha=rate)
-                    for one in learnt.values():
-                        one.shift.clamp_(-0.5, 0.5)
-                        one.width.clamp_(1 - WIDEST, 1 + WIDEST)
-        found = {name: one.hard() for name, one in learnt.items()}
-        after = {name: tensor.dequantize() for name, tensor in found.items()}
-        with torch.no_grad():
-            before, now = (sum(float(_loss(block, weights, run)) for run in runs) for weights in ({}, after))
-        return found if now < before else {}
 
+        def move(step: int, slopes: Sequence[Tensor]) -> None:
+            rate = (1 - step / self.iterations) / self.iterations
+            for one, shift, width in zip(learnt.values(), slopes[::2], slopes[1::2], strict=True):
+                one.shift.sub_(shift.sign(), alpha=rate).clamp_(-0.5, 0.5)
+                one.width.sub_(width.sign(), alpha=rate).clamp_(1 - WIDEST, 1 + WIDEST)
 
-def _loss(block: nn.Module, weights: Mapping[str, Tensor], run: BlockRun) -> Tensor:
-    """Mean squared difference of the block's output, computed with these weights, to the target, over real tokens."""
-    shaped = {name: weight.reshape(block.get_parameter(name).shape) for name, weight in weights.items()}
-    output = functional_call(block, shaped, run.args, run.kwargs)
-    difference = (output[0] if isinstance(output, tuple) else output) - run.target
-    return (difference if run.mask is None else difference[run.mask]).square().mean()
+        return learn(block, learnt, runs, self.iterations, move)
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +77,10 @@ class _Learnt:
         shift = torch.zeros(layer.weight.shape, requires_grad=True)
         return cls(layer, tensor.scheme, latent, shift, torch.ones(rows, groups, requires_grad=True))
 
+    @property
+    def unknowns(self) -> tuple[Tensor, Tensor]:
+        return self.shift, self.width
+
     def codes(self) -> Tensor:
         """(rows, groups, columns each) before rounding, with zero points."""
         values = self.latent / self.width.unsqueeze(-1) + self.shift.reshape(self.latent.shape)
@@ -103,9 +89,7 @@ class _Learnt:
 
     def soft(self) -> Tensor:
         """The rounded weight (rows, columns), with gradients as if it had not been rounded."""
-        values = self.codes()
-        rounded = values + (values.round() - values).detach()
-        rounded = rounded.clamp(self.scheme.low, self.scheme.high)
+        rounded = passing_round(self.codes()).clamp(self.scheme.low, self.scheme.high)
         zeros = self.layer.tensor.zeros
         steps = rounded if zeros is None else rounded - zeros.unsqueeze(-1)
         scales = (self.layer.tensor.scales.float() * self.width).unsqueeze(-1)
@@ -116,5 +100,5 @@ class _Learnt:
         """The layer on its final grid, scales rounded to 16 bits."""
         old = self.layer.tensor
         codes = self.codes().round().clamp(self.scheme.low, self.scheme.high).to(torch.int8)
-        scales = (old.scales.float() * self.width).half()
+        scales = rounded_scale(old.scales.float() * self.width).half()
         return QuantizedTensor(old.scheme, old.shape, codes.reshape(old.codes.shape), scales, old.zeros)

@@ -1,7 +1,7 @@
 import pytest
 
 from gossamer.compress.quantize import Gptq, RoundToNearest
-from gossamer.compress.quantize.presets import preset_steps
+from gossamer.compress.presets import preset_steps
 from gossamer.core.errors import PlanError
 from gossamer.core.technique import build
 from gossamer.models.hierarchy import Block, Hierarchy, Layer, Modality
@@ -43,12 +43,36 @@ def test_an_untied_head_is_quantised_and_a_marks_asymmetric() -> None:
     assert {step.settings["group"] for step in preset_steps("rtn-w8", hierarchy(tied=False))} == {None}
 
 
-@pytest.mark.parametrize("name", ["rtn-w4", "gptq-w2", "gptq-w8g32", "rtn-w5a", "gptq-w4g128a"])
+def test_passes_are_joined_in_the_order_of_the_phases() -> None:
+    steps = preset_steps("sparsegpt-2:4+gptq-w4g64+correction-r8", hierarchy(tied=False))
+    assert [(step.do, step.at) for step in steps] == [
+        ("sparsegpt", "language.blocks.0.attn.{q,k,v}"),
+        ("sparsegpt", "language.blocks.0.mlp.down"),
+        ("gptq", "language.blocks.0.attn.{q,k,v}"),
+        ("gptq", "language.blocks.0.mlp.down"),
+        ("gptq", "head.lm_head"),
+        ("correction", "language.blocks.0.attn.{q,k,v}"),
+        ("correction", "language.blocks.0.mlp.down"),
+    ]
+    assert steps[0].settings == {"pattern": "2:4"}
+    assert steps[-1].settings == {"rank": 8}
+    assert preset_steps("wanda-30", hierarchy(tied=False))[0].settings == {"sparsity": 0.3}
+    with pytest.raises(PlanError, match="too late"):
+        preset_steps("gptq-w4+wanda-50", hierarchy(tied=False))
+
+
+@pytest.mark.parametrize("name", ["rtn-w4", "gptq-w2", "gptq-w8g32", "rtn-w5a", "gptq-w4g128a", "rotate+gptq-w4"])
 def test_known_names(name: str) -> None:
     assert preset_steps(name, hierarchy(tied=True))
 
 
-@pytest.mark.parametrize("name", ["", "gptq", "gptq-w9", "gptq-w1", "hqq-w4", "gptq-w4g48", "gptq-w4g64ab", "RTN-w4"])
+@pytest.mark.parametrize("name", ["", "gtpq-w4", "RTN-w4", "gptq-w4+", "drop_block"])
 def test_unknown_names_say_what_is_accepted(name: str) -> None:
-    with pytest.raises(PlanError, match=r"rtn\|awq\|gptq\|qronos\|signround"):
+    with pytest.raises(PlanError, match=r"no technique of a preset; write one of .*gptq\|.*such as rtn-w4"):
+        preset_steps(name, hierarchy(tied=True))
+
+
+@pytest.mark.parametrize("name", ["gptq", "gptq-w9", "gptq-w1", "gptq-w4g48", "gptq-w4g64ab", "wanda-w4", "rotate-2"])
+def test_wrong_settings_say_what_is_accepted(name: str) -> None:
+    with pytest.raises(PlanError, match="after (gptq|wanda|rotate) comes"):
         preset_steps(name, hierarchy(tied=True))

@@ -1,0 +1,234 @@
+"""A compressed model with some of its stored numbers free, and able to pass gradients to them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gossamer.compress.distill.parts import Parts
+from gossamer.models.hierarchy import Hierarchy, Layer
+from gossamer.models.low_rank import LowRank
+from gossamer.models.packed import QuantizedTensor
+from gossamer.models.structure import modality_of
+
+Train = Literal["scales", "lora", "weights"]
+
+
+class Free:
+    """A tensor that is learnt: `base` + `unit` · change, the change 0 at first, the sum rounded to float16.
+
+    Units make changes relative, so one rate fits all tensors, and a tensor of zeros alone stays as it is. A value that
+    float16 would lose (as 0 or as infinity) stays what it was.
+    """
+
+    def __init__(self, base: Tensor, unit: Tensor | float) -> None:
+        self.base = base.detach().float()
+        self.unit = unit
+        self.change = torch.zeros_like(self.base, requires_grad=True)
+
+    def value(self) -> Tensor:
+        """The tensor, float32 with float16 values; gradients as if it had not been rounded."""
+        wanted = self.base + self.unit * self.change
+        return self._stored(wanted.detach()).float() + (wanted - wanted.detach())
+
+    def stored(self) -> Tensor:
+        """The tensor, float16."""
+        with torch.no_grad():
+            return self._stored(self.base + self.unit * self.change)
+
+    def _stored(self, wanted: Tensor) -> Tensor:
+        rounded = wanted.half()
+        lost = ~torch.isfinite(rounded) | ((rounded == 0) & (self.base != 0))
+        return torch.where(lost, self.base.half(), rounded)
+
+
+@dataclass(frozen=True, eq=False)
+class _Matrix:
+    """A layer's weight. `parts` hold what is not free."""
+
+    layer: Layer
+    parts: Parts
+    scales: Free | None
+    rest: Free | None
+    factors: tuple[Free, Free] | None
+
+    @classmethod
+    def of(
+        cls, layer: Layer, weight: Tensor, parts: Parts, train: Train, rank: int, draw: torch.Generator
+    ) -> "_Matrix":
+        scales = rest = factors = None
+        if parts.tensor is not None and train != "lora":
+            base = parts.tensor.scales.to(weight.device).float()
+            scales = Free(base, base.abs())
+        if parts.rest is not None and train == "weights":
+            base = parts.rest.to(weight.device)
+            rest = Free(base, _size(base) * (base != 0))
+        if train == "lora" and parts.low_rank is not None:
+            left, right = parts.low_rank.left.to(weight.device), parts.low_rank.right.to(weight.device)
+            factors = Free(left, _size(left)), Free(right, _size(right))
+        elif train == "lora":
+            rank, width = min(rank, layer.rows, layer.columns), layer.columns**0.5
+            right = (torch.randn(rank, layer.columns, generator=draw) / width).half().to(weight.device)
+            left = torch.zeros(layer.rows, rank, device=weight.device)
+            factors = Free(left, _size(weight) * width), Free(right, 1 / width)
+        return cls(layer, parts, scales, rest, factors)
+
+    @property
+    def free(self) -> list[Free]:
+        return [one for one in (self.scales, self.rest, *(self.factors or ())) if one is not None]
+
+    def value(self, like: Tensor) -> Tensor:
+        """The whole weight, of the stored parameter's shape and type."""
+        layer, parts, device = self.layer, self.parts, like.device
+        matrix = torch.zeros(layer.rows, layer.columns, device=device)
+        if self.scales is not None and parts.tensor is not None:
+            matrix = _steps(parts.tensor, device).mul(self.scales.value().unsqueeze(-1)).reshape(matrix.shape)
+        elif parts.tensor is not None:
+            matrix = parts.tensor.dequantize().to(device).reshape(matrix.shape)
+        if parts.rest is not None:
+            matrix = self.rest.value() if self.rest is not None else parts.rest.to(device)
+        if self.factors is not None:
+            matrix = matrix + self.factors[0].value() @ self.factors[1].value()
+        elif parts.low_rank is not None:
+            matrix = matrix + parts.low_rank.dense().to(device)
+        if layer.transposed:
+            swapped = (*layer.shape[:-2], layer.shape[-1], layer.shape[-2])
+            matrix = matrix.reshape(swapped).transpose(-1, -2)
+        return matrix.reshape(layer.shape).to(like.dtype)
+
+    def stored(self) -> Parts:
+        """The parts as they are now."""
+        tensor, rest, low_rank = self.parts.tensor, self.parts.rest, self.parts.low_rank
+        if tensor is not None and self.scales is not None:
+            tensor = QuantizedTensor(
+                tensor.scheme, tensor.shape, tensor.codes, self.scales.stored().cpu(), tensor.zeros
+            )
+        if self.rest is not None:
+            rest = self.rest.stored().float().cpu()
+        if self.factors is not None:
+            low_rank = LowRank(self.factors[0].stored().cpu(), self.factors[1].stored().cpu())
+        return Parts(tensor, rest, low_rank)
+
+
+class Student:
+    """`model` with these layers' scales, factors or weights free, and the norms and biases of their modalities.
+
+    Norms and biases are all vectors among a modality's parameters. Memory beside the model: for each free number its
+    base, its change and their gradients; the weights of one block at a time; while learning, every block's input.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        hierarchy: Hierarchy,
+        parts: Mapping[str, Parts],
+        train: Train,
+        rank: int,
+        draw: torch.Generator,
+    ) -> None:
+        self._model = model
+        layers = [layer for layer in hierarchy.layers() if layer.path in parts]
+        self._matrices = {
+            layer.tensor: _Matrix.of(
+                layer, model.get_parameter(layer.tensor).detach(), parts[layer.path], train, rank, draw
+            )
+            for layer in layers
+        }
+        touched = {layer.path.partition(".")[0] for layer in layers}
+        self._vectors = {
+            name: Free(model.get_parameter(name), _size(model.get_parameter(name)))
+            for name, modality in modality_of(model, hierarchy).items()
+            if modality in touched and model.get_parameter(name).dim() == 1
+        }
+        names = [*self._matrices, *self._vectors]
+        self._originals = {name: model.get_parameter(name) for name in names}
+        self._places = _places(model, self._originals)
+        self._blocks = {
+            block.module: [name for name in names if name.startswith(f"{block.module}.")]
+            for block in hierarchy.blocks()
+        }
+        inside = {name for found in self._blocks.values() for name in found}
+        self._outside = [name for name in names if name not in inside]
+
+    @property
+    def free(self) -> list[Free]:
+        """All that is learnt."""
+        return [one for matrix in self._matrices.values() for one in matrix.free] + list(self._vectors.values())
+
+    def parts(self) -> dict[str, Parts]:
+        """The layers' parts as they are now, by path."""
+        return {matrix.layer.path: matrix.stored() for matrix in self._matrices.values()}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Inside, the model computes with the present values; gradients are taken inside too.
+
+        A block's weights are made when it runs, and with its activations once more when gradients come back to it.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(self._substituted(self._outside))
+            for path, names in self._blocks.items():
+                block = self._model.get_submodule(path)
+                block.__dict__["forward"] = partial(self._through, block.forward, names)
+                stack.callback(block.__dict__.pop, "forward")
+            yield
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """The model's own parameters take the present values."""
+        for name, original in self._originals.items():
+            original.copy_(self._value(name))
+
+    def _through(self, forward: Any, names: Sequence[str], *args: Any, **kwargs: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with self._substituted(names):
+                return forward(*args, **kwargs)
+
+        return checkpoint(run, *args, use_reentrant=False, **kwargs)
+
+    def _value(self, name: str) -> Tensor:
+        original = self._originals[name]
+        if name in self._vectors:
+            return self._vectors[name].value().to(original.dtype)
+        return self._matrices[name].value(original)
+
+    @contextmanager
+    def _substituted(self, names: Sequence[str]) -> Iterator[None]:
+        try:
+            for name in names:
+                value: Any = self._value(name)
+                for parameters, key in self._places[name]:
+                    parameters[key] = value
+            yield
+        finally:
+            for name in names:
+                for parameters, key in self._places[name]:
+                    parameters[key] = self._originals[name]
+
+
+_Place = tuple[dict[str, nn.Parameter | None], str]
+
+
+def _places(model: nn.Module, wanted: Mapping[str, nn.Parameter]) -> dict[str, list[_Place]]:
+    """Where each of these parameters stands: at several places if it is shared."""
+    owners: dict[int, list[_Place]] = {}
+    for module in model.modules():
+        for key, parameter in module._parameters.items():
+            owners.setdefault(id(parameter), []).append((module._parameters, key))
+    return {name: owners[id(parameter)] for name, parameter in wanted.items()}
+
+
+def _steps(tensor: QuantizedTensor, device: torch.device) -> Tensor:
+    """The codes less the zero points, float32 (rows, groups, columns each)."""
+    codes = tensor.codes.to(device).reshape(tensor.shape[0], tensor.scales.shape[1], -1).float()
+    return codes if tensor.zeros is None else codes - tensor.zeros.to(device).unsqueeze(-1)
+
+
+def _size(values: Tensor) -> float:
+    """Root of the mean square."""
+    return float(values.detach().float().square().mean().sqrt())

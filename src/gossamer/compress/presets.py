@@ -1,0 +1,118 @@
+"""Uniform settings by name: `rtn-w4`, `gptq-w3g64`, `sparsegpt-2:4+gptq-w4g64`, `rotate+gptq-w4`, …
+
+A name is passes joined by `+`, in the order of the phases. A pass is a technique's name and, after `-`, its setting:
+bits and group for quantisers (`w4`, `w3g64`, `w4g128a`), percent or pattern for pruning (`50`, `2:4`), a rank for
+factors (`r16`), nothing for what needs none.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from gossamer.compress.passes import PHASES, Phase
+from gossamer.compress.registry import techniques
+from gossamer.core.errors import PlanError
+from gossamer.core.plan import Step
+from gossamer.models.hierarchy import Hierarchy
+from gossamer.models.packed import Scheme, fitting_group
+
+_SETTINGS: dict[Phase, tuple[str, str]] = {
+    "transform": (r"", "no setting"),
+    "decompose": (r"r(?P<rank>\d+)", "a rank, as in r16"),
+    "sparsify": (r"(?P<percent>\d\d?)|(?P<pattern>\d+:\d+)", "a percentage or a pattern, as in 50 or 2:4"),
+    "quantise": (
+        r"w(?P<bits>[2-8])(?:g(?P<group>32|64|128))?(?P<asymmetric>a)?",
+        "2 to 8 bits, as in w4, w3g64, w4g128a",
+    ),
+    "correct": (r"r(?P<rank>\d+)", "a rank, as in r16"),
+    "heal": (r"", "no setting"),
+}
+
+
+def preset_steps(name: str, hierarchy: Hierarchy) -> tuple[Step, ...]:
+    """The compression steps of a preset for one model.
+
+    As in the field's uniform recipes every linear layer of the blocks and the projector is quantised, and the head
+    where it has its own tensor; embeddings, convolutions, norms, biases, stacked experts and tied heads stay at 16
+    bits. Where the group does not divide a layer's columns, the step for that layer names the largest group that does.
+    Pruning and factors leave the head alone. Raises `PlanError` for an unknown name, passes that are not in the order
+    of the phases, or a model without linear layers.
+    """
+    steps: list[Step] = []
+    last = -1
+    for part in name.split("+"):
+        technique, _, setting = part.partition("-")
+        phase = techniques().get(technique)
+        if phase not in _SETTINGS:
+            raise PlanError(f"preset {name!r}: {_known(technique)}")
+        pattern, wanted = _SETTINGS[phase]
+        match = re.fullmatch(pattern, setting)
+        if match is None:
+            raise PlanError(f"preset {name!r}: after {technique} comes {wanted}")
+        if PHASES.index(phase) <= last:
+            raise PlanError(f"preset {name!r}: {part!r} comes too late, the order is {', '.join(_SETTINGS)}")
+        last = PHASES.index(phase)
+        found = _steps(technique, phase, match.groupdict(), hierarchy)
+        if not found:
+            raise PlanError(f"preset {name!r} finds no linear layer in this {hierarchy.family} model")
+        steps += found
+    return tuple(steps)
+
+
+def _known(technique: str) -> str:
+    names = [name for name, phase in techniques().items() if phase in _SETTINGS]
+    return (
+        f"{technique!r} is no technique of a preset; write one of {'|'.join(names)} with its setting, such as rtn-w4, "
+        "gptq-w3g64, gptq-w4g64a, sparsegpt-2:4, and join several by +"
+    )
+
+
+def _steps(technique: str, phase: Phase, setting: Mapping[str, str | None], hierarchy: Hierarchy) -> tuple[Step, ...]:
+    if phase == "quantise":
+        group = setting["group"]
+        scheme = Scheme(int(setting["bits"] or 0), int(group) if group else None, setting["asymmetric"] is None)
+        return steps_of(hierarchy, uniform_schemes(hierarchy, scheme), technique)
+    if phase in ("transform", "heal"):
+        roots = [modality.name for modality in hierarchy.modalities if modality.blocks]
+        return tuple(Step(at=f"{root}.**", do=technique) for root in roots)
+    settings: dict[str, Any] = {}
+    if setting.get("rank"):
+        settings["rank"] = int(setting["rank"] or 0)
+    elif setting["pattern"]:
+        settings["pattern"] = setting["pattern"]
+    else:
+        settings["sparsity"] = int(setting["percent"] or 0) / 100
+    heads = {layer.path for modality in hierarchy.modalities if modality.name == "head" for layer in modality.layers}
+    paths = uniform_schemes(hierarchy, Scheme(8)).keys() - heads
+    units = [unit for unit, layers in hierarchy.units().items() if {layer.path for layer in layers} <= paths]
+    return tuple(Step.model_validate({"at": unit, "do": technique, **settings}) for unit in units)
+
+
+def uniform_schemes(hierarchy: Hierarchy, scheme: Scheme) -> dict[str, Scheme]:
+    """Layer path → scheme: every plain linear layer with its own tensor gets `scheme`, its group made to fit."""
+    return {
+        layer.path: Scheme(scheme.bits, fitting_group(layer.columns, scheme.group), scheme.symmetric)
+        for layer in hierarchy.layers()
+        if layer.kind == "linear" and not layer.transposed and layer.tied_to is None
+    }
+
+
+def steps_of(hierarchy: Hierarchy, schemes: Mapping[str, Scheme], technique: str) -> tuple[Step, ...]:
+    """The plan steps that put each layer on its scheme: one for a fused set that agrees, else one for each layer."""
+    steps = []
+    for unit, layers in hierarchy.units().items():
+        wanted = {schemes.get(layer.path) for layer in layers}
+        first = schemes.get(layers[0].path)
+        if first is not None and len(wanted) == 1 and len(layers) == len(hierarchy.select(unit)):
+            steps.append(step(unit, technique, first))
+        else:
+            steps += [step(layer.path, technique, schemes[layer.path]) for layer in layers if layer.path in schemes]
+    return tuple(steps)
+
+
+def step(at: str, technique: str, scheme: Scheme) -> Step:
+    """The plan step that quantises the layers at `at` by a technique of this room."""
+    settings: dict[str, object] = {"bits": scheme.bits, "group": scheme.group}
+    if not scheme.symmetric:
+        settings["symmetric"] = False
+    return Step.model_validate({"at": at, "do": technique, **settings})

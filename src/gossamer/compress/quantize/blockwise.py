@@ -1,0 +1,139 @@
+"""Learning how a block's layers are rounded from the block's output: what SignRound and OmniQuant share."""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from gossamer.compress.passes import BlockRun
+from gossamer.models.packed import QuantizedTensor
+
+TOKENS_PER_STEP = 512
+"""About as many tokens as one step of descent sees, in whole rows of a batch: 2,048 gave no lower loss than 512."""
+
+CHECKS = 4
+"""How often the difference over all calibration data is measured on the way."""
+
+
+class Learnt(Protocol):
+    """A layer whose rounding depends on unknowns, leaves of autograd."""
+
+    @property
+    def unknowns(self) -> Sequence[Tensor]: ...
+
+    def soft(self) -> Tensor:
+        """The rounded weight float32 (rows, columns), with gradients as if it had not been rounded."""
+        ...
+
+    def hard(self) -> QuantizedTensor:
+        """The layer as it would be stored."""
+        ...
+
+
+Move = Callable[[int, Sequence[Tensor]], None]
+"""Moves all unknowns, given the step's number from 0 and their gradients."""
+
+
+def unknowns_of(layers: Mapping[str, Learnt]) -> list[Tensor]:
+    """The unknowns of all layers, in the order in which `learn` hands over their gradients."""
+    return [unknown for layer in layers.values() for unknown in layer.unknowns]
+
+
+def learn(
+    block: nn.Module, layers: Mapping[str, Learnt], runs: Sequence[BlockRun], iterations: int, move: Move
+) -> dict[str, QuantizedTensor]:
+    """Learns the unknowns of `layers`, by the names of their parameters in `block`; empty if nothing better was found.
+
+    Each step descends on the mean squared difference to the unchanged model's output for a few rows of one run, drawn
+    by a fixed seed. The difference over all runs decides: the best of `CHECKS` states on the way is kept, and only if
+    it beats the block as it stands, whose parameters are not changed.
+    """
+    unknowns = unknowns_of(layers)
+    divided = [divides(block, run) for run in runs]
+    draw = torch.Generator().manual_seed(0)
+    checks = {iterations * check // CHECKS for check in range(1, CHECKS + 1)}
+    best: dict[str, QuantizedTensor] = {}
+    least = _whole_loss(block, {}, runs)
+    for step in range(iterations):
+        run = runs[step % len(runs)]
+        part = _drawn(run, draw) if divided[step % len(runs)] else run
+        with torch.enable_grad():
+            loss = _loss(block, {name: layer.soft() for name, layer in layers.items()}, part)
+            slopes = torch.autograd.grad(loss, unknowns)
+        with torch.no_grad():
+            move(step, slopes)
+        if step + 1 in checks:
+            found = {name: layer.hard() for name, layer in layers.items()}
+            now = _whole_loss(block, {name: tensor.dequantize() for name, tensor in found.items()}, runs)
+            if now < least:
+                best, least = found, now
+    return best
+
+
+def passing_round(values: Tensor) -> Tensor:
+    """Rounded values, with gradients as if they had not been rounded (straight-through)."""
+    return values + (values.round() - values).detach()
+
+
+def sliced(run: BlockRun, rows: Tensor) -> BlockRun:
+    """The run of these `rows`, int64 indices into its batch.
+
+    Tensors whose leading dimension is the batch are cut, in tuples, lists and dictionaries too; all else serves every
+    row alike (see `divides`).
+    """
+    batch = len(run.target)
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[rows] if value.dim() and len(value) == batch else value
+        if isinstance(value, dict):
+            return {key: cut(part) for key, part in value.items()}
+        return type(value)(cut(part) for part in value) if type(value) in (tuple, list) else value
+
+    return BlockRun(cut(run.args), cut(run.kwargs), run.target[rows], None if run.mask is None else run.mask[rows])
+
+
+@torch.no_grad()
+def divides(block: nn.Module, run: BlockRun) -> bool:
+    """Whether the rows of a run can be computed apart, found by trying the last one.
+
+    They cannot where the output has no batch of token rows (pictures packed into one sequence), or where an argument
+    holds the batch in another dimension.
+    """
+    if run.target.dim() < 3 or len(run.target) < 2:
+        return False
+    try:
+        alone = _output(block, {}, sliced(run, torch.tensor([len(run.target) - 1])))
+    except (RuntimeError, IndexError, ValueError):
+        return False
+    whole = _output(block, {}, run)[-1:]
+    return alone.shape == whole.shape and torch.allclose(alone, whole, rtol=1e-3, atol=1e-4 * float(whole.abs().max()))
+
+
+def _drawn(run: BlockRun, draw: torch.Generator) -> BlockRun:
+    """As many rows as come to `TOKENS_PER_STEP`, one at least."""
+    count = max(1, TOKENS_PER_STEP // prod(run.target.shape[1:-1]))
+    if count >= len(run.target):
+        return run
+    return sliced(run, torch.randperm(len(run.target), generator=draw)[:count])
+
+
+def _output(block: nn.Module, weights: Mapping[str, Tensor], run: BlockRun) -> Tensor:
+    shaped = {name: weight.reshape(block.get_parameter(name).shape) for name, weight in weights.items()}
+    output = functional_call(block, shaped, run.args, run.kwargs)
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found
+
+
+def _loss(block: nn.Module, weights: Mapping[str, Tensor], run: BlockRun) -> Tensor:
+    """Mean squared difference of the block's output, computed with these weights, to the target, over real tokens."""
+    difference = _output(block, weights, run) - run.target
+    return (difference if run.mask is None else difference[run.mask]).square().mean()
+
+
+@torch.no_grad()
+def _whole_loss(block: nn.Module, weights: Mapping[str, Tensor], runs: Sequence[BlockRun]) -> float:
+    return sum(float(_loss(block, weights, run)) for run in runs)

@@ -1,0 +1,131 @@
+"""Passes over one layer: what they leave adds up to what the layer computes with, and bad chains are refused early."""
+
+import pytest
+import torch
+from tests.compress.test_apply import opened, step
+from tests.models.tiny import BUILDERS
+
+from gossamer.compress.apply import apply_steps
+from gossamer.compress.chain import assign
+from gossamer.compress.registry import techniques
+from gossamer.core.errors import DataError, PlanError
+from gossamer.core.technique import known_techniques
+from gossamer.models.structure import read_matrix
+
+CHAINS = {
+    "wanda, gptq": [("wanda", {"pattern": "2:4"}), ("gptq", {"bits": 4})],
+    "sparsegpt, qronos, correction": [("sparsegpt", {}), ("qronos", {"bits": 3}), ("correction", {"rank": 2})],
+    "obr": [("obr", {"sparsity": 0.3})],
+    "low_rank, rest, gptq": [("low_rank", {"rank": 2, "rest": "full"}), ("gptq", {"bits": 3})],
+    "losparse, rtn": [("losparse", {"rank": 2}), ("rtn", {"bits": 4})],
+    "low_rank, correction": [("low_rank", {"rank": 1}), ("correction", {"rank": 1})],
+}
+
+
+def steps(names, at="language.blocks.*.mlp.*"):
+    return [step(at, do, **settings) for do, settings in names]
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("family", ["llama", "llava"])
+def test_the_parts_add_up_to_what_the_layer_computes_with(family, chain):
+    model, hierarchy, batches = opened(family)
+    before = {layer.path: read_matrix(model, layer).clone() for layer in hierarchy.layers()}
+    chosen = steps(CHAINS[chain])
+    done = apply_steps(model, hierarchy, chosen, batches)
+    paths = assign(hierarchy, chosen).chains
+    assert paths
+    for layer in hierarchy.layers():
+        now = read_matrix(model, layer)
+        if layer.path not in paths:
+            assert torch.equal(now, before[layer.path])
+            continue
+        tensor, low_rank = done.tensors.get(layer.path), done.low_ranks.get(layer.path)
+        rest = now.clone() if low_rank is None else now - low_rank.dense()
+        if tensor is not None:
+            assert torch.allclose(rest, tensor.dequantize().reshape(rest.shape), atol=1e-5)
+            rest = tensor.dequantize().reshape(rest.shape)
+        if layer.path in done.masks:
+            assert not rest[~done.masks[layer.path]].abs().gt(1e-6).any(), "a zero was lost"
+            assert 0 < done.masks[layer.path].float().mean() < 1
+        if chain == "low_rank, correction":
+            assert low_rank.rank == 2
+            assert rest.abs().max() < 1e-5
+        assert 0 <= done.losses[layer.path] < 1
+
+
+def test_a_correction_lowers_the_error_and_joins_the_factors_before_it():
+    model, hierarchy, batches = opened("llama")
+    plain = apply_steps(model, hierarchy, steps([("gptq", {"bits": 2})]), batches)
+    model, hierarchy, batches = opened("llama")
+    better = apply_steps(model, hierarchy, steps([("gptq", {"bits": 2}), ("correction", {"rank": 4})]), batches)
+    first = "language.blocks.0.mlp.down_proj"
+    assert torch.equal(plain.tensors[first].codes, better.tensors[first].codes) or better.losses[first] < 1
+    assert sum(better.losses.values()) < 0.9 * sum(plain.losses.values())
+    assert {part.rank for part in better.low_ranks.values()} == {4}
+
+
+@pytest.mark.parametrize("name", [name for name, phase in techniques().items() if phase == "sparsify"])
+@pytest.mark.parametrize("family", [name for name in BUILDERS if name not in ("qwen3_moe", "mixtral")])
+def test_every_pruner_on_every_family(family, name):
+    model, hierarchy, batches = opened(family)
+    chosen = steps([(name, {"sparsity": 0.5})], "*.blocks.*")
+    done = apply_steps(model, hierarchy, chosen, batches)
+    assert done.masks
+    for layer in hierarchy.layers():
+        if layer.path in done.masks:
+            now = read_matrix(model, layer)
+            assert not now[~done.masks[layer.path]].any()
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            [("gptq", {"bits": 4}), ("wanda", {})],
+            r"step 2: wanda \(sparsify\) comes too late .* quantise; the order is",
+        ),
+        ([("low_rank", {"rank": 2}), ("wanda", {"pattern": "2:4"})], r"step 2 \(wanda .*nothing of .* is left"),
+        ([("losparse", {"rank": 2}), ("wanda", {})], r"step 2 \(wanda .* already set values .* to zero"),
+        ([("wanda", {}), ("signround", {"bits": 4})], r"step 2 \(signround .* would not keep the zeros"),
+        (
+            [("wanda", {"pattern": "3:7"})],
+            r"step 1 \(wanda at .*\), layer language.blocks.0.mlp.*: pattern 3:7 does not",
+        ),
+        ([("gptq", {"bits": 4, "group": 48})], r"step 1 \(gptq at .*\), layer .*: group 48 does not divide"),
+        ([("correction", {"rank": 4096})], r"step 1 \(correction at .*\), layer .*: rank 4096 is too large"),
+        ([("low_rank", {})], "either a rank or a ratio"),
+        ([("wanda", {"sparsity": 0.3, "pattern": "2:4"})], "contradicts pattern 2:4"),
+    ],
+)
+def test_bad_chains_are_refused_before_work_starts(names, said):
+    model, hierarchy, batches = opened("llama")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(PlanError, match=said):
+        apply_steps(model, hierarchy, steps(names), batches)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_healing_runs_last_and_needs_data_to_hold_it_to():
+    model, hierarchy, batches = opened("llama")
+    chosen = [*steps([("gptq", {"bits": 2})]), step("language.**", "heal", steps=4)]
+    with pytest.raises(DataError, match=r"step 2: heal needs .* at least 2 batches"):
+        apply_steps(model, hierarchy, chosen, batches)
+    assert set(known_techniques()) >= {"heal", "rotate", "smoothquant"}
+    model, hierarchy, batches = opened("llama")
+    done = apply_steps(model, hierarchy, chosen, batches * 2)
+    assert any("step 2: heal" in note for note in done.notes)
+    for path, tensor in done.tensors.items():
+        layer = next(layer for layer in hierarchy.layers() if layer.path == path)
+        assert torch.allclose(read_matrix(model, layer), tensor.dequantize(), atol=1e-6)
+
+
+def test_a_rotation_before_rounding_parts_the_tied_head():
+    model, hierarchy, batches = opened("qwen2")
+    tied = [layer.path for layer in hierarchy.layers() if layer.tied_to]
+    assert tied
+    with torch.no_grad():
+        model.model.norm.weight.uniform_(0.5, 2.0)
+    done = apply_steps(model, hierarchy, [step("language.**", "rotate"), step("language.blocks.*", bits=4)], batches)
+    assert all(layer.tied_to is None for layer in done.hierarchy.layers())
+    assert any("no longer share" in note for note in done.notes)

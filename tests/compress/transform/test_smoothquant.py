@@ -1,0 +1,86 @@
+import pytest
+import torch
+from tests.models.feeds import inputs_for
+from tests.models.tiny import build
+
+from gossamer.compress.statistics import Accumulator, Statistics
+from gossamer.compress.transform.smoothquant import SmoothQuant
+from gossamer.compress.transform.trial import change, results, run
+from gossamer.core.errors import DataError, PlanError
+from gossamer.core.technique import build as technique
+from gossamer.data.batch import Batch
+from gossamer.models.structure import hierarchy_of
+
+
+def known(inputs):
+    return Statistics(inputs.T @ inputs / len(inputs), len(inputs), largest=inputs.abs().amax(0))
+
+
+def smoothed(name, alpha, seed=0):
+    model = build(name, seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    inputs, hierarchy = inputs_for(name, model), hierarchy_of(model, model.config)
+    before, weights = results(run(model, inputs)), {key: value.clone() for key, value in model.state_dict().items()}
+    layers = [layer for block in hierarchy.blocks() for layer in block.layers]
+    notes = SmoothQuant(alpha).transform(model, hierarchy, layers, [Batch(inputs, torch.empty(0), (0, 1))])
+    return model, change(before, results(run(model, inputs))), weights, notes
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "llava", "qwen2_vl", "vit", "whisper", "bert"])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 0.85])
+def test_the_function_stays_and_weights_move(name, alpha):
+    model, changed, weights, _ = smoothed(name, alpha)
+    assert changed < 1e-5
+    assert any(not torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+
+
+def test_the_formula_on_a_case_by_hand():
+    inputs, weight = torch.tensor([[8.0, 1.0], [-2.0, -4.0]]), torch.tensor([[0.5, 1.0], [-2.0, 0.25]])
+    sources = torch.arange(2)
+    found = SmoothQuant(0.5).scales([weight], [known(inputs)], [sources], 2)
+    torch.testing.assert_close(found, torch.tensor([(8 / 2) ** 0.5, (4 / 1) ** 0.5]))
+    torch.testing.assert_close((inputs / found).abs().amax(0), (weight * found).abs().amax(0))
+    found = SmoothQuant(1.0).scales([weight], [known(inputs)], [sources], 2)
+    torch.testing.assert_close(found, torch.tensor([8.0, 4.0]))
+
+
+def test_the_largest_inputs_are_gathered_without_padding():
+    inputs, mask = torch.randn(4, 1500, 6), torch.rand(4, 1500) < 0.7
+    accumulator = Accumulator("a", torch.nn.Linear(6, 3))
+    for part, real in zip(inputs, mask, strict=True):
+        accumulator.add(part[None], real[None])
+    assert torch.equal(accumulator.finish().largest, inputs[mask].abs().amax(0))
+
+
+def test_layers_that_read_one_producer_share_the_largest():
+    one, other = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 1.0]])
+    inputs = known(torch.tensor([[4.0, 9.0]]))
+    found = SmoothQuant(0.0).scales([one, other], [inputs, inputs], [torch.arange(2), torch.arange(2)], 2)
+    torch.testing.assert_close(found, torch.tensor([1 / 3, 1 / 2]))
+
+
+def test_channels_without_input_weight_or_reader_stay():
+    inputs = known(torch.tensor([[0.0, 3.0, 2.0]]))
+    weight = torch.tensor([[1.0, 0.0, 2.0]])
+    found = SmoothQuant().scales([weight], [inputs], [torch.tensor([0, 1, 3])], 5)
+    assert found.tolist() == [1, 1, 1, 1, 1]
+
+
+def test_layers_without_a_link_are_named():
+    _, _, _, notes = smoothed("llama", 0.5)
+    assert notes == ()
+    _, _, _, notes = smoothed("bert", 0.5)
+    assert any("query" in note and "not smoothed" in note for note in notes)
+
+
+def test_bad_settings():
+    with pytest.raises(PlanError, match=r"alpha cannot be 1\.5"):
+        technique("smoothquant", {"alpha": 1.5})
+    model = build("llama")
+    hierarchy = hierarchy_of(model, model.config)
+    with pytest.raises(DataError, match="calibration data"):
+        SmoothQuant().transform(model, hierarchy, hierarchy.select("language.**"), [])
