@@ -1,46 +1,71 @@
-"""Every technique at 2, 3 and 4 bits in groups of 64, on the same model, calibration data and test data.
+"""Every technique on the same model, calibration data and test data: rounding, pruning, factors, and chains of them.
 
-Run: python benchmarks/methods.py [MODEL ...]   (default: tiny-lm tiny-vlm)
+Run: python benchmarks/methods.py [MODEL ...] [--only PRESET ...]   (default: tiny-lm tiny-vlm)
 Writes benchmarks/results/methods.json and methods.md.
 
-The techniques are applied as `gossamer apply PRESET` does, on every plain linear layer of the blocks, the projector and
-an untied head; `awq+gptq` scales as AWQ does and rounds as GPTQ does. Loss is in nats per answer or token on the test
-part, which no technique saw; the change against the 16-bit model is paired over positions, with a bootstrap interval.
-Time is that of the quantisation alone, its ratio that to GPTQ's.
+Each row is a preset, applied as `gossamer apply PRESET` does: on every plain linear layer of the blocks, the projector
+and, where it is quantised, an untied head. `awq/gptq` scales as AWQ does and rounds as GPTQ does. Loss is in nats per
+answer or token on the test part, which no technique saw; the change against the 16-bit model is paired over positions,
+with a bootstrap interval. Bytes are packed ones: codes, scales, factors, and for pruned weights a bit mask and the
+values that stay, though no public container of compressed-tensors leaves zeros out. Time is that of the compression
+alone; its ratio is to `gptq-w3g64` on the same model.
 """
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gossamer.compress.apply import apply_steps
+from gossamer.compress.apply import Applied, apply_steps
 from gossamer.compress.presets import preset_steps
 from gossamer.core.files import write_json, write_text
 from gossamer.core.plan import Step
 from gossamer.evaluate.intervals import paired_mean
 from gossamer.models.accounting import account
-from gossamer.models.open import open_model
-from gossamer.models.packed import Scheme
+from gossamer.models.open import Opened, open_model
 from gossamer.search.job import Job
 from gossamer.search.optimize import open_job
 from gossamer.search.outcome import environment
 from gossamer.search.request import OptimizeRequest
 
 RESULTS = Path(__file__).parent / "results"
-TECHNIQUES = ("rtn", "awq", "awq+gptq", "gptq", "qronos", "signround")
-BITS = (2, 3, 4)
+ROUNDING = ("rtn", "hqq", "awq", "awq/gptq", "gptq", "gptaq", "qronos", "omniquant", "signround")
+PRUNING = ("magnitude", "wanda", "ria", "sparsegpt", "obr")
+PRESETS = (
+    *(f"{technique}-w{bits}g64" for bits in (2, 3, 4) for technique in ROUNDING),
+    *(f"{name}-w{bits}g64" for bits in (2, 3) for name in ("rotate+gptq",)),
+    *(f"gptq-w{bits}g64+correction-r8" for bits in (2, 3)),
+    *(f"gptq-w{bits}g64+heal" for bits in (2, 3)),
+    *(f"{technique}-{share}" for share in ("30", "50", "2:4") for technique in PRUNING),
+    *(f"{technique}-50+gptq-w4g64" for technique in PRUNING),
+    *(f"{technique}-50+heal" for technique in ("wanda",)),
+    "low_rank-r32",
+    "losparse-r8",
+    "losparse-r8+gptq-w4g64",
+)
 
 
-def steps_for(technique: str, bits: int, job: Job) -> tuple[Step, ...]:
-    """The steps of a uniform setting."""
-    steps = preset_steps(f"{technique.split('+')[0]}-w{bits}g64", job.opened.hierarchy)
-    if technique == "awq+gptq":
-        return tuple(Step.model_validate({**dict(step), "rounding": "gptq"}) for step in steps)
-    return steps
+def steps_for(preset: str, job: Job) -> tuple[Step, ...]:
+    """The steps of a preset."""
+    name, _, setting = preset.partition("-")
+    scaled = name == "awq/gptq"
+    steps = preset_steps(f"awq-{setting}" if scaled else preset, job.opened.hierarchy)
+    return tuple(Step.model_validate({**dict(step), "rounding": "gptq"}) for step in steps) if scaled else steps
+
+
+def packed_bytes(opened: Opened, done: Applied) -> int:
+    """Bytes of the whole model in the densest form of each part."""
+    size = account(opened, {path: tensor.scheme for path, tensor in done.tensors.items()}).weight_bytes
+    layers = {layer.path: layer for layer in done.hierarchy.layers()}
+    for path, mask in done.masks.items():
+        bits = done.tensors[path].scheme.bits if path in done.tensors else 16
+        size -= (mask.numel() - int(mask.sum())) * bits // 8 - mask.numel() // 8
+    for path, part in done.low_ranks.items():
+        replaced = path not in done.tensors and path not in done.masks
+        size += part.bytes - (2 * layers[path].rows * layers[path].columns if replaced else 0)
+    return size
 
 
 def losses(job: Job, model: Any) -> np.ndarray:
@@ -52,7 +77,7 @@ def losses(job: Job, model: Any) -> np.ndarray:
     return np.concatenate(found)
 
 
-def table_of(model: str) -> list[dict[str, Any]]:
+def table_of(model: str, presets: tuple[str, ...]) -> list[dict[str, Any]]:
     """The rows of one model."""
     import torch
 
@@ -62,45 +87,39 @@ def table_of(model: str) -> list[dict[str, Any]]:
     rows = []
     with torch.inference_mode():
         reference = losses(job, job.opened.model)
-    for bits in BITS:
-        for technique in TECHNIQUES:
-            opened = open_model(model)
-            steps = steps_for(technique, bits, job)
-            start = time.perf_counter()
-            done = apply_steps(opened.model, opened.hierarchy, steps, job.calibration)
-            seconds = time.perf_counter() - start
-            with torch.inference_mode():
-                change = paired_mean(reference, losses(job, opened.model), over="positions")
-            schemes: dict[str, Scheme] = {path: tensor.scheme for path, tensor in done.tensors.items()}
-            rows.append(
-                {
-                    "model": model,
-                    "bits": bits,
-                    "technique": technique,
-                    "loss_16_bit": float(reference.mean()),
-                    "loss_change": change.model_dump(),
-                    "weight_bytes": account(opened, schemes).weight_bytes,
-                    "seconds": seconds,
-                    "calibration": job.parts.counts["calibrate"],
-                }
-            )
-            print(json.dumps({key: rows[-1][key] for key in ("model", "bits", "technique", "seconds")}), flush=True)
+    for preset in presets:
+        opened = open_model(model)
+        start = time.perf_counter()
+        done = apply_steps(opened.model, opened.hierarchy, steps_for(preset, job), job.calibration)
+        seconds = time.perf_counter() - start
+        with torch.inference_mode():
+            change = paired_mean(reference, losses(job, opened.model), over="positions")
+        rows.append(
+            {
+                "model": model,
+                "preset": preset,
+                "loss_16_bit": float(reference.mean()),
+                "loss_change": change.model_dump(),
+                "weight_bytes": packed_bytes(opened, done),
+                "dense_bytes": account(opened, {}).weight_bytes,
+                "seconds": seconds,
+                "calibration": job.parts.counts["calibrate"],
+            }
+        )
+        print(f"{model} {preset}: {change.value:+.4f} in {seconds:.1f} s", flush=True)
     return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = [
-        "| model | bits | technique | bytes | Δ loss, nats [95 %] | time by GPTQ's |",
-        "|---|---|---|---|---|---|",
-    ]
-    base = {(row["model"], row["bits"]): row["seconds"] for row in rows if row["technique"] == "gptq"}
+    lines = ["| model | preset | bytes | Δ loss, nats [95 %] | time by GPTQ's |", "|---|---|---|---|---|"]
+    base = {row["model"]: row["seconds"] for row in rows if row["preset"] == "gptq-w3g64"}
     for row in rows:
         change = row["loss_change"]
+        ratio = f"{row['seconds'] / base[row['model']]:.1f}" if row["model"] in base else ""
         lines.append(
-            f"| {row['model']} | {row['bits']} | {row['technique']} | {row['weight_bytes']:,} | "
-            f"{change['value']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}] | "
-            f"{row['seconds'] / base[row['model'], row['bits']]:.2f} |"
+            f"| {row['model']} | {row['preset']} | {row['weight_bytes']:,} | "
+            f"{change['value']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}] | {ratio} |"
         )
     return "\n".join(lines)
 
@@ -109,9 +128,12 @@ def main() -> None:
     """Runs the contest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["tiny-lm", "tiny-vlm"])
-    models = parser.parse_args().models
-    rows = [row for model in models for row in table_of(model)]
-    command = " ".join(["python benchmarks/methods.py", *(models if models != ["tiny-lm", "tiny-vlm"] else [])])
+    parser.add_argument("--only", nargs="+", default=PRESETS, metavar="PRESET")
+    options = parser.parse_args()
+    rows = [row for model in options.models for row in table_of(model, tuple(options.only))]
+    command = " ".join(["python benchmarks/methods.py", *(options.models if len(options.models) != 2 else [])])
+    if tuple(options.only) != PRESETS:
+        command += f" --only {' '.join(options.only)}"
     write_json(RESULTS / "methods.json", {"command": command, "environment": environment(), "rows": rows})
     write_text(RESULTS / "methods.md", f"`{command}`\n\n{table(rows)}\n")
 

@@ -1,24 +1,58 @@
 """`gossamer export`: a run's checkpoint, ready to ship."""
 
-from gossamer.cli.options import Json, Out, Run
-from gossamer.cli.terminal import Result, job, line, quantity, show
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gossamer.cli.options import Json, Out
+from gossamer.cli.terminal import Result, figures, job, line, notes, quantity, show
 
 EXAMPLE = "gossamer export runs/tiny-vlm --out tiny-vlm-small"
 
 
-def command(run: Run, out: Out, as_json: Json = False) -> None:
-    """Copy a run's checkpoint, ready to ship.
+class Format(StrEnum):
+    """What a checkpoint is shipped as."""
 
-    Plain transformers (and vLLM) load the directory.
+    compressed_tensors = "compressed-tensors"
+    gguf = "gguf"
+
+
+Source = Annotated[
+    str, typer.Argument(metavar="RUN", show_default=False, help="A run folder that optimize wrote; for gguf any model.")
+]
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="A directory for transformers and vLLM, or one .gguf file for llama.cpp.")
+]
+
+
+def command(source: Source, out: Out, form: FormatOption = Format.compressed_tensors, as_json: Json = False) -> None:
+    """Copy a run's checkpoint, ready to ship, or write it as a GGUF file.
+
+    Plain transformers (and vLLM) load the directory, llama.cpp the file. The file keeps the codes of quantised layers;
+    it is read back and compared before it is put in place.
     """
-    with job():
-        from gossamer.search.jobs import export_job
+    with job() as progress:
+        if form is Format.gguf:
+            from gossamer.search.export import export_gguf_job
 
-        result = export_job(run, out)
+            result = export_gguf_job(source, out, progress)
+        else:
+            from gossamer.search.jobs import export_job
+
+            result = export_job(Path(source), out)
     show(result, as_json, draw)
 
 
 def draw(result: Result) -> None:
-    """Prints where the checkpoint is and its size."""
+    """Prints where the checkpoint or file is, and its figures."""
+    if result["format"] == "gguf":
+        figures("Exported", result["measured"])
+        line(f"parity: {quantity('', result['parity'])}")
+        line("tensors: " + ", ".join(f"{count} {kind}" for kind, count in result["types"].items()))
+        notes(result)
+        line(f"file: {result['file']}")
+        return
     size = result.get("measured", {}).get("weight_bytes")
     line(f"checkpoint: {result['checkpoint']}" + (f", {quantity('weight_bytes', size)}" if size else ""))

@@ -23,7 +23,7 @@ class LoSparse(OfRank):
     counts. Raises `ValueError` outside those ranges.
     """
 
-    sparsity: float = 0.9
+    sparsity: float = 0.5
     rounds: int = 5
 
     def __post_init__(self) -> None:

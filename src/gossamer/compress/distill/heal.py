@@ -61,7 +61,7 @@ class Heal:
     top_k: int | None = 512
     temperature: float = 1.0
     rank: int = 8
-    steps: int = 200
+    steps: int = 60
     rate: float = 0.01
     seed: int = 0
 

@@ -1,0 +1,87 @@
+"""The job behind `gossamer export --format gguf`: a checkpoint in, one proved GGUF file out."""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.core.errors import ModelError, OutputError, RequirementError
+from gossamer.core.files import writing
+from gossamer.core.outcome import Measure
+from gossamer.core.progress import SILENT, Progress
+from gossamer.models.adapter import FOLDER
+from gossamer.models.gguf import gguf_tokenizer, read_gguf
+from gossamer.models.gguf_write import read_back, write_gguf
+from gossamer.models.open import open_model
+from gossamer.models.stored_codes import stored_codes
+from gossamer.search.finish import PARITY_LIMIT
+from gossamer.search.jobs import Json, read_result
+
+PROBE = "In 1889 the tower was built: 7,300 tons of iron, 2.5 million rivets, and a view that (they say) is worth it."
+"""The text on which logits and tokens are compared."""
+
+
+def export_gguf_job(source: str, out: Path, progress: Progress = SILENT) -> Json:
+    """Writes the model, checkpoint or finished run `source` to the file `out`, reads it back and compares.
+
+    Returns `file`, `format`, `types` (tensors by ggml type), `measured`, `parity` (logits of the values written against
+    those read back) and `notes`; `measured.logit_difference` is against the source's own values. Raises
+    `RequirementError` where parity is worse than `PARITY_LIMIT`; nothing is left behind then.
+    """
+    if out.suffix != ".gguf":
+        raise OutputError(f"cannot write {out}: a GGUF file's name ends in .gguf")
+    opened = open_model(_checkpoint(source))
+    folder = opened.file if opened.file is not None and opened.file.is_dir() else None
+    if folder is not None and (folder / FOLDER).exists():
+        raise ModelError(f"{folder} has low-rank matrices beside it ({FOLDER}): GGUF export takes no adapters")
+    if opened.tokenizer is None:
+        raise ModelError(f"{source} has no tokenizer: a GGUF file carries its own")
+    codes = stored_codes(folder, opened.model) if folder is not None else {}
+    words = opened.tokenizer(PROBE)["input_ids"]
+    probe = torch.tensor([words[:32]])
+    before = _logits(opened.model, probe)
+    with writing(out) as temporary:
+        written = write_gguf(opened, codes, temporary, progress)
+        after = _logits(read_back(temporary, opened), probe)
+        parity = _difference(after, _logits(opened.model, probe))
+        if not parity <= PARITY_LIMIT:
+            raise RequirementError(
+                f"export parity failed: logits differ by {parity:.3g} when {out.name} is read back, "
+                f"at most {PARITY_LIMIT} is accepted"
+            )
+        tokenizer = gguf_tokenizer(temporary)
+        measured = {
+            "weight_bytes": sum(tensor.bytes for tensor in read_gguf(temporary).tensors),
+            "file_bytes": temporary.stat().st_size,
+            "logit_difference": _difference(after, before),
+        }
+    notes = list(written.notes)
+    if tokenizer is None or tokenizer(PROBE)["input_ids"] != words:
+        notes.append("transformers reads this file's tokenizer differently: it cuts a test text into other tokens.")
+    return {
+        "file": str(out),
+        "format": "gguf",
+        "types": written.types,
+        "measured": {key: Measure.exact(value).model_dump() for key, value in measured.items()},
+        "parity": parity,
+        "notes": notes,
+    }
+
+
+def _checkpoint(source: str) -> str:
+    """The checkpoint of a run, or the model itself."""
+    run = Path(source)
+    return str(run / read_result(run)["checkpoint"]) if (run / "gossamer-run.json").exists() else source
+
+
+def _logits(model: nn.Module, ids: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(ids).logits
+    return logits.float()
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    """The largest absolute difference; infinite if either holds NaN."""
+    worst = float((one - other).abs().max())
+    return math.inf if math.isnan(worst) else worst
