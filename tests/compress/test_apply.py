@@ -1,5 +1,7 @@
 """Applying steps: what is selected is quantised, calibrated on what reaches it, and nothing else changes."""
 
+import gc
+
 import pytest
 import torch
 from tests.models.feeds import inputs_for
@@ -122,6 +124,17 @@ def test_the_last_step_holds_and_fused_sets_must_agree():
         assign(hierarchy, [step("language.blocks.0.self_attn.q_proj", bits=4)])
     with pytest.raises(PlanError, match="selects no layer"):
         assign(hierarchy, [step("speech.blocks.*", bits=4)])
+
+
+def test_an_error_among_the_passes_leaves_gradients_as_they_were():
+    model, hierarchy, batches = opened("llama")
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[0, 0] = float("nan")
+    with torch.enable_grad():
+        with pytest.raises(ModelError, match="NaN"):
+            apply_steps(model, hierarchy, [step("language.blocks.0.mlp", bits=4)], batches * 2)
+        gc.collect()
+        assert torch.is_grad_enabled()
 
 
 def test_missing_or_broken_data_is_refused():

@@ -65,17 +65,34 @@ def test_a_correction_lowers_the_error_and_joins_the_factors_before_it():
     assert {part.rank for part in better.low_ranks.values()} == {4}
 
 
-@pytest.mark.parametrize("name", [name for name, phase in techniques().items() if phase == "sparsify"])
-@pytest.mark.parametrize("family", [name for name in BUILDERS if name not in ("qwen3_moe", "mixtral")])
-def test_every_pruner_on_every_family(family, name):
+SETTINGS = {
+    "sparsify": {"sparsity": 0.5},
+    "quantise": {"bits": 4},
+    "decompose": {"rank": 2},
+    "correct": {"rank": 1},
+}
+LEARNT = {"signround": {"iterations": 2}, "omniquant": {"iterations": 2}, "awq": {"steps": 3}}
+
+
+@pytest.mark.parametrize("name", [name for name, phase in techniques().items() if phase in SETTINGS])
+@pytest.mark.parametrize("family", BUILDERS)
+def test_every_technique_on_every_family(family, name):
     model, hierarchy, batches = opened(family)
-    chosen = steps([(name, {"sparsity": 0.5})], "*.blocks.*")
-    done = apply_steps(model, hierarchy, chosen, batches)
-    assert done.masks
-    for layer in hierarchy.layers():
-        if layer.path in done.masks:
-            now = read_matrix(model, layer)
-            assert not now[~done.masks[layer.path]].any()
+    phase = techniques()[name]
+    plain = [layer for layer in hierarchy.layers() if layer.kind == "linear" and min(layer.rows, layer.columns) > 1]
+    inside = [layer for block in hierarchy.blocks() for layer in block.layers if layer in plain]
+    settings = {**SETTINGS[phase], **LEARNT.get(name, {})}
+    chosen = [step(layer.path, name, **settings) for layer in inside]
+    before = [(layer.path, {"bits": 3}) for layer in inside] if phase == "correct" else []
+    done = apply_steps(model, hierarchy, [*(step(at, **bits) for at, bits in before), *chosen], batches)
+    kinds = {"sparsify": done.masks, "quantise": done.tensors, "decompose": done.low_ranks, "correct": done.low_ranks}
+    served = {layer.path for layer in inside if not layer.transposed}
+    assert set(kinds[phase]) == served
+    for layer in inside:
+        if layer.path in done.masks and layer.path not in done.low_ranks:
+            assert not read_matrix(model, layer)[~done.masks[layer.path]].any()
+    for tensor in model.state_dict().values():
+        assert not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 @pytest.mark.parametrize(
@@ -118,6 +135,26 @@ def test_healing_runs_last_and_needs_data_to_hold_it_to():
     for path, tensor in done.tensors.items():
         layer = next(layer for layer in hierarchy.layers() if layer.path == path)
         assert torch.allclose(read_matrix(model, layer), tensor.dequantize(), atol=1e-6)
+
+
+def test_structure_goes_first_and_later_steps_speak_of_the_original_blocks():
+    model, hierarchy, batches = opened("llama")
+    blocks = [block.path for block in hierarchy.blocks()]
+    chosen = [
+        step(blocks[0], "drop_block"),
+        step("language.blocks.*", "prune_channels", keep=0.5, align=8),
+        step("language.blocks.*", bits=4),
+    ]
+    done = apply_steps(model, hierarchy, chosen, batches)
+    assert [block.path for block in done.hierarchy.blocks()] == blocks[1:]
+    assert all(path.startswith(tuple(blocks[1:])) for path in done.tensors)
+    assert model.config.num_hidden_layers == len(blocks) - 1
+    assert model(**batches[0].inputs).logits.isfinite().all()
+    model, hierarchy, batches = opened("llama")
+    wide = [step("language.blocks.*", "prune_channels", keep=0.5, align=4), step("language.blocks.*", bits=4, group=8)]
+    with pytest.raises(PlanError, match=r"after its structure has changed, layer .*down_proj: group 8") as refused:
+        apply_steps(model, hierarchy, wide, batches)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_rotation_before_rounding_parts_the_tied_head():

@@ -1,7 +1,7 @@
 import pytest
 
-from gossamer.compress.quantize import Gptq, RoundToNearest
 from gossamer.compress.presets import preset_steps
+from gossamer.compress.quantize import Gptq, RoundToNearest
 from gossamer.core.errors import PlanError
 from gossamer.core.technique import build
 from gossamer.models.hierarchy import Block, Hierarchy, Layer, Modality
@@ -74,5 +74,5 @@ def test_unknown_names_say_what_is_accepted(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gptq", "gptq-w9", "gptq-w1", "gptq-w4g48", "gptq-w4g64ab", "wanda-w4", "rotate-2"])
 def test_wrong_settings_say_what_is_accepted(name: str) -> None:
-    with pytest.raises(PlanError, match="after (gptq|wanda|rotate) comes"):
+    with pytest.raises(PlanError, match=r"after (gptq|wanda|rotate) comes"):
         preset_steps(name, hierarchy(tied=True))

@@ -78,6 +78,7 @@ def test_result_is_complete_and_within_the_budget(done):
     assert checked.measured["weight_bytes"].value <= checked.budget.weight_bytes
     assert checked.parity <= 1e-3
     assert sum(point.chosen for point in checked.pareto) == 1
+    assert sum("At the bytes of 3 bits" in note.text for note in checked.notes) == 2
     sizes = [point.weight_bytes for point in checked.pareto if point.kind == "allocated" and not point.chosen]
     assert sizes == sorted(sizes)
     assert len(sizes) >= 5

@@ -17,6 +17,7 @@ from gossamer.compress.distill import Heal, Lesson, Parts
 from gossamer.compress.passes import BlockRun, Polisher, Rounded, judged
 from gossamer.compress.scaling import Scaling, fold_scales
 from gossamer.compress.statistics import Statistics
+from gossamer.compress.structure import selected_blocks
 from gossamer.compress.swap import finite_weight, overwrite_weight, replace_weight
 from gossamer.core.errors import DataError
 from gossamer.core.plan import Step
@@ -67,13 +68,13 @@ def apply_steps(
     notes: list[str] = []
     healings = _lessons(model, hierarchy, assigned, batches)
     for number, technique, at in assigned.whole:
-        selected = hierarchy.select(at)
         if technique.phase == "structure":
-            hierarchy = technique.reshape(model, hierarchy, selected, batches)
+            hierarchy = technique.reshape(model, hierarchy, selected_blocks(hierarchy, at), batches)
         elif technique.phase == "transform":
-            said = technique.transform(model, hierarchy, selected, batches)
+            said = technique.transform(model, hierarchy, hierarchy.select(at), batches)
             notes.extend(f"compression step {number}: {note}" for note in said)
     result = Applied(retied(model, hierarchy), {}, {}, notes)
+    assigned.check_shapes(result.hierarchy)
     _compress(model, assigned.chains, batches, progress, result)
     for healing in healings:
         _heal(model, healing, progress, result)

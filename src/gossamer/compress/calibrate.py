@@ -229,15 +229,19 @@ def _lockstep(
             else:
                 waiting[number] = reached
 
-        for number in range(len(passes)):
-            go(number, number)
-        while waiting:
-            # Batches can stand at different doors only where the data choose the way; they catch up in stored order.
-            path = next(path for path in unmet if path in waiting.values())
-            del unmet[path]
-            meet(by_path[path], watch.statistics(path))
-            for number in [number for number, place in waiting.items() if place == path]:
-                go(number)
+        try:
+            for number in range(len(passes)):
+                go(number, number)
+            while waiting:
+                # Batches stand at different doors only where the data choose the way; they catch up in stored order.
+                path = next(path for path in unmet if path in waiting.values())
+                del unmet[path]
+                meet(by_path[path], watch.statistics(path))
+                for number in [number for number, place in waiting.items() if place == path]:
+                    go(number)
+        finally:
+            for unfinished in passes:  # after an error, while gradients are still off: each pass restores that state
+                unfinished.throw()
     for path in list(unmet):
         meet(by_path[path], None)
     return outputs

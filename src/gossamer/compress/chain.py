@@ -118,6 +118,12 @@ class Assigned:
         """Whether any technique asks for calibration data."""
         return bool(self.whole) or any(chain.needs - {"nothing"} for chain in self.chains.values())
 
+    def check_shapes(self, hierarchy: Hierarchy) -> None:
+        """Raises `PlanError` if a layer, as it is in `hierarchy` now, does not fit what is to be done to it."""
+        for layer in hierarchy.layers():
+            for technique in self.chains.get(layer.path, ()):
+                _check_shape(technique, layer, f"after its structure has changed, layer {layer.path}")
+
 
 def assign(hierarchy: Hierarchy, steps: Sequence[Step]) -> Assigned:
     """What each step does, and to which layers. Of several steps of one phase that select a layer the last one holds.
@@ -160,10 +166,7 @@ def assign(hierarchy: Hierarchy, steps: Sequence[Step]) -> Assigned:
 
 def _check(number: int, step: Step, layer: Layer, chain: Mapping[str, Any], technique: Any) -> None:
     """Raises `PlanError` for a technique that cannot serve the layer or would undo what an earlier one does to it."""
-    try:
-        technique.check(layer.rows // layer.experts, layer.columns)
-    except PlanError as error:
-        raise PlanError(f"compression step {number} ({step.do} at {step.at!r}), layer {layer.path}: {error}") from error
+    _check_shape(technique, layer, f"compression step {number} ({step.do} at {step.at!r}), layer {layer.path}")
     decompose, sparsify, quantise = (chain.get(phase) for phase in ("decompose", "sparsify", "quantise"))
     where = f"compression step {number} ({step.do} at {step.at!r})"
     if decompose is not None and not decompose.leaves_rest and (sparsify is not None or quantise is not None):
@@ -178,3 +181,10 @@ def _check(number: int, step: Step, layer: Layer, chain: Mapping[str, Any], tech
         raise PlanError(
             f"{where}: it would not keep the zeros of {layer.path} that an earlier step makes; quantise by gptq instead"
         )
+
+
+def _check_shape(technique: Any, layer: Layer, where: str) -> None:
+    try:
+        technique.check(layer.rows // layer.experts, layer.columns)
+    except PlanError as error:
+        raise PlanError(f"{where}: {error}") from error

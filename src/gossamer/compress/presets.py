@@ -2,7 +2,8 @@
 
 A name is passes joined by `+`, in the order of the phases. A pass is a technique's name and, after `-`, its setting:
 bits and group for quantisers (`w4`, `w3g64`, `w4g128a`), percent or pattern for pruning (`50`, `2:4`), a rank for
-factors (`r16`), nothing for what needs none.
+factors (`r16`), the percentage that stays for channels and heads of the largest tower (`75`), nothing for what needs
+none.
 """
 
 import re
@@ -17,6 +18,7 @@ from gossamer.models.hierarchy import Hierarchy
 from gossamer.models.packed import Scheme, fitting_group
 
 _SETTINGS: dict[Phase, tuple[str, str]] = {
+    "structure": (r"(?P<share>\d\d)", "the percentage that stays, as in 75"),
     "transform": (r"", "no setting"),
     "decompose": (r"r(?P<rank>\d+)", "a rank, as in r16"),
     "sparsify": (r"(?P<percent>\d\d?)|(?P<pattern>\d+:\d+)", "a percentage or a pattern, as in 50 or 2:4"),
@@ -27,6 +29,9 @@ _SETTINGS: dict[Phase, tuple[str, str]] = {
     "correct": (r"r(?P<rank>\d+)", "a rank, as in r16"),
     "heal": (r"", "no setting"),
 }
+
+SELECTIVE = ("drop_block",)
+"""Techniques that want a choice of paths, which no preset can make."""
 
 
 def preset_steps(name: str, hierarchy: Hierarchy) -> tuple[Step, ...]:
@@ -43,7 +48,7 @@ def preset_steps(name: str, hierarchy: Hierarchy) -> tuple[Step, ...]:
     for part in name.split("+"):
         technique, _, setting = part.partition("-")
         phase = techniques().get(technique)
-        if phase not in _SETTINGS:
+        if phase not in _SETTINGS or technique in SELECTIVE:
             raise PlanError(f"preset {name!r}: {_known(technique)}")
         pattern, wanted = _SETTINGS[phase]
         match = re.fullmatch(pattern, setting)
@@ -60,7 +65,7 @@ def preset_steps(name: str, hierarchy: Hierarchy) -> tuple[Step, ...]:
 
 
 def _known(technique: str) -> str:
-    names = [name for name, phase in techniques().items() if phase in _SETTINGS]
+    names = [name for name, phase in techniques().items() if phase in _SETTINGS and name not in SELECTIVE]
     return (
         f"{technique!r} is no technique of a preset; write one of {'|'.join(names)} with its setting, such as rtn-w4, "
         "gptq-w3g64, gptq-w4g64a, sparsegpt-2:4, and join several by +"
@@ -72,6 +77,10 @@ def _steps(technique: str, phase: Phase, setting: Mapping[str, str | None], hier
         group = setting["group"]
         scheme = Scheme(int(setting["bits"] or 0), int(group) if group else None, setting["asymmetric"] is None)
         return steps_of(hierarchy, uniform_schemes(hierarchy, scheme), technique)
+    if phase == "structure":
+        tower = max((part for part in hierarchy.modalities if part.blocks), key=lambda part: part.parameters)
+        keep = int(setting["share"] or 0) / 100
+        return (Step.model_validate({"at": f"{tower.name}.blocks.*", "do": technique, "keep": keep}),)
     if phase in ("transform", "heal"):
         roots = [modality.name for modality in hierarchy.modalities if modality.blocks]
         return tuple(Step(at=f"{root}.**", do=technique) for root in roots)

@@ -1,10 +1,10 @@
 """All techniques of this room by name. Importing this registers them."""
 
-from gossamer.compress import decompose, distill, prune, quantize, transform
+from gossamer.compress import decompose, distill, prune, quantize, structure, transform
 from gossamer.compress.passes import Phase
 from gossamer.core.technique import class_of, known_techniques
 
-ROOMS = (decompose, distill, prune, quantize, transform)
+ROOMS = (decompose, distill, prune, quantize, structure, transform)
 
 
 def techniques() -> dict[str, Phase]:

@@ -26,14 +26,17 @@ class Swap:
 
     def put(self, layer: Layer, tensor: QuantizedTensor | None) -> None:
         """The layer computes with `tensor` from now on; None restores the original."""
+        if tensor is not None:
+            self.put_values(layer, tensor.dequantize())
+        elif layer.path in self._originals:
+            parameters = self._model.get_submodule(layer.module)._parameters
+            parameters[layer.parameter] = self._originals.pop(layer.path)[1]
+
+    def put_values(self, layer: Layer, values: Tensor) -> None:
+        """The layer computes with `values` (rows, columns) from now on."""
         parameters = self._model.get_submodule(layer.module)._parameters
-        if tensor is None:
-            if layer.path in self._originals:
-                parameters[layer.parameter] = self._originals.pop(layer.path)[1]
-            return
-        original = cast(nn.Parameter, parameters[layer.parameter])
-        self._originals.setdefault(layer.path, (layer, original))
-        replace_weight(self._model, layer, tensor.dequantize())
+        self._originals.setdefault(layer.path, (layer, cast(nn.Parameter, parameters[layer.parameter])))
+        replace_weight(self._model, layer, values)
 
     def put_all(self, layers: Mapping[str, Layer], tensors: Mapping[str, QuantizedTensor]) -> None:
         """The model computes with exactly these tensors: what is not among them is restored."""

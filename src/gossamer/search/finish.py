@@ -66,7 +66,7 @@ def finish(opened: Opened, applied: Applied, directory: Path, probe: Mapping[str
     weights, have no form that public loaders read: they are stored within 16-bit weights or codes, and a note says what
     they would take otherwise.
     """
-    opened = replace(opened, hierarchy=applied.hierarchy)
+    opened = replace(opened, hierarchy=applied.hierarchy, config=opened.model.config)
     stored = save_compressed(opened, applied.tensors, directory)
     layers = {layer.path: layer for layer in applied.hierarchy.layers()}
     beside = {path: (layers[path], part) for path, part in applied.low_ranks.items() if path in applied.tensors}

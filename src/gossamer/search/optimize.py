@@ -19,6 +19,8 @@ from gossamer.models.checkpoint import reload, save_compressed
 from gossamer.models.containers import Containers
 from gossamer.models.open import Opened, open_model
 from gossamer.models.packed import Scheme
+from gossamer.search.alternatives import alternatives
+from gossamer.search.alternatives import verdict as does_it_pay
 from gossamer.search.bank import Bank, fill_bank
 from gossamer.search.finish import prove
 from gossamer.search.job import BANK_TECHNIQUE, Job
@@ -93,6 +95,7 @@ def search(job: Job) -> Found:
     """All steps from the bank to the verified checkpoint. Afterwards the opened model holds the result's weights."""
     job.progress.say(f"{job.request.model}: {len(job.units)} units, {format_bytes(job.dense_bytes)} at 16 bits")
     bank, sensitivity = profile(job)
+    trials = alternatives(job)
     points, uniforms = pareto(job, bank, sensitivity)
     limit = byte_limit(job, bank, points)
     refined = allocated(job, bank, sensitivity, limit)
@@ -116,7 +119,7 @@ def search(job: Job) -> Found:
     finished = prove(job.opened, verdict.winner.applied, stored, next(iter(test.batches(4))).inputs)
     texts = (texts_before, texts_after)
     measured = (selected, finished, before, after, rival, texts)
-    return Found(sensitivity, points, uniforms, comparison, verdict, *measured, limit, running)
+    return Found(sensitivity, does_it_pay(trials), points, uniforms, comparison, verdict, *measured, limit, running)
 
 
 def _least(units: tuple[Unit, ...]) -> int:

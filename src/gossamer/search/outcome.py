@@ -29,13 +29,14 @@ Json = dict[str, Any]
 class Found:
     """Everything that a job found out.
 
-    `comparison` tells how another kind of search did beside the exact one. `selected` is the kept plan's score on the
-    `select` part; `before`, `after` and `rival` are the task's results of the unchanged model, the reloaded checkpoint
-    and the uniform plan; `texts` are continuations before and after; `running` is what it took to run the unchanged
-    model and the reloaded checkpoint, side by side.
+    `alternatives` tell whether sparsity or low rank would pay, `comparison` how another kind of search did beside the
+    exact one. `selected` is the kept plan's score on the `select` part; `before`, `after` and `rival` are the task's
+    results of the unchanged model, the reloaded checkpoint and the uniform plan; `texts` are continuations before and
+    after; `running` is what it took to run the unchanged model and the reloaded checkpoint, side by side.
     """
 
     sensitivity: Sensitivity
+    alternatives: list[str]
     points: list[Point]
     uniforms: list[Point]
     comparison: str | None
@@ -61,6 +62,7 @@ def result_of(job: Job, found: Found, seconds: float) -> Json:
     notes: list[Json] = [{"kind": "guard", "text": found.verdict.text}]
     if found.comparison is not None:
         notes.append({"kind": "note", "text": found.comparison})
+    notes += [{"kind": "note", "text": text} for text in found.alternatives]
     notes += [{"kind": "container", "text": text} for text in stored.notes]
     notes += [{"kind": "warning", "text": text} for text in winner.applied.notes]
     if hierarchy.guessed:

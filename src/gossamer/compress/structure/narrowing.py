@@ -1,0 +1,143 @@
+"""What pruning channels and pruning heads share: choose what goes, make up for it, cut, and check the cut.
+
+First the columns that read what goes become zero, block by block, and those that stay are fitted anew to what the layer
+gave. Then the zeros are cut out; the narrower model must compute what the one with zeros does.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.compress.calibrate import Stream, layers_by_step, pass_through
+from gossamer.compress.passes import Needs, Phase
+from gossamer.compress.statistics import Statistics
+from gossamer.compress.structure.importance import Importance, importance
+from gossamer.compress.structure.outputs import check_same, run
+from gossamer.compress.swap import restored
+from gossamer.core.errors import DataError, PlanError
+from gossamer.data.batch import Batch
+from gossamer.engine.walk import Walk
+from gossamer.models.hierarchy import Block, Hierarchy, Layer
+from gossamer.models.structure import read_matrix, write_matrix
+from gossamer.models.surgery import Reshaped, Units, adopt, narrow, tower_of
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """The settings.
+
+    `importance` is how units are ranked (see `importance`). `ridge` in (0, 1] is the damping, as a share of the mean
+    squared input, of the fit of the columns that stay; None leaves them as they are. Raises `ValueError` for a ridge
+    outside its range.
+    """
+
+    phase: ClassVar[Phase] = "structure"
+
+    importance: Importance = "taylor"
+    ridge: float | None = 0.01
+
+    def __post_init__(self) -> None:
+        if self.ridge is not None and not 0 < self.ridge <= 1:
+            raise ValueError(f"ridge cannot be {self.ridge}: it is above 0 and at most 1, or none")
+
+    @property
+    def needs(self) -> Needs:
+        """The inputs, unless weights alone decide and nothing is fitted."""
+        return "nothing" if self.importance == "magnitude" and self.ridge is None else "inputs"
+
+    def towers(
+        self,
+        model: nn.Module,
+        hierarchy: Hierarchy,
+        blocks: Sequence[Block],
+        batches: Sequence[Batch],
+        find: Callable[[nn.Module, tuple[Block, ...]], Units],
+        kept: Callable[[int], int],
+    ) -> Hierarchy:
+        """Narrows every tower of `blocks`, in place. `find` gives a tower's units, `kept` how many of them stay.
+
+        Raises `PlanError` for a tower of which only some blocks are selected, `DataError` without data that is needed.
+        """
+        if self.needs != "nothing" and not batches:
+            raise DataError("pruning by gradients or with a ridge needs calibration data: name a task and data")
+        found = Reshaped(model, hierarchy)
+        waiting = [block.path for block in blocks]
+        while waiting:
+            tower = tower_of(found.hierarchy, waiting[0])
+            missing = [block.path for block in tower if block.path not in waiting]
+            if missing:
+                raise PlanError(
+                    f"one config has one width for all blocks: select {missing[0]} too, "
+                    f"as {missing[0].rpartition('.')[0]}.* does"
+                )
+            found = self._narrowed(found, find(found.model, tower), batches, kept)
+            waiting = [path for path in waiting if path not in {block.path for block in tower}]
+        adopt(model, found.model)
+        return found.hierarchy
+
+    def _narrowed(
+        self, found: Reshaped, units: Units, batches: Sequence[Batch], kept: Callable[[int], int]
+    ) -> Reshaped:
+        model, hierarchy, count = found.model, found.hierarchy, kept(units.count)
+        scores = importance(model, units, self.importance, batches)
+        keep = {path: score.topk(count).indices.sort().values for path, score in scores.items()}
+        with ExitStack() as stack:
+            stack.enter_context(restored(model, units.readers.values()))
+            _mask(model, hierarchy, units, keep, self.ridge, batches)
+            smaller = narrow(model, hierarchy, units, keep)
+            if batches:
+                with torch.no_grad():
+                    what = f"pruning {next(iter(keep)).rpartition('.')[0]}"
+                    check_same(run(model, batches[0]), run(smaller.model, batches[0]), what)
+        return smaller
+
+
+def _mask(
+    model: nn.Module,
+    hierarchy: Hierarchy,
+    units: Units,
+    keep: Mapping[str, Tensor],
+    ridge: float | None,
+    batches: Sequence[Batch],
+) -> None:
+    """Zeroes what reads the units that go, in place, and fits the rest on what reaches it through the blocks before."""
+    of_layer = {layer.path: path for path, layer in units.readers.items()}
+
+    def mask(layer: Layer, statistics: Statistics | None) -> None:
+        path = of_layer.pop(layer.path)
+        columns = units.columns(path)[keep[path]].flatten()
+        weight = read_matrix(model, layer).float()
+        kept = weight[:, columns]
+        if statistics is not None and ridge is not None:
+            kept = refit(weight, columns, statistics.hessian, ridge)
+        write_matrix(model, layer, torch.zeros_like(weight).index_copy_(1, columns, kept))
+
+    if ridge is not None:
+        walk = Walk(model, hierarchy, batches[0].inputs)
+        stream = Stream(walk, batches)
+        steps = layers_by_step(walk, hierarchy)
+        for step in sorted(steps):
+            pass_through(model, stream, [layer for layer in steps[step] if layer.path in of_layer], mask)
+    for layer in [layer for layer in units.readers.values() if layer.path in of_layer]:
+        mask(layer, None)
+
+
+def refit(weight: Tensor, columns: Tensor, hessian: Tensor, ridge: float) -> Tensor:
+    """The `columns` (kept,) of `weight` (rows, all), so changed that the output is closest to what all columns gave.
+
+    Ridge regression about what they were: (W H_K + λ W_K)(H_KK + λ I)⁻¹ with H (all, all) the mean of x xᵀ and λ =
+    `ridge` times the mean diagonal of H_KK; never worse than W_K on these inputs. Returns (rows, kept) float32, W_K
+    where the inputs are 0 throughout.
+    """
+    inner = hessian[columns][:, columns].double()
+    strength = ridge * float(inner.diagonal().mean())
+    kept = weight[:, columns]
+    if strength <= 0:
+        return kept
+    inner.diagonal().add_(strength)
+    wanted = weight.double() @ hessian[:, columns].double() + strength * kept.double()
+    return torch.linalg.solve(inner, wanted.T).T.float()

@@ -1,0 +1,102 @@
+"""What a model gives for a batch: to compare two models, to take gradients, to see how far two predictions are."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.compress.calibrate import token_mask
+from gossamer.core.errors import ModelError, PlanError
+from gossamer.data.batch import Batch
+from gossamer.evaluate.tokens import IGNORE, counted, next_token_log_probs, picked_losses
+from gossamer.models.hierarchy import Block
+
+TOLERANCE = 1e-4
+"""Largest accepted difference between a reshaped model and the one that it stands for, as a share of the output."""
+
+
+def logits_of(output: Any) -> Tensor:
+    """The model's predictions (…, classes), or its last hidden state. Raises `ModelError` if it gives neither."""
+    for name in ("logits", "logits_per_image", "last_hidden_state"):
+        found = output.get(name)
+        if found is not None:
+            return found
+    raise ModelError("the model's output holds no logits: structured pruning needs a task head to judge by")
+
+
+def log_probs_of(output: Any, batch: Batch) -> Tensor:
+    """Log-probabilities (positions, classes), float32, of all tokens that are no padding."""
+    logits = logits_of(output).float()
+    mask = token_mask(batch)
+    if mask is not None and logits.shape[:-1] == mask.shape:
+        logits = logits[mask]
+    return logits.reshape(-1, logits.shape[-1]).log_softmax(-1)
+
+
+def loss_of(model: nn.Module, batch: Batch) -> Tensor:
+    """A loss to take gradients of: the mean cross entropy of the next token where the model writes text.
+
+    The text is that of the batch's labels where they are tokens, else its own input. For other models it is the mean
+    square of the logits, whose gradients show what the predictions hang on without knowing the right ones.
+    """
+    whole: Any = model
+    logits = logits_of(run(model, batch))
+    tokens = batch.inputs.get("decoder_input_ids", batch.inputs.get("input_ids"))
+    if tokens is not None and logits.dim() == 3 and logits.shape[:2] == tokens.shape and whole.can_generate():
+        labels = batch.labels
+        if labels.shape != tokens.shape or labels.is_floating_point():
+            mask = token_mask(batch)
+            fits = mask is not None and mask.shape == tokens.shape
+            labels = tokens.masked_fill(~mask, IGNORE) if mask is not None and fits else tokens
+        targets = counted(labels)
+        if len(targets):
+            return picked_losses(next_token_log_probs(logits, labels), targets).mean()
+    return logits.float().square().mean()
+
+
+def run(model: nn.Module, batch: Batch) -> Any:
+    """One forward pass without caches."""
+    whole: Any = model
+    text = whole.config.get_text_config()
+    extra = {"use_cache": False} if hasattr(text, "use_cache") and "use_cache" not in batch.inputs else {}
+    return model(**batch.inputs, **extra)
+
+
+@contextmanager
+def skipping(model: nn.Module, blocks: Sequence[Block]) -> Iterator[None]:
+    """Inside, these blocks return the hidden state that they are given."""
+
+    def skip(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def skipped(*args: Any, **kwargs: Any) -> Any:
+            output = forward(*args, **kwargs)
+            hidden = args[0] if args else kwargs["hidden_states"]
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return skipped
+
+    modules = [model.get_submodule(block.module) for block in blocks]
+    try:
+        for module in modules:  # the method itself, since models record hidden states before hooks that change them
+            module.__dict__["forward"] = skip(module.forward)
+        yield
+    finally:
+        for module in modules:
+            module.__dict__.pop("forward", None)
+
+
+def check_same(before: Any, after: Any, what: str) -> None:
+    """Raises `PlanError` unless two outputs hold the same values within `TOLERANCE`."""
+    for name, wanted in before.items():
+        if not isinstance(wanted, Tensor) or not wanted.is_floating_point():
+            continue
+        found = after.get(name)
+        if found is None or found.shape != wanted.shape:
+            raise PlanError(f"{what}: the smaller model gives {name} in another form; leave this step out")
+        largest = float(wanted.abs().max())
+        if not torch.allclose(found, wanted, rtol=0, atol=TOLERANCE * largest):
+            raise PlanError(
+                f"{what}: the smaller model that this family's config describes computes something else; "
+                "select other blocks, or leave this step out"
+            )

@@ -1,0 +1,12 @@
+"""Making a model's shapes smaller so that plain `transformers` still builds, loads and runs it.
+
+The result is an ordinary model of the same class: what its config says builds it. Which entries of the config say it is
+found by building, on the meta device, the models that changed entries describe; what no config describes is refused.
+"""
+
+from gossamer.models.surgery.blocks import drop_blocks
+from gossamer.models.surgery.narrow import narrow
+from gossamer.models.surgery.rebuild import Reshaped, adopt
+from gossamer.models.surgery.units import Units, channels_of, heads_of, tower_of
+
+__all__ = ["Reshaped", "Units", "adopt", "channels_of", "drop_blocks", "heads_of", "narrow", "tower_of"]
