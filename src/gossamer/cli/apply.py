@@ -11,7 +11,11 @@ EXAMPLE = "gossamer apply gptq-w4g64 tiny-vlm --out runs/w4"
 
 PlanName = Annotated[
     str,
-    typer.Argument(metavar="PLAN", show_default=False, help="A plan.yaml, or a preset: rtn-w4, gptq-w4, gptq-w3g64, …"),
+    typer.Argument(
+        metavar="PLAN",
+        show_default=False,
+        help="A plan.yaml, or a preset: rtn-w4, gptq-w3g64, sparsegpt-2:4+gptq-w4, …",
+    ),
 ]
 
 

@@ -44,7 +44,7 @@ def command(
     test_data: TestData = None,
     granularity: GranularityOption = Granularity.auto,
     effort: EffortOption = Effort.standard,
-    technique: TechniqueOption = Technique.gptq,
+    technique: TechniqueOption = Technique.qronos,
     search: SearchOption = Search.exact,
     dry_run: DryRun = False,
     seed: Seed = 0,

@@ -21,6 +21,7 @@ class Technique(StrEnum):
     """What carries a plan out (see docs/compression.md)."""
 
     gptq = "gptq"
+    gptaq = "gptaq"
     qronos = "qronos"
     signround = "signround"
 

@@ -8,7 +8,7 @@ from gossamer.core.budget import Budget
 from gossamer.core.errors import BudgetError
 
 Effort = Literal["quick", "standard", "thorough"]
-Technique = Literal["gptq", "qronos", "signround"]
+Technique = Literal["gptq", "gptaq", "qronos", "signround"]
 Search = Literal["exact", "evolution", "tiered"]
 
 
@@ -34,7 +34,7 @@ class OptimizeRequest:
     seed: int = 0
     granularity: Literal["auto", "layer", "block"] = "auto"
     effort: Effort = "standard"
-    technique: Technique = "gptq"
+    technique: Technique = "qronos"
     search: Search = "exact"
     dry_run: bool = False
     command: str = ""
