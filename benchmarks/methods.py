@@ -13,6 +13,7 @@ alone; its ratio is to `gptq-w3g64` on the same model.
 
 import argparse
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +32,22 @@ from gossamer.search.outcome import environment
 from gossamer.search.request import OptimizeRequest
 
 RESULTS = Path(__file__).parent / "results"
-ROUNDING = ("rtn", "hqq", "awq", "awq/gptq", "gptq", "gptaq", "qronos", "omniquant", "signround")
+ROUNDING = ("rtn", "hqq", "awq", "awq/gptq", "gptq", "gptaq", "qronos")
 PRUNING = ("magnitude", "wanda", "ria", "sparsegpt", "obr")
 PRESETS = (
     *(f"{technique}-w{bits}g64" for bits in (2, 3, 4) for technique in ROUNDING),
-    *(f"{name}-w{bits}g64" for bits in (2, 3) for name in ("rotate+gptq",)),
+    "omniquant-w3g64",
+    "signround-w2g64",
+    "signround-w3g64",
+    *(f"rotate+gptq-w{bits}g64" for bits in (2, 3)),
     *(f"gptq-w{bits}g64+correction-r8" for bits in (2, 3)),
-    *(f"gptq-w{bits}g64+heal" for bits in (2, 3)),
+    "gptq-w2g64+heal",
     *(f"{technique}-{share}" for share in ("30", "50", "2:4") for technique in PRUNING),
     *(f"{technique}-50+gptq-w4g64" for technique in PRUNING),
-    *(f"{technique}-50+heal" for technique in ("wanda",)),
     "low_rank-r32",
     "losparse-r8",
     "losparse-r8+gptq-w4g64",
+    "prune_channels-75",
 )
 
 
@@ -77,14 +81,13 @@ def losses(job: Job, model: Any) -> np.ndarray:
     return np.concatenate(found)
 
 
-def table_of(model: str, presets: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The rows of one model."""
+def rows_of(model: str, presets: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    """The rows of one model, one after another."""
     import torch
 
     job = open_job(
         OptimizeRequest(model=model, out=Path(".cache/benchmarks/methods") / model, ratio=1.0, effort="standard")
     )
-    rows = []
     with torch.inference_mode():
         reference = losses(job, job.opened.model)
     for preset in presets:
@@ -94,20 +97,17 @@ def table_of(model: str, presets: tuple[str, ...]) -> list[dict[str, Any]]:
         seconds = time.perf_counter() - start
         with torch.inference_mode():
             change = paired_mean(reference, losses(job, opened.model), over="positions")
-        rows.append(
-            {
-                "model": model,
-                "preset": preset,
-                "loss_16_bit": float(reference.mean()),
-                "loss_change": change.model_dump(),
-                "weight_bytes": packed_bytes(opened, done),
-                "dense_bytes": account(opened, {}).weight_bytes,
-                "seconds": seconds,
-                "calibration": job.parts.counts["calibrate"],
-            }
-        )
         print(f"{model} {preset}: {change.value:+.4f} in {seconds:.1f} s", flush=True)
-    return rows
+        yield {
+            "model": model,
+            "preset": preset,
+            "loss_16_bit": float(reference.mean()),
+            "loss_change": change.model_dump(),
+            "weight_bytes": packed_bytes(opened, done),
+            "dense_bytes": account(opened, {}).weight_bytes,
+            "seconds": seconds,
+            "calibration": job.parts.counts["calibrate"],
+        }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -130,12 +130,15 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=["tiny-lm", "tiny-vlm"])
     parser.add_argument("--only", nargs="+", default=PRESETS, metavar="PRESET")
     options = parser.parse_args()
-    rows = [row for model in options.models for row in table_of(model, tuple(options.only))]
     command = " ".join(["python benchmarks/methods.py", *(options.models if len(options.models) != 2 else [])])
     if tuple(options.only) != PRESETS:
         command += f" --only {' '.join(options.only)}"
-    write_json(RESULTS / "methods.json", {"command": command, "environment": environment(), "rows": rows})
-    write_text(RESULTS / "methods.md", f"`{command}`\n\n{table(rows)}\n")
+    rows: list[dict[str, Any]] = []
+    for model in options.models:
+        for row in rows_of(model, tuple(options.only)):
+            rows.append(row)
+            write_json(RESULTS / "methods.json", {"command": command, "environment": environment(), "rows": rows})
+            write_text(RESULTS / "methods.md", f"`{command}`\n\n{table(rows)}\n")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 A name is passes joined by `+`, in the order of the phases. A pass is a technique's name and, after `-`, its setting:
 bits and group for quantisers (`w4`, `w3g64`, `w4g128a`), percent or pattern for pruning (`50`, `2:4`), a rank for
-factors (`r16`), the percentage that stays for channels and heads of the largest tower (`75`), nothing for what needs
-none.
+factors (`r16`), the percentage that stays for channels and heads (`75`), nothing for what needs none. Structure and
+transforms change the largest tower only.
 """
 
 import re
@@ -77,13 +77,15 @@ def _steps(technique: str, phase: Phase, setting: Mapping[str, str | None], hier
         group = setting["group"]
         scheme = Scheme(int(setting["bits"] or 0), int(group) if group else None, setting["asymmetric"] is None)
         return steps_of(hierarchy, uniform_schemes(hierarchy, scheme), technique)
+    towers = sorted((part for part in hierarchy.modalities if part.blocks), key=lambda part: -part.parameters)
     if phase == "structure":
-        tower = max((part for part in hierarchy.modalities if part.blocks), key=lambda part: part.parameters)
         keep = int(setting["share"] or 0) / 100
-        return (Step.model_validate({"at": f"{tower.name}.blocks.*", "do": technique, "keep": keep}),)
+        return tuple(
+            Step.model_validate({"at": f"{tower.name}.blocks.*", "do": technique, "keep": keep}) for tower in towers[:1]
+        )
     if phase in ("transform", "heal"):
-        roots = [modality.name for modality in hierarchy.modalities if modality.blocks]
-        return tuple(Step(at=f"{root}.**", do=technique) for root in roots)
+        chosen = towers[:1] if phase == "transform" else towers
+        return tuple(Step(at=f"{tower.name}.**", do=technique) for tower in chosen)
     settings: dict[str, Any] = {}
     if setting.get("rank"):
         settings["rank"] = int(setting["rank"] or 0)
