@@ -82,7 +82,7 @@ def contest(name: str, source: dict[str, str | None], effort: str, progress: Pro
     rows = []
     out = Path(".cache/benchmarks/allocation") / name
     for scheme in BUDGETS:
-        request = OptimizeRequest(out=out, ratio=1.0, effort=effort, **source)
+        request = OptimizeRequest(out=out, ratio=1.0, effort=effort, technique="gptq", **source)
         job = open_job(request, progress)
         job = replace(job, parts=replace(job.parts, test=test_of(job)))
         uniform = uniform_schemes(job.opened.hierarchy, scheme)
