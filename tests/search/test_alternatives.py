@@ -5,7 +5,7 @@ import pytest
 from gossamer.compress.prune import SparseGpt
 from gossamer.models.hierarchy import Layer
 from gossamer.models.packed import Scheme, packed_bytes
-from gossamer.search.alternatives import Trial, chain_of, verdict
+from gossamer.search.alternatives import Trial, chain_of, does_it_pay
 
 
 @pytest.mark.parametrize("shape", [(96, 192), (576, 1536), (64, 64), (2048, 256), (100, 128)])
@@ -26,8 +26,8 @@ def test_bytes_are_no_more_than_the_yardstick(shape):
 
 def test_the_verdict_counts_units():
     trials = [Trial(f"u{n}", 1.0, {"sparse": 2.0 + n, "low rank": 0.5 if n else 3.0}) for n in range(3)]
-    sparse, low_rank = verdict(trials)
+    sparse, low_rank = does_it_pay(trials)
     assert "loses 3 times as much (median of 3 units) and is better on 0 of them: it does not pay here" in sparse
     assert "loses 0.5 times as much" in low_rank
     assert "better on 2 of them: it may pay here" in low_rank
-    assert verdict([]) == []
+    assert does_it_pay([]) == []

@@ -4,9 +4,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
+from gossamer.core.native import native_output_to
 from gossamer.core.progress import Progress
 from gossamer.core.units import format_bytes
 
@@ -43,27 +44,10 @@ def job(threads: int | None = None) -> Iterator[Progress]:
         import torch
 
         torch.set_num_threads(threads)
-    with warnings.catch_warnings(), redirect_stdout(sys.stderr), _native_output_apart(), Progress() as progress:
+    with warnings.catch_warnings(), redirect_stdout(sys.stderr), native_output_to(2), Progress() as progress:
         if not os.environ.get("GOSSAMER_DEBUG"):
             warnings.simplefilter("ignore")
         yield progress
-
-
-@contextmanager
-def _native_output_apart() -> Iterator[None]:
-    """What compiled libraries print goes to standard error too: the solver HiGHS prints lines of its own at times."""
-    import ctypes
-
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        with suppress(OSError, AttributeError, TypeError):  # where there is no C library to ask
-            ctypes.CDLL(None).fflush(None)
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def show(result: Result, as_json: bool, draw: Callable[[Result], None]) -> None:

@@ -176,6 +176,11 @@ def _check(number: int, step: Step, layer: Layer, chain: Mapping[str, Any], tech
         )
     if decompose is not None and decompose.leaves_zeros and sparsify is not None:
         raise PlanError(f"{where}: an earlier step has already set values of {layer.path} to zero; leave one out")
+    if isinstance(quantise, Polisher) and (decompose is not None or "correct" in chain):
+        raise PlanError(
+            f"{where}: {layer.path} would be rounded together with its block, which leaves no room for factors; "
+            "quantise by gptq or qronos instead"
+        )
     zeros = sparsify is not None or (decompose is not None and decompose.leaves_zeros)
     if zeros and isinstance(quantise, Polisher) and not quantise.keeps_zeros:
         raise PlanError(

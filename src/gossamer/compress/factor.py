@@ -36,6 +36,21 @@ class Factor:
         costs[self.order] = self.pivots.square()
         return costs / costs.mean()
 
+    def remarks(self, asked: float, dead: str) -> tuple[str, ...]:
+        """What did not go as `asked` of the damping, and what becomes of columns that were never active (`dead`)."""
+        notes = []
+        if self.damping != asked:
+            notes.append(f"the Hessian is nearly singular: damping was raised to {self.damping:g}")
+        if self.dead:
+            notes.append(f"{self.dead} input columns were never active in calibration: {dead}")
+        return tuple(notes)
+
+
+def check_damping(damping: float) -> None:
+    """Raises `ValueError` for a damping that is not in (0, 1]."""
+    if not 0 < damping <= DAMPING_CAP:
+        raise ValueError(f"damping cannot be {damping}: it is above 0 and at most {DAMPING_CAP:g}")
+
 
 def factorise(hessian: Tensor, damping: float, act_order: bool) -> Factor | None:
     """Damps, orders and factorises a Hessian (columns, columns); None if it is singular even at `DAMPING_CAP`.

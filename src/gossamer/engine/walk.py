@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.core.errors import ModelError
+from gossamer.engine.forward import forward
 from gossamer.models.hierarchy import Block, Hierarchy, Layer
 
 
@@ -45,7 +46,7 @@ class Entry:
     @property
     def hidden(self) -> Tensor:
         """The hidden state that the block reads."""
-        return _hidden_of(self.args, self.kwargs)
+        return hidden_of(self.args, self.kwargs)
 
 
 class _Arrived(Exception):  # noqa: N818 - control flow: leaves the forward pass once the wanted input is seen
@@ -147,7 +148,7 @@ class Walk:
         found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
         def arrive(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.append(_with_hidden(args, kwargs, _hidden_of(args, kwargs).clone()))
+            found.append(_with_hidden(args, kwargs, hidden_of(args, kwargs).clone()))
             raise _Arrived
 
         block = self._modules[self.stages[target].block.module]
@@ -200,14 +201,12 @@ class Walk:
             yield
 
     def _forward(self, inputs: dict[str, Any]) -> Any:
-        config: Any = getattr(self._model, "config", None)
-        text = config.get_text_config() if hasattr(config, "get_text_config") else config
-        extra = {"use_cache": False} if hasattr(text, "use_cache") and "use_cache" not in inputs else {}
         with torch.no_grad():
-            return self._model(**inputs, **extra)
+            return forward(self._model, inputs)
 
 
-def _hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden state among the arguments of a block's call."""
     hidden: Tensor = args[0] if args else kwargs["hidden_states"]
     return hidden
 
@@ -236,7 +235,7 @@ def _doing_nothing(tuple_size: int | None, output: Tensor | None) -> Callable[..
     """A block's forward that returns `output`, or its own input, in the form that the block returns it."""
 
     def skip(*args: Any, **kwargs: Any) -> Any:
-        hidden = _hidden_of(args, kwargs) if output is None else output
+        hidden = hidden_of(args, kwargs) if output is None else output
         return hidden if tuple_size is None else (hidden, *[None] * (tuple_size - 1))
 
     return skip

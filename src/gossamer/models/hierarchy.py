@@ -5,8 +5,8 @@ the module's own name inside its block or part: `language.blocks.3.mlp.up_proj`,
 `projector.linear_1`, `embeddings.embed_tokens`, `head.lm_head`.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal
 
@@ -125,6 +125,20 @@ class Hierarchy:
         """Every block in order of the modalities."""
         for modality in self.modalities:
             yield from modality.blocks
+
+    def mapped(self, change: Callable[[Layer], Layer], block: Callable[[str], str] = str) -> "Hierarchy":
+        """The same with every layer as `change` gives it, and block paths as `block` does."""
+        modalities = (
+            replace(
+                part,
+                blocks=tuple(
+                    replace(one, path=block(one.path), layers=tuple(map(change, one.layers))) for one in part.blocks
+                ),
+                layers=tuple(map(change, part.layers)),
+            )
+            for part in self.modalities
+        )
+        return replace(self, modalities=tuple(modalities))
 
     def select(self, pattern: str) -> tuple[Layer, ...]:
         """The layers that a path glob selects (see `gossamer.core.paths`)."""

@@ -49,8 +49,12 @@ def difference(model: "nn.Module", other: "nn.Module", inputs: Mapping[str, "Ten
     import torch
 
     with torch.no_grad(), quiet():
-        ours, theirs = _logits(model(**inputs)), _logits(other(**inputs))
-    worst = float((ours.float() - theirs.float()).abs().max())
+        return gap(logits_of(model(**inputs)), logits_of(other(**inputs)))
+
+
+def gap(one: "Tensor", other: "Tensor") -> float:
+    """The largest absolute difference; infinite if either holds NaN."""
+    worst = float((one.float() - other.float()).abs().max())
     return math.inf if math.isnan(worst) else worst
 
 
@@ -101,10 +105,11 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def _logits(output: Any) -> "Tensor":
+def logits_of(output: Any) -> "Tensor":
+    """The model's predictions (…, classes), or its last hidden state. Raises `ModelError` if it gives neither."""
     for name in ("logits", "logits_per_image", "last_hidden_state"):
         value = output.get(name)
         if value is not None:
             tensor: Tensor = value
             return tensor
-    raise ModelError("the model's output holds no logits to compare")
+    raise ModelError("the model's output holds no logits: it needs a task head to be judged by")

@@ -54,15 +54,7 @@ def retied(model: "nn.Module", hierarchy: Hierarchy) -> Hierarchy:
         shared = owner is not None and model.get_parameter(owner.tensor) is model.get_parameter(layer.tensor)
         return layer if shared or layer.tied_to is None else replace(layer, tied_to=None)
 
-    modalities = (
-        replace(
-            part,
-            blocks=tuple(replace(block, layers=tuple(map(now, block.layers))) for block in part.blocks),
-            layers=tuple(map(now, part.layers)),
-        )
-        for part in hierarchy.modalities
-    )
-    return replace(hierarchy, modalities=tuple(modalities))
+    return hierarchy.mapped(now)
 
 
 def _maps(model: "nn.Module") -> list[tuple[ConfigPath, dict[str, str]]]:

@@ -5,9 +5,7 @@ mixed-integer program by HiGHS (Huangfu and Hall, 2018) through scipy. Dominated
 """
 
 import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +13,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from gossamer.core.errors import BudgetError
+from gossamer.core.native import native_output_to
 from gossamer.core.units import format_bytes
 
 
@@ -64,7 +63,7 @@ def allocate(units: Sequence[Sequence[Option]], budget: int) -> list[int]:
     while True:
         # The solver works with tolerances; sizes are scaled to the budget and the integer total is checked after it.
         within = LinearConstraint((sizes / max(budget, 1))[None, :], -np.inf, limit / max(budget, 1))
-        with _hushed():
+        with open(os.devnull, "wb") as nowhere, native_output_to(nowhere.fileno()):  # HiGHS prints lines at times
             solution = milp(
                 losses / spread,
                 constraints=[LinearConstraint(one_each, 1, 1), within],
@@ -81,17 +80,3 @@ def allocate(units: Sequence[Sequence[Option]], budget: int) -> list[int]:
         if excess <= 0:
             return choice
         limit -= excess
-
-
-@contextmanager
-def _hushed() -> Iterator[None]:
-    """HiGHS prints lines of its own at times, straight to the process's standard output."""
-    sys.stdout.flush()
-    kept, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nowhere)

@@ -80,16 +80,17 @@ def chain_of(kind: str, layer: Layer) -> Chain:
     return Chain(quantise=Gptq(2, group), correct=Correction(rank) if rank else None)
 
 
-def verdict(trials: Sequence[Trial]) -> list[str]:
-    """What the trials say, in sentences."""
+def does_it_pay(trials: Sequence[Trial]) -> list[str]:
+    """What the trials say, in sentences; none without trials."""
+    if not trials:
+        return []
     sentences = []
     for kind, name in NAMES.items():
-        better = [trial.unit for trial in trials if trial.others[kind] < trial.base]
-        ratio = float(np.median([trial.others[kind] / max(trial.base, 1e-12) for trial in trials])) if trials else 0.0
-        if trials:
-            outcome = "it does not pay here" if 2 * len(better) < len(trials) else "it may pay here"
-            sentences.append(
-                f"At the bytes of 3 bits in groups of 64, {name} loses {ratio:.2g} times as much (median of "
-                f"{len(trials)} units) and is better on {len(better)} of them: {outcome}; the search mixes bits alone."
-            )
+        better = sum(trial.others[kind] < trial.base for trial in trials)
+        ratio = float(np.median([trial.others[kind] / max(trial.base, 1e-12) for trial in trials]))
+        outcome = "it does not pay here" if 2 * better < len(trials) else "it may pay here"
+        sentences.append(
+            f"At the bytes of 3 bits in groups of 64, {name} loses {ratio:.2g} times as much (median of "
+            f"{len(trials)} units) and is better on {better} of them: {outcome}; the search mixes bits alone."
+        )
     return sentences

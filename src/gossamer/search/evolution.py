@@ -6,6 +6,7 @@ Nothing is assumed about how losses add up; the price is many evaluations of who
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -29,15 +30,14 @@ def evolve(
     """The fittest choice found from `start` (total bytes ≤ `budget`, which every offspring keeps)."""
     random = np.random.default_rng(seed)
     ladders = [_ladder(unit) for unit in units]
-    parent, fitness = list(start), measure(start, 1.0)
+    fitness = cache(measure)  # the last round of the halving has measured the finalists on all data
+    parent = tuple(start)
     for _ in track(range(generations)):
         young = {tuple(mutate(units, ladders, parent, budget, random)): None for _ in range(offspring)}
-        young.pop(tuple(parent), None)
-        for child in halving(list(young), FINALISTS, measure)[:FINALISTS]:
-            found = measure(child, 1.0)
-            if found < fitness:
-                parent, fitness = list(child), found
-    return parent
+        young.pop(parent, None)
+        finalists = [tuple(child) for child in halving(list(young), FINALISTS, fitness)]
+        parent = min((parent, *finalists), key=lambda plan: fitness(plan, 1.0))
+    return list(parent)
 
 
 def mutate(

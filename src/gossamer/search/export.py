@@ -1,6 +1,5 @@
 """The job behind `gossamer export --format gguf`: a checkpoint in, one proved GGUF file out."""
 
-import math
 from pathlib import Path
 
 import torch
@@ -14,6 +13,7 @@ from gossamer.models.adapter import FOLDER
 from gossamer.models.gguf import gguf_tokenizer, read_gguf
 from gossamer.models.gguf_write import read_back, write_gguf
 from gossamer.models.open import open_model
+from gossamer.models.reloading import gap, logits_of
 from gossamer.models.stored_codes import stored_codes
 from gossamer.search.finish import PARITY_LIMIT
 from gossamer.search.jobs import Json, read_result
@@ -44,7 +44,7 @@ def export_gguf_job(source: str, out: Path, progress: Progress = SILENT) -> Json
     with writing(out) as temporary:
         written = write_gguf(opened, codes, temporary, progress)
         after = _logits(read_back(temporary, opened), probe)
-        parity = _difference(after, _logits(opened.model, probe))
+        parity = gap(after, _logits(opened.model, probe))
         if not parity <= PARITY_LIMIT:
             raise RequirementError(
                 f"export parity failed: logits differ by {parity:.3g} when {out.name} is read back, "
@@ -54,7 +54,7 @@ def export_gguf_job(source: str, out: Path, progress: Progress = SILENT) -> Json
         measured = {
             "weight_bytes": sum(tensor.bytes for tensor in read_gguf(temporary).tensors),
             "file_bytes": temporary.stat().st_size,
-            "logit_difference": _difference(after, before),
+            "logit_difference": gap(after, before),
         }
     notes = list(written.notes)
     if tokenizer is None or tokenizer(PROBE)["input_ids"] != words:
@@ -77,11 +77,4 @@ def _checkpoint(source: str) -> str:
 
 def _logits(model: nn.Module, ids: Tensor) -> Tensor:
     with torch.no_grad():
-        logits: Tensor = model(ids).logits
-    return logits.float()
-
-
-def _difference(one: Tensor, other: Tensor) -> float:
-    """The largest absolute difference; infinite if either holds NaN."""
-    worst = float((one - other).abs().max())
-    return math.inf if math.isnan(worst) else worst
+        return logits_of(model(ids))

@@ -14,9 +14,9 @@ from gossamer.evaluate.splits import draw, sources
 from gossamer.evaluate.task import Task
 from gossamer.evaluate.tasks import open_task
 from gossamer.models.adapter import FOLDER, load_with_adapter, write_adapter
-from gossamer.models.checkpoint import Stored, save_compressed, settle
+from gossamer.models.checkpoint import Stored, parity, save_compressed, settle
 from gossamer.models.open import Opened
-from gossamer.models.reloading import difference, plain
+from gossamer.models.reloading import difference
 from gossamer.models.structure import read_matrix, write_matrix
 from gossamer.search.parts import SPREAD
 
@@ -95,12 +95,12 @@ def prove(opened: Opened, applied: Applied, stored: Stored, probe: Mapping[str, 
     both = applied.tensors.keys() & applied.low_ranks.keys()
     corrected = [layer for layer in applied.hierarchy.layers() if layer.path in both]
     for layer in corrected:
-        whole = read_matrix(opened.model, layer) + applied.low_ranks[layer.path].dense()
-        write_matrix(opened.model, layer, whole)
+        write_matrix(opened.model, layer, read_matrix(opened.model, layer) + applied.low_ranks[layer.path].dense())
     worst = 0.0
-    if probe is not None:
-        other = load_with_adapter(stored.directory) if corrected else plain(stored.directory).eval()
-        worst = difference(opened.model, other, probe)
+    if probe is not None and corrected:
+        worst = difference(opened.model, load_with_adapter(stored.directory), probe)
+    elif probe is not None:
+        worst = parity(opened, stored.directory, probe)
     if not worst <= PARITY_LIMIT:
         shutil.rmtree(stored.directory, ignore_errors=True)
         raise RequirementError(

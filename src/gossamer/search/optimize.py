@@ -19,8 +19,7 @@ from gossamer.models.checkpoint import reload, save_compressed
 from gossamer.models.containers import Containers
 from gossamer.models.open import Opened, open_model
 from gossamer.models.packed import Scheme
-from gossamer.search.alternatives import alternatives
-from gossamer.search.alternatives import verdict as does_it_pay
+from gossamer.search.alternatives import alternatives, does_it_pay
 from gossamer.search.bank import Bank, fill_bank
 from gossamer.search.finish import prove
 from gossamer.search.job import BANK_TECHNIQUE, Job
@@ -118,8 +117,22 @@ def search(job: Job) -> Found:
     del reloaded  # proving loads the checkpoint once more: never three models at a time
     finished = prove(job.opened, verdict.winner.applied, stored, next(iter(test.batches(4))).inputs)
     texts = (texts_before, texts_after)
-    measured = (selected, finished, before, after, rival, texts)
-    return Found(sensitivity, does_it_pay(trials), points, uniforms, comparison, verdict, *measured, limit, running)
+    return Found(
+        sensitivity=sensitivity,
+        alternatives=does_it_pay(trials),
+        points=points,
+        uniforms=uniforms,
+        comparison=comparison,
+        verdict=verdict,
+        selected=selected,
+        finished=finished,
+        before=before,
+        after=after,
+        rival=rival,
+        texts=texts,
+        limit=limit,
+        running=running,
+    )
 
 
 def _least(units: tuple[Unit, ...]) -> int:

@@ -156,10 +156,11 @@ def searched(
         return exact, None
     options = options_of(job.units, sensitivity.kl)
     track = partial(job.progress.track, stage=f"{kind} search")
-    spent = [0.0]
+    spent = 0.0
 
     def measure(chosen: Sequence[int], share: float) -> float:
-        spent[0] += share
+        nonlocal spent
+        spent += share
         return _measured(job, bank, assignment_of(job.units, chosen), "select", share).mean_kl
 
     def compute() -> Any:
@@ -170,7 +171,7 @@ def searched(
             rounds = job.sizes.proposals
             found = evolve(job.units, start, limit - job.fixed, measure, rounds, rounds, job.request.seed, track)
         both = [_measured(job, bank, assignment_of(job.units, plan), "confirm").mean_kl for plan in (found, exact)]
-        return {"chosen": found, "kl": both, "evaluations": spent[0]}
+        return {"chosen": found, "kl": both, "evaluations": spent}
 
     record = job.folder.step("search", [job.key, kind, limit, list(exact), job.sizes.proposals], compute)
     ours, other = record["kl"]

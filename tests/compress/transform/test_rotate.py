@@ -9,10 +9,11 @@ from tests.models.tiny import BUILDERS, build
 import gossamer.compress.quantize  # noqa: F401 - registers rtn
 from gossamer.compress.apply import apply_steps
 from gossamer.compress.transform.rotate import Rotate
-from gossamer.compress.transform.trial import change, results, run
+from gossamer.compress.transform.trial import change, results
 from gossamer.core.errors import DataError, PlanError
 from gossamer.core.plan import Step
 from gossamer.data.batch import Batch
+from gossamer.engine.forward import forward as run
 from gossamer.models.checkpoint import parity, save_compressed, settle
 from gossamer.models.open import Opened
 from gossamer.models.structure import hierarchy_of

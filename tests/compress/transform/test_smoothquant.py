@@ -5,10 +5,11 @@ from tests.models.tiny import build
 
 from gossamer.compress.statistics import Accumulator, Statistics
 from gossamer.compress.transform.smoothquant import SmoothQuant
-from gossamer.compress.transform.trial import change, results, run
+from gossamer.compress.transform.trial import change, results
 from gossamer.core.errors import DataError, PlanError
 from gossamer.core.technique import build as technique
 from gossamer.data.batch import Batch
+from gossamer.engine.forward import forward as run
 from gossamer.models.structure import hierarchy_of
 
 

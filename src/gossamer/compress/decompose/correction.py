@@ -5,7 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gossamer.compress.decompose.truncate import check_damping, check_rank, truncate
+from gossamer.compress.decompose.truncate import check_rank, truncate
+from gossamer.compress.factor import check_damping
 from gossamer.compress.passes import Needs, Phase, usable
 from gossamer.compress.statistics import Statistics
 from gossamer.core.technique import technique

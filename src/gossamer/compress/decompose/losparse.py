@@ -48,7 +48,7 @@ class LoSparse(OfRank):
         return min(self._rounds(usable(weight), statistics), key=lambda parts: parts.loss)
 
     def _rounds(self, weight: Tensor, statistics: Statistics | None) -> Iterator[Decomposed]:
-        rank, notes = self.rank_for(*weight.shape), tuple(remarks(statistics, self.damping))
+        rank, notes = self.rank_for(*weight.shape), remarks(statistics, self.damping)
         sparse = torch.zeros_like(weight)
         for _ in range(self.rounds):
             part = truncate(weight - sparse, rank, statistics, self.damping)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from gossamer.compress.decompose.truncate import check_damping, check_rank
+from gossamer.compress.decompose.truncate import check_rank
+from gossamer.compress.factor import check_damping
 from gossamer.compress.passes import Needs, Phase
 from gossamer.core.errors import PlanError
 

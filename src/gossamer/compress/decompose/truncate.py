@@ -6,12 +6,10 @@ multiplies by R⁻¹ (SVD-LLM, arXiv 2403.07378; LoRD, arXiv 2309.14021), withou
 a U that is only near the best, lowers the error on any inputs.
 """
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
-from gossamer.compress.factor import DAMPING_CAP, Factor
+from gossamer.compress.factor import Factor
 from gossamer.compress.statistics import Statistics
 from gossamer.core.errors import PlanError
 from gossamer.models.low_rank import LowRank
@@ -34,17 +32,13 @@ def truncate(weight: Tensor, rank: int, statistics: Statistics | None, damping: 
     return _balanced(left, left.T @ weight)
 
 
-def remarks(statistics: Statistics | None, damping: float) -> Iterator[str]:
+def remarks(statistics: Statistics | None, damping: float) -> tuple[str, ...]:
     """What `truncate` could not do as asked with these statistics."""
     factor = None if statistics is None else statistics.factor(damping, act_order=True)
     if factor is None:
         reason = "no calibration statistics" if statistics is None else "the calibration inputs are all zero"
-        yield f"decomposed by the plain SVD: {reason}"
-        return
-    if factor.damping != damping:
-        yield f"the Hessian is nearly singular: damping was raised to {factor.damping:g}"
-    if factor.dead:
-        yield f"{factor.dead} input columns were never active in calibration: they count as average ones"
+        return (f"decomposed by the plain SVD: {reason}",)
+    return factor.remarks(damping, "they count as average ones")
 
 
 def check_rank(rank: int, rows: int, columns: int) -> None:
@@ -53,12 +47,6 @@ def check_rank(rank: int, rows: int, columns: int) -> None:
         raise PlanError(
             f"rank {rank} is too large for a matrix of {rows} x {columns}: at most {min(rows, columns)} is accepted"
         )
-
-
-def check_damping(damping: float) -> None:
-    """Raises `ValueError` for a damping that is not in (0, 1]."""
-    if not 0 < damping <= DAMPING_CAP:
-        raise ValueError(f"damping cannot be {damping}: it is above 0 and at most {DAMPING_CAP:g}")
 
 
 def _on_inputs(weight: Tensor, factor: Factor) -> Tensor:

@@ -43,7 +43,7 @@ class TruncatedSvd(OfRank):
         weight = usable(weight)
         part = truncate(weight, self.rank_for(*weight.shape), statistics, self.damping)
         error = weight - part.dense()
-        notes = tuple(remarks(statistics, self.damping))
+        notes = remarks(statistics, self.damping)
         if self.rest == "full":
             return Decomposed(part, error, None, 0.0, notes)
         return Decomposed(part, None, None, relative_loss(error, weight, statistics), notes)

@@ -12,6 +12,7 @@ from gossamer.compress.calibrate import token_mask
 from gossamer.compress.distill.distributions import bucketed, divergence, likeliest, sharpened
 from gossamer.core.errors import DataError, ModelError
 from gossamer.data.batch import Batch
+from gossamer.engine.forward import forward
 
 Reading = Callable[[Any, Batch], Tensor]
 """Normalised log-probabilities (positions, classes) at the positions that count, given a model's output and the batch;
@@ -94,10 +95,7 @@ class States:
 def run(model: nn.Module, batch: Batch) -> Any:
     """The model's output on a batch, on its own device."""
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    extra = {"use_cache": False} if hasattr(text, "use_cache") else {}  # caches do not bear a block's second run
-    return model(**{key: value.to(device) for key, value in batch.inputs.items()}, **extra)
+    return forward(model, {key: value.to(device) for key, value in batch.inputs.items()})
 
 
 def token_log_probs(output: Any, batch: Batch) -> Tensor:

@@ -1,18 +1,19 @@
 """Pruning in which the weights that stay make up for those that go: settings, and what happens if they cannot."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from gossamer.compress.factor import DAMPING_CAP, Factor
-from gossamer.compress.passes import Needs, Sparse
-from gossamer.compress.prune.to_sparsity import ToSparsity
+from gossamer.compress.factor import Factor, check_damping
+from gossamer.compress.passes import Needs, Sparse, usable
+from gossamer.compress.prune.to_sparsity import ToSparsity, pruned
 from gossamer.compress.prune.wanda import Wanda
 from gossamer.compress.statistics import Statistics
 
 
 @dataclass(frozen=True)
-class Compensating(ToSparsity):
+class Compensating(ToSparsity, ABC):
     """`damping` in (0, 1] is the share of the mean diagonal added to the Hessian; it grows tenfold while the Hessian is
     singular. Raises `ValueError` for damping outside its range.
     """
@@ -21,25 +22,28 @@ class Compensating(ToSparsity):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.damping <= DAMPING_CAP:
-            raise ValueError(f"damping cannot be {self.damping}: it is above 0 and at most {DAMPING_CAP:g}")
+        check_damping(self.damping)
 
     @property
     def needs(self) -> Needs:
         """The inputs: without statistics nothing makes up for what goes."""
         return "inputs"
 
-    def uncompensated(self, weight: Tensor, statistics: Statistics | None) -> Sparse:
-        """`weight` (rows, columns) pruned by Wanda's score, since there is no Hessian to invert."""
-        found = Wanda(self.sparsity, self.pattern).sparsify(weight, statistics)
-        why = "no calibration statistics" if statistics is None else "the Hessian is singular at every damping"
-        return replace(found, notes=(*found.notes, f"nothing makes up for the weights that went: {why}"))
+    def sparsify(self, weight: Tensor, statistics: Statistics | None) -> Sparse:
+        """The pruned `weight` (rows, columns) for inputs with these `statistics`. Raises as `Wanda.sparsify` does.
 
-    def remarks(self, factor: Factor) -> tuple[str, ...]:
-        """What did not go as asked in factorising the Hessian."""
-        notes = []
-        if factor.damping != self.damping:
-            notes.append(f"the Hessian is nearly singular: damping was raised to {factor.damping:g}")
-        if factor.dead:
-            notes.append(f"{factor.dead} input columns were never active in calibration: their weights go first")
-        return tuple(notes)
+        Without a Hessian to invert it is pruned by Wanda's score, and nothing makes up for it.
+        """
+        weight = usable(weight)
+        self.check(*weight.shape)
+        factor = None if statistics is None else statistics.factor(self.damping, False)
+        if statistics is None or factor is None:
+            found = Wanda(self.sparsity, self.pattern).sparsify(weight, statistics)
+            why = "no calibration statistics" if statistics is None else "the Hessian is singular at every damping"
+            return replace(found, notes=(*found.notes, f"nothing makes up for the weights that went: {why}"))
+        values, mask = self.compensate(weight, statistics, factor)
+        return pruned(weight, values, mask, statistics, factor.remarks(self.damping, "their weights go first"))
+
+    @abstractmethod
+    def compensate(self, weight: Tensor, statistics: Statistics, factor: Factor) -> tuple[Tensor, Tensor]:
+        """What the weights become, float32 (rows, columns), and which stay, bool. `factor` is in stored order."""

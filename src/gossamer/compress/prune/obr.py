@@ -6,10 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gossamer.compress.passes import Sparse, usable
+from gossamer.compress.factor import Factor
 from gossamer.compress.prune.compensating import Compensating
 from gossamer.compress.prune.sparsegpt import SparseGpt
-from gossamer.compress.prune.to_sparsity import pruned
 from gossamer.compress.prune.wanda import Wanda
 from gossamer.compress.statistics import Statistics
 from gossamer.core.technique import technique
@@ -30,20 +29,14 @@ class Obr(Compensating):
 
     mask: Literal["wanda", "sparsegpt"] = "wanda"
 
-    def sparsify(self, weight: Tensor, statistics: Statistics | None) -> Sparse:
-        """The pruned `weight` (rows, columns) for inputs with these `statistics`. Raises as `Wanda.sparsify` does."""
-        weight = usable(weight)
-        self.check(*weight.shape)
-        factor = None if statistics is None else statistics.factor(self.damping, False)
-        if statistics is None or factor is None:
-            return self.uncompensated(weight, statistics)
+    def compensate(self, weight: Tensor, statistics: Statistics, factor: Factor) -> tuple[Tensor, Tensor]:
+        """See `Compensating`."""
         if self.mask == "wanda":
-            mask = Wanda(self.sparsity, self.pattern).sparsify(weight, statistics).mask
+            mask, _ = Wanda(self.sparsity, self.pattern).mask(weight, statistics)
         else:
-            mask = SparseGpt(self.sparsity, self.pattern, self.damping).sparsify(weight, statistics).mask
+            _, mask = SparseGpt(self.sparsity, self.pattern, self.damping).compensate(weight, statistics, factor)
         root = (factor.pull.T * factor.pivots).double()
-        values = restore(weight, mask, root @ root.T)
-        return pruned(weight, values, mask, statistics, self.remarks(factor))
+        return restore(weight, mask, root @ root.T), mask
 
 
 def restore(weight: Tensor, mask: Tensor, hessian: Tensor) -> Tensor:

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from gossamer.compress.factor import Factor
-from gossamer.compress.passes import Sparse, usable
 from gossamer.compress.prune.compensating import Compensating
-from gossamer.compress.prune.to_sparsity import lowest, pruned
+from gossamer.compress.prune.to_sparsity import lowest
 from gossamer.compress.statistics import Statistics
 from gossamer.core.technique import technique
 
@@ -25,24 +24,14 @@ class SparseGpt(Compensating):
     group's turn comes. Columns keep their stored order: a group's columns are neighbours, and so they stay.
     """
 
-    def sparsify(self, weight: Tensor, statistics: Statistics | None) -> Sparse:
-        """The pruned `weight` (rows, columns) for inputs with these `statistics`. Raises as `Wanda.sparsify` does."""
-        weight = usable(weight)
-        self.check(*weight.shape)
-        factor = None if statistics is None else statistics.factor(self.damping, False)
-        if statistics is None or factor is None:
-            return self.uncompensated(weight, statistics)
-        costs = factor.pivots.square().masked_fill(statistics.hessian.diagonal() <= 0, 0)
-        values, mask = self._eliminate(weight, factor, costs)
-        return pruned(weight, values, mask, statistics, self.remarks(factor))
-
-    def _eliminate(self, weight: Tensor, factor: Factor, costs: Tensor) -> tuple[Tensor, Tensor]:
+    def compensate(self, weight: Tensor, statistics: Statistics, factor: Factor) -> tuple[Tensor, Tensor]:
         """What the weights become and which stay, in the form of `gptq.diffuse`: rows here are columns of the weight.
 
         A column that comes to its turn has been moved by the `errors` (wanted - final) of all before it. What stays
         keeps that target, what goes leaves it to those that follow. `costs` (columns,) are R_jj² = 1 / [U_jj]², 0 for
         inputs never active.
         """
+        costs = factor.pivots.square().masked_fill(statistics.hessian.diagonal() <= 0, 0)
         (rows, columns), pull = weight.shape, factor.pull
         errors = weight.T.clone(memory_format=torch.contiguous_format)
         values = torch.empty_like(errors)

@@ -31,5 +31,10 @@ class Wanda(ToSparsity):
         finite.
         """
         weight = usable(weight)
+        mask, notes = self.mask(weight, statistics)
+        return pruned(weight, weight, mask, statistics, notes)
+
+    def mask(self, weight: Tensor, statistics: Statistics | None) -> tuple[Tensor, tuple[str, ...]]:
+        """Which weights stay, bool (rows, columns), and what is to be noted."""
         size, notes = activity(weight.shape[1], statistics)
-        return pruned(weight, weight, self.keep(weight.abs() * size), statistics, notes)
+        return self.keep(weight.abs() * size), notes

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gossamer.compress.links import columns_of
-from gossamer.compress.passes import Needs, Quantized, judged, usable
+from gossamer.compress.passes import Needs, Quantized, usable
 from gossamer.compress.quantize.gptq import Gptq
 from gossamer.compress.quantize.grid import fit_grid
 from gossamer.compress.quantize.on_grid import OnGrid
@@ -85,7 +85,7 @@ class Awq(OnGrid):
             power = statistics.hessian.diagonal()
             costs = power / power.mean().clamp_min(torch.finfo(torch.float32).tiny)
         grid = fit_grid(weight, self.scheme, "mse", costs)
-        return judged(weight, QuantizedTensor.encode(weight, self.scheme, grid.scales, grid.zeros), statistics)
+        return self.nearest(weight, grid, statistics)
 
 
 def _by_channel(values: Sequence[Tensor], sources: Sequence[Tensor], channels: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gossamer.compress.factor import Factor
-from gossamer.compress.passes import Needs, Quantized, judged, usable
+from gossamer.compress.passes import Needs, usable
 from gossamer.compress.quantize.gptq import Gptq
 from gossamer.compress.statistics import Statistics
 from gossamer.core.technique import technique
@@ -34,17 +34,12 @@ class Gptaq(Gptq):
         """Both models' inputs."""
         return "both models"
 
-    def quantize(self, weight: Tensor, statistics: Statistics | None, mask: Tensor | None = None) -> Quantized:
-        """As GPTQ's; `statistics` without a cross moment leave plain GPTQ."""
-        factor = None if statistics is None else statistics.factor(self.damping, self.act_order)
-        if statistics is None or statistics.cross is None or factor is None:
-            return super().quantize(weight, statistics, mask)
-        weight = usable(weight)
-        drift = self.alpha * (statistics.cross - statistics.hessian)
-        centre, moved = asymmetric(weight, factor, drift)
-        problem = replace(statistics, cross=None, _factors={(self.damping, self.act_order): moved})
-        found = super().quantize(centre, problem, mask)
-        return judged(weight, found.tensor, statistics, found.notes)
+    def aim(self, weight: Tensor, statistics: Statistics, factor: Factor | None) -> tuple[Tensor, Factor | None]:
+        """The centre of `asymmetric`; without a cross moment, plain GPTQ's."""
+        if statistics.cross is None or factor is None:
+            return weight, factor
+        centre, moved = asymmetric(weight, factor, self.alpha * (statistics.cross - statistics.hessian))
+        return usable(centre), moved
 
 
 def asymmetric(weight: Tensor, factor: Factor, drift: Tensor) -> tuple[Tensor, Factor]:

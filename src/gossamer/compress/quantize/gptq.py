@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gossamer.compress.factor import DAMPING_CAP, Factor
+from gossamer.compress.factor import Factor, check_damping
 from gossamer.compress.passes import Needs, Quantized, judged, usable
 from gossamer.compress.quantize.grid import Grid, fit_grid
 from gossamer.compress.quantize.on_grid import OnGrid
@@ -36,8 +36,7 @@ class Gptq(OnGrid):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.damping <= DAMPING_CAP:
-            raise ValueError(f"damping cannot be {self.damping}: it is above 0 and at most {DAMPING_CAP:g}")
+        check_damping(self.damping)
 
     @property
     def needs(self) -> Needs:
@@ -54,8 +53,8 @@ class Gptq(OnGrid):
         original = weight = usable(weight)
         factor = None if statistics is None else statistics.factor(self.damping, self.act_order)
         costs = factor.costs if factor is not None and self.clip == "hessian" else None
-        if statistics is not None and self.needs == "both models":
-            weight = statistics.target(weight, self.damping)
+        if statistics is not None:
+            weight, factor = self.aim(weight, statistics, factor)
         grid = fit_grid(weight, self.scheme, "none" if self.clip == "none" else "mse", costs)
         if factor is None:
             tensor = QuantizedTensor.encode(weight, self.scheme, grid.scales, grid.zeros)
@@ -63,7 +62,14 @@ class Gptq(OnGrid):
             return judged(original, tensor, statistics, (f"rounded to nearest: {reason}",))
         codes = diffuse(weight, factor, self.scheme, grid, mask)
         tensor = QuantizedTensor(self.scheme, tuple(weight.shape), codes, grid.scales, grid.zeros)
-        return judged(original, tensor, statistics, _notes(self, factor))
+        return judged(original, tensor, statistics, factor.remarks(self.damping, "they are rounded to nearest"))
+
+    def aim(self, weight: Tensor, statistics: Statistics, factor: Factor | None) -> tuple[Tensor, Factor | None]:
+        """What the codes shall come near to (rows, columns), and how its errors are passed on: here the weight itself.
+
+        `factor` is the Hessian's, None if that is singular at every damping.
+        """
+        return weight, factor
 
 
 def diffuse(weight: Tensor, factor: Factor, scheme: Scheme, grid: Grid, mask: Tensor | None = None) -> Tensor:
@@ -116,12 +122,3 @@ def targets_of(weight: Tensor, rounded: Tensor, factor: Factor) -> Tensor:
     targets = torch.empty_like(weight)
     targets[:, order] = (weight.T[order] + factor.pull.tril(-1) @ errors).T
     return targets
-
-
-def _notes(settings: Gptq, factor: Factor) -> tuple[str, ...]:
-    notes = []
-    if factor.damping != settings.damping:
-        notes.append(f"the Hessian is nearly singular: damping was raised to {factor.damping:g}")
-    if factor.dead:
-        notes.append(f"{factor.dead} input columns were never active in calibration: they are rounded to nearest")
-    return tuple(notes)

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gossamer.compress.passes import Needs, Quantized, judged, usable
+from gossamer.compress.passes import Needs, Quantized, usable
 from gossamer.compress.quantize.grid import Grid, fit_grid, rounded_scale
 from gossamer.compress.quantize.on_grid import OnGrid
 from gossamer.compress.statistics import Statistics
 from gossamer.core.technique import technique
-from gossamer.models.packed import QuantizedTensor, Scheme
+from gossamer.models.packed import Scheme
 
 POWER = 0.7
 """The power of errors that is summed: below 1, a few large errors cost less than many of middling size."""
@@ -50,7 +50,7 @@ class Hqq(OnGrid):
         """
         weight = usable(weight)
         grid = half_quadratic(weight, self.scheme, fit_grid(weight, self.scheme, "mse"), self.iterations)
-        return judged(weight, QuantizedTensor.encode(weight, self.scheme, grid.scales, grid.zeros), statistics)
+        return self.nearest(weight, grid, statistics)
 
 
 def half_quadratic(weight: Tensor, scheme: Scheme, start: Grid, iterations: int) -> Grid:

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from gossamer.compress.passes import BlockRun, Needs, Quantized, Rounded, judged, usable
+from gossamer.compress.passes import BlockRun, Needs, Quantized, Rounded, usable
 from gossamer.compress.quantize.blockwise import learn, passing_round, unknowns_of
 from gossamer.compress.quantize.grid import fit_grid, rounded_scale
 from gossamer.compress.quantize.on_grid import OnGrid
@@ -56,7 +56,7 @@ class OmniQuant(OnGrid):
         """
         weight = usable(weight)
         grid = fit_grid(weight, self.scheme, "mse")
-        return judged(weight, QuantizedTensor.encode(weight, self.scheme, grid.scales, grid.zeros), statistics)
+        return self.nearest(weight, grid, statistics)
 
     def polish(
         self, block: nn.Module, layers: Mapping[str, Rounded], runs: Sequence[BlockRun]

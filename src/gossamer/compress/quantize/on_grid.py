@@ -3,8 +3,12 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from gossamer.compress.passes import Phase
-from gossamer.models.packed import Scheme
+from torch import Tensor
+
+from gossamer.compress.passes import Phase, Quantized, judged
+from gossamer.compress.quantize.grid import Grid
+from gossamer.compress.statistics import Statistics
+from gossamer.models.packed import QuantizedTensor, Scheme
 
 
 @dataclass(frozen=True)
@@ -31,3 +35,7 @@ class OnGrid:
     def scheme(self) -> Scheme:
         """The grid's kind."""
         return Scheme(self.bits, self.group, self.symmetric)
+
+    def nearest(self, weight: Tensor, grid: Grid, statistics: Statistics | None) -> Quantized:
+        """`weight` (rows, columns) rounded to the nearest points of `grid`."""
+        return judged(weight, QuantizedTensor.encode(weight, self.scheme, grid.scales, grid.zeros), statistics)

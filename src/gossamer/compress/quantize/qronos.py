@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from gossamer.compress.factor import Factor
 from gossamer.compress.passes import Needs
 from gossamer.compress.quantize.gptq import Gptq
+from gossamer.compress.statistics import Statistics
 from gossamer.core.technique import technique
 
 
@@ -21,3 +25,7 @@ class Qronos(Gptq):
     def needs(self) -> Needs:
         """Both models' inputs."""
         return "both models"
+
+    def aim(self, weight: Tensor, statistics: Statistics, factor: Factor | None) -> tuple[Tensor, Factor | None]:
+        """The regression, diffused as GPTQ does."""
+        return statistics.target(weight, self.damping), factor

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gossamer.compress.passes import Needs, Quantized, judged, usable
+from gossamer.compress.passes import Needs, Quantized, usable
 from gossamer.compress.quantize.grid import Clip, fit_grid
 from gossamer.compress.quantize.on_grid import OnGrid
 from gossamer.compress.statistics import Statistics
 from gossamer.core.technique import technique
-from gossamer.models.packed import QuantizedTensor
 
 
 @technique("rtn")
@@ -41,5 +40,4 @@ class RoundToNearest(OnGrid):
         """
         weight = usable(weight)
         grid = fit_grid(weight, self.scheme, self.clip, percentile=self.percentile)
-        tensor = QuantizedTensor.encode(weight, self.scheme, grid.scales, grid.zeros)
-        return judged(weight, tensor, statistics)
+        return self.nearest(weight, grid, statistics)

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from gossamer.compress.passes import Needs, Phase
-from gossamer.compress.structure.outputs import check_same, run, skipping
+from gossamer.compress.structure.outputs import check_same, skipping
 from gossamer.core.technique import technique
 from gossamer.data.batch import Batch
+from gossamer.engine.forward import forward
 from gossamer.models.hierarchy import Block, Hierarchy
 from gossamer.models.surgery import Reshaped, adopt, drop_blocks
 
@@ -43,7 +44,7 @@ def without(model: nn.Module, hierarchy: Hierarchy, blocks: Sequence[Block], bat
     if batches:
         with torch.no_grad():
             with skipping(model, blocks):
-                wanted = run(model, batches[0])
+                wanted = forward(model, batches[0].inputs)
             names = ", ".join(block.path for block in blocks)
-            check_same(wanted, run(found.model, batches[0]), f"dropping {names}")
+            check_same(wanted, forward(found.model, batches[0].inputs), f"dropping {names}")
     return found

@@ -16,10 +16,11 @@ from gossamer.compress.calibrate import Stream, layers_by_step, pass_through
 from gossamer.compress.passes import Needs, Phase
 from gossamer.compress.statistics import Statistics
 from gossamer.compress.structure.importance import Importance, importance
-from gossamer.compress.structure.outputs import check_same, run
+from gossamer.compress.structure.outputs import check_same
 from gossamer.compress.swap import restored
 from gossamer.core.errors import DataError, PlanError
 from gossamer.data.batch import Batch
+from gossamer.engine.forward import forward
 from gossamer.engine.walk import Walk
 from gossamer.models.hierarchy import Block, Hierarchy, Layer
 from gossamer.models.structure import read_matrix, write_matrix
@@ -31,18 +32,21 @@ class Narrowing:
     """The settings.
 
     `importance` is how units are ranked (see `importance`). `ridge` in (0, 1] is the damping, as a share of the mean
-    squared input, of the fit of the columns that stay; None leaves them as they are. Raises `ValueError` for a ridge
-    outside its range.
+    squared input, of the fit of the columns that stay; None leaves them as they are. `keep` in (0, 1) is the share of
+    units that stays. Raises `ValueError` outside those ranges.
     """
 
     phase: ClassVar[Phase] = "structure"
 
     importance: Importance = "taylor"
     ridge: float | None = 0.01
+    keep: float = 0.75
 
     def __post_init__(self) -> None:
         if self.ridge is not None and not 0 < self.ridge <= 1:
             raise ValueError(f"ridge cannot be {self.ridge}: it is above 0 and at most 1, or none")
+        if not 0 < self.keep < 1:
+            raise ValueError(f"keep cannot be {self.keep}: it is a share above 0 and below 1")
 
     @property
     def needs(self) -> Needs:
@@ -92,7 +96,7 @@ class Narrowing:
             if batches:
                 with torch.no_grad():
                     what = f"pruning {next(iter(keep)).rpartition('.')[0]}"
-                    check_same(run(model, batches[0]), run(smaller.model, batches[0]), what)
+                    check_same(forward(model, batches[0].inputs), forward(smaller.model, batches[0].inputs), what)
         return smaller
 
 

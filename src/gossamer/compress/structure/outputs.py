@@ -8,22 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.compress.calibrate import token_mask
-from gossamer.core.errors import ModelError, PlanError
+from gossamer.core.errors import PlanError
 from gossamer.data.batch import Batch
+from gossamer.engine.forward import forward
+from gossamer.engine.walk import hidden_of
 from gossamer.evaluate.tokens import IGNORE, counted, next_token_log_probs, picked_losses
 from gossamer.models.hierarchy import Block
+from gossamer.models.reloading import logits_of
 
 TOLERANCE = 1e-4
 """Largest accepted difference between a reshaped model and the one that it stands for, as a share of the output."""
-
-
-def logits_of(output: Any) -> Tensor:
-    """The model's predictions (…, classes), or its last hidden state. Raises `ModelError` if it gives neither."""
-    for name in ("logits", "logits_per_image", "last_hidden_state"):
-        found = output.get(name)
-        if found is not None:
-            return found
-    raise ModelError("the model's output holds no logits: structured pruning needs a task head to judge by")
 
 
 def log_probs_of(output: Any, batch: Batch) -> Tensor:
@@ -42,7 +36,7 @@ def loss_of(model: nn.Module, batch: Batch) -> Tensor:
     square of the logits, whose gradients show what the predictions hang on without knowing the right ones.
     """
     whole: Any = model
-    logits = logits_of(run(model, batch))
+    logits = logits_of(forward(model, batch.inputs))
     tokens = batch.inputs.get("decoder_input_ids", batch.inputs.get("input_ids"))
     if tokens is not None and logits.dim() == 3 and logits.shape[:2] == tokens.shape and whole.can_generate():
         labels = batch.labels
@@ -56,12 +50,9 @@ def loss_of(model: nn.Module, batch: Batch) -> Tensor:
     return logits.float().square().mean()
 
 
-def run(model: nn.Module, batch: Batch) -> Any:
-    """One forward pass without caches."""
-    whole: Any = model
-    text = whole.config.get_text_config()
-    extra = {"use_cache": False} if hasattr(text, "use_cache") and "use_cache" not in batch.inputs else {}
-    return model(**batch.inputs, **extra)
+def passed_on(hidden: Tensor, output: Any) -> Any:
+    """What a block returns that passes `hidden` on, in the form of its `output`."""
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
 @contextmanager
@@ -71,8 +62,7 @@ def skipping(model: nn.Module, blocks: Sequence[Block]) -> Iterator[None]:
     def skip(forward: Callable[..., Any]) -> Callable[..., Any]:
         def skipped(*args: Any, **kwargs: Any) -> Any:
             output = forward(*args, **kwargs)
-            hidden = args[0] if args else kwargs["hidden_states"]
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+            return passed_on(hidden_of(args, kwargs), output)
 
         return skipped
 

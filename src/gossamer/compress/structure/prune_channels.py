@@ -23,13 +23,10 @@ class PruneChannels(Narrowing):
     range.
     """
 
-    keep: float = 0.75
     align: int = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.keep < 1:
-            raise ValueError(f"keep cannot be {self.keep}: it is a share above 0 and below 1")
         if self.align < 1:
             raise ValueError(f"align cannot be {self.align}: it is at least 1")
 

@@ -22,13 +22,6 @@ class PruneHeads(Narrowing):
     are those of `Narrowing`. Raises `ValueError` for values out of range.
     """
 
-    keep: float = 0.75
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.keep < 1:
-            raise ValueError(f"keep cannot be {self.keep}: it is a share above 0 and below 1")
-
     def reshape(
         self, model: nn.Module, hierarchy: Hierarchy, blocks: Sequence[Block], batches: Sequence[Batch]
     ) -> Hierarchy:

@@ -1,16 +1,16 @@
 """SLEB: the blocks that a model misses least, found one after the other (arXiv 2402.09025)."""
 
 from collections.abc import Collection, Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gossamer.compress.structure.drop_block import without
-from gossamer.compress.structure.outputs import log_probs_of, run
+from gossamer.compress.structure.outputs import log_probs_of, passed_on
 from gossamer.core.errors import DataError, PlanError
 from gossamer.core.progress import SILENT, Progress
 from gossamer.data.batch import Batch
+from gossamer.engine.forward import forward
 from gossamer.engine.walk import Walk
 from gossamer.evaluate.divergence import kl_per_position
 from gossamer.models.hierarchy import Hierarchy
@@ -65,21 +65,16 @@ def _losses(model: nn.Module, present: Reshaped, batches: Sequence[Batch], waiti
     positions = 0
     for batch in batches:
         with torch.no_grad():
-            wanted = log_probs_of(run(model, batch), batch)
+            wanted = log_probs_of(forward(model, batch.inputs), batch)
         positions += len(wanted)
         entry = walk.start(batch.inputs) if reached else None
         for number in range(max(reached, default=-1) + 1):
             assert entry is not None
             path, output = walk.stages[number].block.path, walk.through(entry)
             if number in reached:
-                found = walk.finish(entry, batch.inputs, _skipped(entry.hidden, output))
+                found = walk.finish(entry, batch.inputs, passed_on(entry.hidden, output))
                 gap = kl_per_position(wanted, log_probs_of(found, batch))
                 sums[path] = sums.get(path, 0.0) + float(gap.sum(dtype=torch.float64))
             if number < max(reached):
                 entry = walk.advance(entry, batch.inputs, output)
     return {path: total / positions for path, total in sums.items()}
-
-
-def _skipped(hidden: Tensor, output: Any) -> Any:
-    """What a block returns that passes `hidden` on, in the form of its `output`."""
-    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden

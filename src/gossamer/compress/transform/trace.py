@@ -30,7 +30,8 @@ from gossamer.compress.transform.operations import (
     same_layout,
     tensors,
 )
-from gossamer.compress.transform.trial import results, run
+from gossamer.compress.transform.trial import results
+from gossamer.engine.forward import forward
 
 
 def find_bases(model: nn.Module, inputs: Mapping[str, Any], doors: Iterable[str]) -> Bases:
@@ -40,7 +41,7 @@ def find_bases(model: nn.Module, inputs: Mapping[str, Any], doors: Iterable[str]
     """
     trace = _Trace(model, set(doors))
     with torch.no_grad(), trace.watching(), trace:
-        output = run(model, inputs)
+        output = forward(model, inputs)
     trace.pin(results(output), "the model's output")
     norms = tuple(NormUse(path, trace.known[path], *bases) for path, bases in trace.norms.items())
     return Bases(tuple(trace.uses.values()), norms, trace.doors)

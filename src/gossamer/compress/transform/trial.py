@@ -8,15 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.core.errors import PlanError
-
-
-def run(model: nn.Module, inputs: Mapping[str, Any]) -> Any:
-    """The model's output for one batch, without a cache."""
-    config: Any = getattr(model, "config", None)
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    extra = {"use_cache": False} if hasattr(text, "use_cache") else {}
-    with torch.no_grad():
-        return model(**{**extra, **inputs})
+from gossamer.engine.forward import forward
 
 
 def results(output: Any) -> list[Tensor]:
@@ -45,10 +37,12 @@ def preserving(
 
     Raises `PlanError`, with all of them as they were, if the output then differs by more than `tolerance`.
     """
-    before = results(run(model, inputs))
+    with torch.no_grad():
+        before = results(forward(model, inputs))
     values = {name: model.get_parameter(name).detach().clone() for name in parameters}
     yield
-    changed = change(before, results(run(model, inputs)))
+    with torch.no_grad():
+        changed = change(before, results(forward(model, inputs)))
     if changed > tolerance:
         with torch.no_grad():
             for name, value in values.items():

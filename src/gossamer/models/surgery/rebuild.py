@@ -72,23 +72,8 @@ def _named(found: Hierarchy, kept: list[Block]) -> Hierarchy:
         block = ".".join(pieces[:3])
         return ".".join([names.get(block, block), *pieces[3:]])
 
-    def layers(members: tuple[Layer, ...]) -> tuple[Layer, ...]:
-        return tuple(
-            replace(
-                layer,
-                path=path(layer.path),
-                unit=path(layer.unit),
-                tied_to=path(layer.tied_to) if layer.tied_to else None,
-            )
-            for layer in members
-        )
+    def renamed(layer: Layer) -> Layer:
+        tied = path(layer.tied_to) if layer.tied_to else None
+        return replace(layer, path=path(layer.path), unit=path(layer.unit), tied_to=tied)
 
-    modalities = (
-        replace(
-            part,
-            blocks=tuple(replace(block, path=names[block.path], layers=layers(block.layers)) for block in part.blocks),
-            layers=layers(part.layers),
-        )
-        for part in found.modalities
-    )
-    return replace(found, modalities=tuple(modalities))
+    return found.mapped(renamed, names.__getitem__)
