@@ -82,6 +82,7 @@ SIDES = (
     Side("gossamer signround", "with_gossamer", None, (2, 3, 4), learns=True),
     Side(AVERAGED, "with_auto_round", "llmcompressor", mixed=True, learns=True),
     Side("gossamer optimize gptq", "with_gossamer", None, mixed=True),
+    Side("gossamer optimize qronos", "with_gossamer", None, mixed=True),
     Side("gossamer optimize signround", "with_gossamer", None, mixed=True, learns=True),
 )
 

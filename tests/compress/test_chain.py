@@ -18,6 +18,11 @@ CHAINS = {
     "obr": [("obr", {"sparsity": 0.3})],
     "low_rank, rest, gptq": [("low_rank", {"rank": 2, "rest": "full"}), ("gptq", {"bits": 3})],
     "losparse, rtn": [("losparse", {"rank": 2}), ("rtn", {"bits": 4})],
+    "gptq, activations": [("gptq", {"bits": 8}), ("activations", {"dynamic": False})],
+    "rtn, activations": [
+        ("rtn", {"bits": 8, "format": "fp8"}),
+        ("activations", {"format": "fp8"}),
+    ],
     "low_rank, correction": [("low_rank", {"rank": 1}), ("correction", {"rank": 1})],
 }
 
@@ -117,6 +122,24 @@ def test_every_technique_on_every_family(family, name):
         ([("gptq", {"bits": 4, "group": 48})], r"step 1 \(gptq at .*\), layer .*: group 48 does not divide"),
         ([("correction", {"rank": 4096})], r"step 1 \(correction at .*\), layer .*: rank 4096 is too large"),
         ([("low_rank", {})], "either a rank or a ratio"),
+        ([("activations", {})], r"step 1 \(activations .*, as formats store that beside the quantised weight"),
+        ([("activations", {}), ("gptq", {"bits": 8})], r"step 1 \(activations .* quantise it in an earlier step"),
+        (
+            [("rtn", {"bits": 8}), ("activations", {}), ("correction", {"rank": 2})],
+            r"step 3 \(correction .* cannot have factors and rounded inputs",
+        ),
+        ([("rtn", {"bits": 8}), ("activations", {"bits": 3})], "bits cannot be 3: int takes 4, 5, 6, 7, 8"),
+        ([("signround", {"bits": 8, "format": "fp8"})], "format cannot be 'fp8': roundings are learnt on"),
+        ([("hqq", {"bits": 8, "format": "fp8"})], "'hqq' has no setting 'format'"),
+        (
+            [("gptq", {"bits": 4, "group": 16, "format": "nvfp4"})],
+            "nvfp4 takes columns in groups of 16, this layer has",
+        ),
+        (
+            [("rtn", {"bits": 8}), ("activations", {"format": "mxfp4", "bits": 4})],
+            r"step 2 \(activations .* mxfp4 takes columns in groups of 32, this layer has",
+        ),
+        ([("gptq", {"bits": 4, "format": "mxfp4"})], "mxfp4 has 4 bits, group 32 and no zero point"),
         ([("wanda", {"sparsity": 0.3, "pattern": "2:4"})], "contradicts pattern 2:4"),
     ],
 )

@@ -1,11 +1,18 @@
 """Presets of every phase, replayed on a model and exported: what is written is what was made, notes say the rest."""
 
 import json
+import shutil
 
 import pytest
+import torch
 import transformers
 
+from gossamer.core.errors import ModelError
 from gossamer.models.adapter import load_with_adapter
+from gossamer.models.inputs import input_grid, round_inputs
+from gossamer.models.open import open_model
+from gossamer.models.reloading import reload
+from gossamer.search.export import export_gguf_job
 from gossamer.search.finish import PARITY_LIMIT
 from gossamer.search.jobs import apply_job
 
@@ -21,6 +28,13 @@ from gossamer.search.jobs import apply_job
         ("smoothquant+rtn-w8", None),
         ("prune_heads-50", None),
         ("gptq-w2g32+heal", "heal"),
+        ("gptq-w8a8", None),
+        ("gptq-w4g32a8s", None),
+        ("rtn-fp8+activations-fp8", None),
+        ("gptq-fp8+activations-fp8s", None),
+        ("gptq-mxfp4+activations-mxfp4", "4-bit floats"),
+        ("gptq-nvfp4+activations-nvfp4", "4-bit floats"),
+        ("smoothquant+qronos-w8a8", None),
     ],
 )
 def test_a_preset_is_exported_as_it_was_made(model, tmp_path, preset, said):
@@ -37,3 +51,36 @@ def test_a_preset_is_exported_as_it_was_made(model, tmp_path, preset, said):
         assert stored < result["measured"]["weight_bytes"]["value"] + 20_000
     else:
         transformers.AutoModelForCausalLM.from_pretrained(out)
+
+
+@pytest.mark.parametrize("preset", ["gptq-w8a8", "gptq-fp8+activations-fp8s", "gptq-nvfp4+activations-nvfp4"])
+def test_rounded_inputs_are_there_again_when_the_checkpoint_is_opened(model, tmp_path, preset):
+    apply_job(preset, str(model), tmp_path / "out")
+    opened = open_model(str(tmp_path / "out"))
+    ids = torch.arange(1, 25).reshape(2, 12)
+    floats4 = "nvfp4" in preset  # which transformers unpacks to bfloat16
+    dtype = torch.bfloat16 if floats4 else torch.float32
+    plain = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=dtype)
+    grids = {name: grid for name, module in opened.model.named_modules() if (grid := input_grid(module))}
+    assert len(grids) == sum("proj" in name for name, _ in plain.named_modules())
+    with torch.no_grad():
+        ours, again, theirs = (model(ids).logits.float() for model in (opened.model, reload(tmp_path / "out"), plain))
+    assert torch.equal(ours, again)
+    if floats4:  # in bfloat16 some inputs fall on the next number: near, not equal
+        assert torch.cosine_similarity(ours.flatten(), theirs.flatten(), 0) > 0.9
+    else:
+        assert (ours - theirs).abs().max() < 1e-4
+    for name in grids:
+        round_inputs(opened.model.get_submodule(name), None)
+    with torch.no_grad():
+        assert (opened.model(ids).logits - ours).abs().max() > 1e-5, "the rounding was really there"
+    with pytest.raises(ModelError, match="GGUF has no place"):
+        export_gguf_job(str(tmp_path / "out"), tmp_path / "model.gguf")
+
+
+def test_parity_is_not_claimed_where_nothing_could_be_compared(model, tmp_path):
+    bare = tmp_path / "bare"
+    shutil.copytree(model, bare)
+    (bare / "gossamer.json").unlink()
+    assert apply_job("rtn-w4g32", str(model), tmp_path / "one")["parity"] == 0
+    assert apply_job("rtn-w4g32", str(bare), tmp_path / "two")["parity"] is None

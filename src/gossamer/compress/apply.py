@@ -25,6 +25,7 @@ from gossamer.core.progress import SILENT, Progress
 from gossamer.data.batch import Batch
 from gossamer.engine.walk import Entry, Walk
 from gossamer.models.hierarchy import Block, Hierarchy, Layer
+from gossamer.models.inputs import round_inputs
 from gossamer.models.low_rank import LowRank
 from gossamer.models.packed import QuantizedTensor
 from gossamer.models.structure import read_matrix
@@ -148,6 +149,8 @@ def _compress(
         if isinstance(chain.quantise, Polisher) and statistics is not None and done.tensor is not None:
             rounded[layer.path] = Rounded(weight.clone(), done.tensor, statistics)
         put(layer, done.dense)
+        if done.inputs is not None:
+            round_inputs(model.get_submodule(layer.module), done.inputs)
         if done.tensor is not None:
             result.tensors[layer.path] = reshaped(done.tensor, layer)
         if done.mask is not None:

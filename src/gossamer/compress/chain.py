@@ -1,8 +1,8 @@
 """What happens to one layer: at most one pass of each phase, in the order of the phases.
 
 The weight W becomes U V + S: `decompose` takes out U V, `sparsify` and `quantise` work on what is left, `correct` adds
-to U V what makes up for their error. Which steps of a plan reach a layer, and whether they go together, is settled
-before any work starts.
+to U V what makes up for their error. `activations` settles how the inputs are rounded. Which steps of a plan reach a
+layer, and whether they go together, is settled before any work starts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +16,7 @@ from gossamer.compress.passes import (
     PHASES,
     Corrector,
     Decomposer,
+    InputRounder,
     Needs,
     Phase,
     Polisher,
@@ -30,10 +31,11 @@ from gossamer.core.errors import PlanError
 from gossamer.core.plan import Step
 from gossamer.core.technique import build
 from gossamer.models.hierarchy import Hierarchy, Layer
+from gossamer.models.inputs import InputGrid
 from gossamer.models.low_rank import LowRank
 from gossamer.models.packed import QuantizedTensor
 
-LAYER_PHASES: tuple[Phase, ...] = ("decompose", "sparsify", "quantise", "correct")
+LAYER_PHASES: tuple[Phase, ...] = ("decompose", "sparsify", "quantise", "activations", "correct")
 """The phases of techniques that work on one layer's weight at a time."""
 
 
@@ -43,13 +45,15 @@ class Compressed:
 
     `dense` float32 (rows, columns) is what the layer computes with, all parts together. `tensor` is the part on a grid,
     `mask` bool (rows, columns) tells which values of the part that is not of low rank may be other than 0, `low_rank`
-    is the part of low rank; None where there is none. `loss` is the relative squared error (see `Quantized`).
+    is the part of low rank, `inputs` how the layer's inputs are rounded; None where there is none. `loss` is the
+    relative squared error (see `Quantized`).
     """
 
     dense: Tensor
     tensor: QuantizedTensor | None
     mask: Tensor | None
     low_rank: LowRank | None
+    inputs: InputGrid | None
     loss: float
     notes: tuple[str, ...]
 
@@ -61,6 +65,7 @@ class Chain:
     decompose: Decomposer | None = None
     sparsify: Sparsifier | None = None
     quantise: Quantizer | None = None
+    activations: InputRounder | None = None
     correct: Corrector | None = None
 
     def __iter__(self) -> Iterator[Any]:
@@ -75,7 +80,7 @@ class Chain:
         """The passes on `weight` (rows, columns). Raises what they raise."""
         original = usable(weight)
         rest: Tensor | None = original
-        low_rank = mask = tensor = None
+        low_rank = mask = tensor = loss = None
         notes: list[str] = []
         if self.decompose is not None:
             parts = self.decompose.decompose(original, statistics)
@@ -89,8 +94,11 @@ class Chain:
             quantised = self.quantise.quantize(rest, statistics, mask)
             notes.extend(quantised.notes)
             tensor, rest = quantised.tensor, quantised.tensor.dequantize()
-            if len(list(self)) == 1:
-                return Compressed(rest, tensor, mask, low_rank, quantised.loss, tuple(notes))
+            if self.decompose is None and self.sparsify is None and self.correct is None:
+                loss = quantised.loss
+        inputs = self.activations.grid(statistics) if self.activations is not None else None
+        if self.activations is not None and inputs is None:
+            notes.append("its inputs are not rounded: calibration shows none from which their scale could be known")
         dense = torch.zeros_like(original) if rest is None else rest
         if low_rank is not None:
             dense = dense + low_rank.dense()
@@ -98,9 +106,9 @@ class Chain:
             added = self.correct.correct(original - dense, statistics)
             dense = dense + added.dense()
             low_rank = added if low_rank is None else low_rank.joined(added)
-        return Compressed(
-            dense, tensor, mask, low_rank, relative_loss(original - dense, original, statistics), tuple(notes)
-        )
+        if loss is None:
+            loss = relative_loss(original - dense, original, statistics)
+        return Compressed(dense, tensor, mask, low_rank, inputs, loss, tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -181,6 +189,17 @@ def _check(number: int, step: Step, layer: Layer, chain: Mapping[str, Any], tech
             f"{where}: {layer.path} would be rounded together with its block, which leaves no room for factors; "
             "quantise by gptq or qronos instead"
         )
+    if "activations" in chain:
+        if quantise is None or layer.kind != "linear" or layer.transposed:
+            raise PlanError(
+                f"{where}: the inputs of {layer.path} cannot be rounded, as formats store that beside the quantised "
+                "weight of a linear layer only; quantise it in an earlier step, or select other layers"
+            )
+        if decompose is not None or "correct" in chain:
+            raise PlanError(
+                f"{where}: {layer.path} cannot have factors and rounded inputs, as factors are served as an adapter, "
+                "which would see the inputs unrounded; leave one out"
+            )
     zeros = sparsify is not None or (decompose is not None and decompose.leaves_zeros)
     if zeros and isinstance(quantise, Polisher) and not quantise.keeps_zeros:
         raise PlanError(

@@ -2,8 +2,9 @@
 
 A plan's steps on one layer run in the order of their phases: `structure` (whole blocks, heads, channels go),
 `transform` (the model's function stays), `decompose` (a matrix of low rank takes over part of the weight, the rest goes
-on), `sparsify` (single weights become zero), `quantise` (weights go on a grid), `correct` (a matrix of low rank makes
-up for part of the error), `heal` (what is left is trained). A technique says its phase in the class attribute `phase`.
+on), `sparsify` (single weights become zero), `quantise` (weights go on a grid), `activations` (so do what layers
+compute with), `correct` (a matrix of low rank makes up for part of the error), `heal` (what is left is trained). A
+technique says its phase in the class attribute `phase`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,10 +18,11 @@ from gossamer.compress.statistics import Statistics
 from gossamer.core.errors import ModelError
 from gossamer.data.batch import Batch
 from gossamer.models.hierarchy import Hierarchy, Layer
+from gossamer.models.inputs import InputGrid
 from gossamer.models.low_rank import LowRank
 from gossamer.models.packed import LARGEST_WEIGHT, QuantizedTensor
 
-Phase = Literal["structure", "transform", "decompose", "sparsify", "quantise", "correct", "heal"]
+Phase = Literal["structure", "transform", "decompose", "sparsify", "quantise", "activations", "correct", "heal"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 Needs = Literal["nothing", "inputs", "both models"]
@@ -139,6 +141,23 @@ class Quantizer(Protocol):
 
     def quantize(self, weight: Tensor, statistics: Statistics | None, mask: Tensor | None = None) -> Quantized:
         """The quantised form of `weight` float32 (rows, columns), exactly 0 wherever `mask` bool is False."""
+        ...
+
+
+class InputRounder(Protocol):
+    """Says how a layer's inputs are rounded."""
+
+    phase: ClassVar[Phase] = "activations"
+
+    @property
+    def needs(self) -> Needs: ...
+
+    def check(self, rows: int, columns: int) -> None:
+        """Raises `PlanError` for a weight of this shape that it cannot serve."""
+        ...
+
+    def grid(self, statistics: Statistics | None) -> InputGrid | None:
+        """The grid of inputs with these statistics; None where they do not settle one."""
         ...
 
 

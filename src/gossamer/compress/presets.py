@@ -1,9 +1,10 @@
 """Uniform settings by name: `rtn-w4`, `gptq-w3g64`, `sparsegpt-2:4+gptq-w4g64`, `rotate+gptq-w4`, …
 
 A name is passes joined by `+`, in the order of the phases. A pass is a technique's name and, after `-`, its setting:
-bits and group for quantisers (`w4`, `w3g64`, `w4g128a`), percent or pattern for pruning (`50`, `2:4`), a rank for
-factors (`r16`), the percentage that stays for channels and heads (`75`), nothing for what needs none. Structure and
-transforms change the largest tower only.
+bits and group for quantisers (`w4`, `w3g64`, `w4g128a`) or a float format (`fp8`, `mxfp4`, `nvfp4`), percent or pattern
+for pruning (`50`, `2:4`), a rank for factors (`r16`), the percentage that stays for channels and heads (`75`), the
+numbers for activations (`a8`, `fp8`), nothing for what needs none. `w8a8` is short for `w8+activations-a8`, `w4g64a8s`
+for `w4g64+activations-a8s`. Structure and transforms change the largest tower only.
 """
 
 import re
@@ -15,7 +16,8 @@ from gossamer.compress.registry import techniques
 from gossamer.core.errors import PlanError
 from gossamer.core.plan import Step
 from gossamer.models.hierarchy import Hierarchy
-from gossamer.models.packed import Scheme, fitting_group
+from gossamer.models.number_formats import FLOATS
+from gossamer.models.packed import Scheme
 
 _SETTINGS: dict[Phase, tuple[str, str]] = {
     "structure": (r"(?P<share>\d\d)", "the percentage that stays, as in 75"),
@@ -23,12 +25,19 @@ _SETTINGS: dict[Phase, tuple[str, str]] = {
     "decompose": (r"r(?P<rank>\d+)", "a rank, as in r16"),
     "sparsify": (r"(?P<percent>\d\d?)|(?P<pattern>\d+:\d+)", "a percentage or a pattern, as in 50 or 2:4"),
     "quantise": (
-        r"w(?P<bits>[2-8])(?:g(?P<group>32|64|128))?(?P<asymmetric>a)?",
-        "2 to 8 bits, as in w4, w3g64, w4g128a",
+        r"w(?P<bits>[2-8])(?:g(?P<group>32|64|128))?(?P<asymmetric>a)?|(?P<format>fp8|mxfp4|nvfp4)",
+        "2 to 8 bits, as in w4, w3g64, w4g128a, or fp8, mxfp4, nvfp4",
+    ),
+    "activations": (
+        r"(?:a(?P<bits>[4-8])|(?P<format>fp8|mxfp4|nvfp4))(?P<static>s)?",
+        "4 to 8 bits, as in a8, or fp8, mxfp4, nvfp4; an s at the end for one scale for all tokens",
     ),
     "correct": (r"r(?P<rank>\d+)", "a rank, as in r16"),
     "heal": (r"", "no setting"),
 }
+
+_SHORT = re.compile(r"(?<=-)(w\d(?:g\d+)?)(a\ds?)(?=\+|$)")
+"""Weights and activations in one word."""
 
 SELECTIVE = ("drop_block",)
 """Techniques that want a choice of paths, which no preset can make."""
@@ -39,13 +48,14 @@ def preset_steps(name: str, hierarchy: Hierarchy) -> tuple[Step, ...]:
 
     As in the field's uniform recipes every linear layer of the blocks and the projector is quantised, and the head
     where it has its own tensor; embeddings, convolutions, norms, biases, stacked experts and tied heads stay at 16
-    bits. Where the group does not divide a layer's columns, the step for that layer names the largest group that does.
-    Pruning and factors leave the head alone. Raises `PlanError` for an unknown name, passes that are not in the order
-    of the phases, or a model without linear layers.
+    bits. Where the group does not divide a layer's columns, the step for that layer names the largest group that does;
+    float formats, whose group is fixed, leave such a layer at 16 bits. Pruning, factors and activations leave the head
+    alone. Raises `PlanError` for an unknown name, passes that are not in the order of the phases, or a model without
+    linear layers.
     """
     steps: list[Step] = []
     last = -1
-    for part in name.split("+"):
+    for part in _SHORT.sub(r"\1+activations-\2", name).split("+"):
         technique, _, setting = part.partition("-")
         phase = techniques().get(technique)
         if phase not in _SETTINGS or technique in SELECTIVE:
@@ -74,8 +84,7 @@ def _known(technique: str) -> str:
 
 def _steps(technique: str, phase: Phase, setting: Mapping[str, str | None], hierarchy: Hierarchy) -> tuple[Step, ...]:
     if phase == "quantise":
-        group = setting["group"]
-        scheme = Scheme(int(setting["bits"] or 0), int(group) if group else None, setting["asymmetric"] is None)
+        scheme = _scheme(setting)
         return steps_of(hierarchy, uniform_schemes(hierarchy, scheme), technique)
     towers = sorted((part for part in hierarchy.modalities if part.blocks), key=lambda part: -part.parameters)
     if phase == "structure":
@@ -87,25 +96,41 @@ def _steps(technique: str, phase: Phase, setting: Mapping[str, str | None], hier
         chosen = towers[:1] if phase == "transform" else towers
         return tuple(Step(at=f"{tower.name}.**", do=technique) for tower in chosen)
     settings: dict[str, Any] = {}
-    if setting.get("rank"):
+    scheme = Scheme(8)
+    if phase == "activations":
+        scheme = _scheme({"group": None, "asymmetric": None, **setting})
+        settings = {"format": scheme.format, "bits": scheme.bits, "dynamic": setting["static"] is None}
+    elif setting.get("rank"):
         settings["rank"] = int(setting["rank"] or 0)
     elif setting["pattern"]:
         settings["pattern"] = setting["pattern"]
     else:
         settings["sparsity"] = int(setting["percent"] or 0) / 100
     heads = {layer.path for modality in hierarchy.modalities if modality.name == "head" for layer in modality.layers}
-    paths = uniform_schemes(hierarchy, Scheme(8)).keys() - heads
+    paths = uniform_schemes(hierarchy, scheme).keys() - heads
     units = [unit for unit, layers in hierarchy.units().items() if {layer.path for layer in layers} <= paths]
     return tuple(Step.model_validate({"at": unit, "do": technique, **settings}) for unit in units)
 
 
+def _scheme(setting: Mapping[str, str | None]) -> Scheme:
+    for form, numbers in FLOATS.items():
+        if setting["format"] == form:
+            return Scheme(numbers.bits, numbers.group, format=form)
+    group = setting["group"]
+    return Scheme(int(setting["bits"] or 0), int(group) if group else None, setting["asymmetric"] is None)
+
+
 def uniform_schemes(hierarchy: Hierarchy, scheme: Scheme) -> dict[str, Scheme]:
-    """Layer path → scheme: every plain linear layer with its own tensor gets `scheme`, its group made to fit."""
-    return {
-        layer.path: Scheme(scheme.bits, fitting_group(layer.columns, scheme.group), scheme.symmetric)
+    """Layer path → scheme: every plain linear layer with its own tensor gets `scheme`, its group made to fit.
+
+    Layers whose columns a float format's group does not divide are left out.
+    """
+    fitted = {
+        layer.path: (layer.columns, scheme.fitted(layer.columns))
         for layer in hierarchy.layers()
         if layer.kind == "linear" and not layer.transposed and layer.tied_to is None
     }
+    return {path: found for path, (columns, found) in fitted.items() if not found.group or columns % found.group == 0}
 
 
 def steps_of(hierarchy: Hierarchy, schemes: Mapping[str, Scheme], technique: str) -> tuple[Step, ...]:
@@ -126,4 +151,6 @@ def step(at: str, technique: str, scheme: Scheme) -> Step:
     settings: dict[str, object] = {"bits": scheme.bits, "group": scheme.group}
     if not scheme.symmetric:
         settings["symmetric"] = False
+    if scheme.format != "int":
+        settings["format"] = scheme.format
     return Step.model_validate({"at": at, "do": technique, **settings})

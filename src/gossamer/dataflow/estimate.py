@@ -95,7 +95,7 @@ def schemes_of_plan(plan: Plan, hierarchy: Hierarchy, warnings: list[str]) -> "d
 
     Raises `PlanError` for a step that selects nothing.
     """
-    from gossamer.models.packed import Scheme, fitting_group
+    from gossamer.models.packed import Scheme
 
     schemes: dict[str, Scheme] = {}
     for step in plan.compression:
@@ -109,9 +109,8 @@ def schemes_of_plan(plan: Plan, hierarchy: Hierarchy, warnings: list[str]) -> "d
         if not layers:
             raise PlanError(f"plan step at {step.at!r} selects no layer of this model")
         for layer in layers:
-            schemes[layer.path] = Scheme(
-                width, fitting_group(layer.columns, get("group", None)), get("symmetric", True)
-            )
+            scheme = Scheme(width, get("group", None), get("symmetric", True), get("format", "int"))
+            schemes[layer.path] = scheme.fitted(layer.columns)
     return schemes
 
 

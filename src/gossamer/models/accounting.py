@@ -60,7 +60,7 @@ def schemes_for(
     Where `group` does not divide a layer's columns, the largest fitting group below it is taken. Raises `PlanError` for
     bits outside 2 to 8 and 16, and for a rule that selects nothing.
     """
-    from gossamer.models.packed import Scheme, fitting_group
+    from gossamer.models.packed import Scheme
 
     if bits not in (*range(2, 9), FULL_BITS):
         raise PlanError(f"bits cannot be {bits}: weights take 2 to 8 bits, or 16 to stay as they are")
@@ -73,7 +73,7 @@ def schemes_for(
             raise PlanError(f"{rule.at!r} selects no layer of this model: gossamer inspect lists its paths")
         chosen.update((layer.path, rule.bits) for layer in selected)
     return {
-        layer.path: Scheme(width, fitting_group(layer.columns, group), symmetric)
+        layer.path: Scheme(width, group, symmetric).fitted(layer.columns)
         for layer in hierarchy.layers()
         if (width := chosen.get(layer.path, FULL_BITS)) != FULL_BITS
     }
@@ -118,6 +118,8 @@ def _code_bytes(layer: Layer, scheme: "Scheme", form: str) -> int:
     """The codes alone: whole 32-bit words a row where packed, a byte each otherwise, 16 bits where dense."""
     if form == "dense":
         return 2 * layer.rows * layer.columns
+    if form.endswith("fp4-pack-quantized"):
+        return layer.rows * layer.columns // 2
     if form == "pack-quantized":
         return 4 * layer.rows * -(-layer.columns * scheme.bits // 32)
     return layer.rows * layer.columns

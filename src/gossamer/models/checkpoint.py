@@ -120,7 +120,8 @@ def _state(model: Any, layout: Layout) -> dict[str, "Tensor"]:
         key = keys[form.layer.tensor]
         del saved[key]
         beside = constants(model.get_submodule(form.layer.module))
-        stored = {**beside, **parts(form.tensor, form.container)}
+        inputs = form.inputs.constants() if form.inputs is not None else {}
+        stored = {**beside, **inputs, **parts(form.tensor, form.container)}
         saved |= {f"{key.removesuffix('weight')}{name}": tensor for name, tensor in stored.items()}
     return {key: saved[key].contiguous() for key in sorted(saved)}
 
@@ -153,7 +154,7 @@ def _config(model: Any, folder: Path, layout: Layout) -> dict[str, Any]:
         for name in way:
             section = section.setdefault(name, {})
         section["tie_word_embeddings"] = False
-    forms = {form.layer.module: (form.container, form.tensor.scheme) for form in layout.compressed()}
+    forms = {form.layer.module: (form.container, form.tensor.scheme, form.inputs) for form in layout.compressed()}
     if forms:
         linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
         config["quantization_config"] = quantization_config(forms, [name for name in linear if name not in forms])

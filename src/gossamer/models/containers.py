@@ -11,7 +11,7 @@ import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from gossamer.models.packed import Container, Scheme, container, stored_bytes
+from gossamer.models.packed import PACKED_FLOATS, Container, Scheme, container, stored_bytes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,6 +46,8 @@ class Containers:
         if scheme is None or layer.module in self.unserved or layer.kind not in ("linear", "embedding"):
             return "dense"
         form = container(layer.kind, scheme)
+        if layer.module in self.unpackable and form in PACKED_FLOATS.values():
+            return "dense"
         return "int-quantized" if form == "pack-quantized" and layer.module in self.unpackable else form
 
     def bytes(self, layer: "Layer", scheme: Scheme | None) -> int:

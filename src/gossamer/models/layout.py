@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from gossamer.core.errors import ModelError, PlanError
 from gossamer.models.containers import Containers
-from gossamer.models.packed import Container, QuantizedTensor
+from gossamer.models.inputs import InputGrid, input_grid
+from gossamer.models.packed import PACKED_FLOATS, Container, QuantizedTensor
 from gossamer.models.ties import Ties
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from gossamer.models.hierarchy import Layer
     from gossamer.models.open import Opened
@@ -20,12 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Form:
-    """How one layer is stored: its container, and why if that is not what its grid asks for."""
+    """How one layer is stored: its container, why if that is not what its grid asks for, how its inputs are rounded."""
 
     layer: "Layer"
     tensor: QuantizedTensor
     container: Container
     why: str = ""
+    inputs: InputGrid | None = None
 
     @property
     def compressed(self) -> bool:
@@ -57,6 +59,8 @@ class Layout:
 
 def layout_of(opened: "Opened", tensors: Mapping[str, QuantizedTensor]) -> Layout:
     """Decides how everything is stored. Raises `PlanError` for a path or shape that is not the model's."""
+    import torch
+
     known = {layer.path: layer for layer in opened.hierarchy.layers()}
     containers = Containers.of(opened.model)
     forms = []
@@ -71,9 +75,23 @@ def layout_of(opened: "Opened", tensors: Mapping[str, QuantizedTensor]) -> Layou
         why = "the format serves linear and embedding modules with one input only" if form == "dense" else ""
         if form == "int-quantized" and layer.module in containers.unpackable:
             why = "transformers' code for this family does not load packed ones"
-        forms.append(Form(layer, tensor, form, why))
+        inputs = input_grid(opened.model.get_submodule(layer.module))
+        if inputs is not None and form == "pack-quantized" and tensor.scheme.bits == 8:
+            form = "int-quantized"  # where kernels for both sides at 8 bits look for codes
+        forms.append(Form(layer, tensor, form, why, inputs))
+    _check_inputs(opened.model, {form.layer.module for form in forms if form.compressed})
     ties = Ties.of(opened.model, {form.layer.module for form in forms})
-    return Layout(tuple(forms), ties, _sixteen_bits(opened, {form.layer.tensor for form in forms}))
+    dtype = _sixteen_bits(opened, {form.layer.tensor for form in forms})
+    if any(form.container in PACKED_FLOATS.values() for form in forms):
+        dtype = torch.bfloat16
+    return Layout(tuple(forms), ties, dtype)
+
+
+def _check_inputs(model: "nn.Module", compressed: Set[str]) -> None:
+    """Raises `ModelError` if a layer rounds its inputs that is not stored in a form that says so."""
+    for name, module in model.named_modules():
+        if name not in compressed and input_grid(module) is not None:
+            raise ModelError(f"the inputs of {name} are rounded, which is stored beside a quantised weight only")
 
 
 def _sixteen_bits(opened: "Opened", quantised: set[str]) -> "torch.dtype":
@@ -117,7 +135,9 @@ def notes_on(layout: Layout) -> Iterator[str]:
         yield f"Stored on their grid at 16 bits, since {why}: {_listed(paths)}."
     if layout.ties.broken:
         yield f"Stored on their own, since one side of the tie is quantised: {_listed(sorted(layout.ties.broken))}."
-    if layout.dtype_name == "bfloat16":
+    if any(form.container in PACKED_FLOATS.values() for form in layout.forms):
+        yield "What is not quantised is stored as bfloat16, since the loader unpacks 4-bit floats to it."
+    elif layout.dtype_name == "bfloat16":
         yield "What is not quantised is stored as bfloat16, since some weights are too large for float16."
 
 

@@ -94,8 +94,13 @@ def load_weights(path: Path, config: Any) -> "nn.Module":
         count = len(missing) + len(wrong)
         raise ModelError(f"{path} does not fit its config: {count} tensors are missing or of other shape, first {name}")
     if method is not None:
+        from gossamer.models.inputs import round_inputs, stored_input_grids
+
+        grids = stored_input_grids(model)
         model.hf_quantizer.compressor.decompress_model(model)
         model = plain_copy(model, dense_config(config))
+        for name, grid in grids.items():
+            round_inputs(model.get_submodule(name), grid)
     whole: nn.Module = model
     return whole.float()
 

@@ -22,17 +22,21 @@ def reload(directory: Path) -> "nn.Module":
     offers for this, reads every layer with the first group's bits and is wrong for mixed precision.)
     Raises `ModelError` unless every tensor of the file found its place and every parameter its tensor.
     """
-    model: Any = plain(directory)
+    model = _loaded(directory)
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
         from compressed_tensors.compressors.base import decompress_module
 
-        for module in model.modules():
+        from gossamer.models.inputs import round_inputs, stored_input_grids
+
+        grids = stored_input_grids(model)
+        for name, module in model.named_modules():
             decompress_module(module, leave_decompressed=False)
+            round_inputs(module, grids.get(name))
         quantizer.compressor.remove_decompression_hook(model)
         model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
         del model.config.quantization_config
-    ready: nn.Module = model.eval().requires_grad_(False)
+    ready: nn.Module = model.float().eval().requires_grad_(False)
     return ready
 
 
@@ -59,7 +63,20 @@ def gap(one: "Tensor", other: "Tensor") -> float:
 
 
 def plain(directory: Path) -> Any:
-    """Plain `from_pretrained` in float32, with the check that nothing was left over or left out."""
+    """Plain `from_pretrained` in float32, with the check that nothing was left over or left out.
+
+    Weights that transformers unpacks to another type are brought to float32, which holds the same values.
+    """
+    model = _loaded(directory)
+    if _unpacks_to_bfloat16(model):
+        model.hf_quantizer.compressor.decompress_model(model)
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.float()
+    return model
+
+
+def _loaded(directory: Path) -> Any:
     import torch
 
     model, info = from_pretrained(directory, dtype=torch.float32)
@@ -67,6 +84,14 @@ def plain(directory: Path) -> Any:
     if lost:
         raise ModelError(f"{directory}: these tensors did not load: {', '.join(lost[:5])}")
     return model
+
+
+def _unpacks_to_bfloat16(model: Any) -> bool:
+    """Whether the weights of some layers would not be of the type that the rest is asked for."""
+    from gossamer.models.packed import PACKED_FLOATS
+
+    schemes = (getattr(module, "quantization_scheme", None) for module in model.modules())
+    return any(scheme is not None and scheme.format in PACKED_FLOATS.values() for scheme in schemes)
 
 
 def from_pretrained(directory: Path, **settings: Any) -> tuple[Any, dict[str, Any]]:

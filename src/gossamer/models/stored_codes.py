@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gossamer.models.packed import QuantizedTensor, Scheme
+from gossamer.models.packed import QuantizedTensor, Scheme, scheme_state
 from gossamer.models.stored import StoredTensor, stored_tensors
 
 if TYPE_CHECKING:
@@ -68,9 +68,8 @@ def _tensor(parts: "dict[str, Tensor]", scheme: Scheme) -> QuantizedTensor | Non
         return QuantizedTensor(scheme, tuple(codes.shape), matrix, scales.half(), zeros)
     if zeros is not None:
         return None
-    grid = torch.tensor([scheme.bits, scheme.group or 0, int(scheme.symmetric)])
-    state = {"scheme": grid, "shape": parts["_shape"], "packed": parts["_packed"], "scales": scales.half()}
-    return QuantizedTensor.from_state(state)
+    said = {"scheme": scheme_state(scheme), "shape": parts["_shape"]}
+    return QuantizedTensor.from_state({**said, "packed": parts["_packed"], "scales": scales.half()})
 
 
 def _load(entry: StoredTensor) -> "Tensor":

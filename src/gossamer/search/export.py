@@ -12,6 +12,7 @@ from gossamer.core.progress import SILENT, Progress
 from gossamer.models.adapter import FOLDER
 from gossamer.models.gguf import gguf_tokenizer, read_gguf
 from gossamer.models.gguf_write import read_back, write_gguf
+from gossamer.models.inputs import input_grid
 from gossamer.models.open import open_model
 from gossamer.models.reloading import gap, logits_of
 from gossamer.models.stored_codes import stored_codes
@@ -37,6 +38,11 @@ def export_gguf_job(source: str, out: Path, progress: Progress = SILENT) -> Json
         raise ModelError(f"{folder} has low-rank matrices beside it ({FOLDER}): GGUF export takes no adapters")
     if opened.tokenizer is None:
         raise ModelError(f"{source} has no tokenizer: a GGUF file carries its own")
+    rounding = next((name for name, module in opened.model.named_modules() if input_grid(module)), None)
+    if rounding is not None:
+        raise ModelError(
+            f"{source} rounds the inputs of {rounding}: GGUF has no place for that, export the weights alone"
+        )
     codes = stored_codes(folder, opened.model) if folder is not None else {}
     words = opened.tokenizer(PROBE)["input_ids"]
     probe = torch.tensor([words[:32]])

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from gossamer.core.files import refuse_foreign, writing_directory
 from gossamer.core.outcome import Measure
 from gossamer.core.plan import Calibration, ModelBinding, Plan, load_plan
 from gossamer.core.progress import SILENT, Progress
+from gossamer.data.batch import Batch
 from gossamer.evaluate.job import chosen_task
 from gossamer.evaluate.running import RUNTIME, measure_running
 from gossamer.evaluate.splits import sources
@@ -32,8 +34,9 @@ PRESET_SAMPLES = 128
 def apply_job(plan: str, model: str, out: Path, progress: Progress = SILENT) -> Json:
     """Carries out a plan file, or a preset such as `gptq-w4g64`, on `model` and writes the checkpoint to `out`.
 
-    A preset is calibrated on the model's own default data. Returns `checkpoint`, `plan`, `measured` and `parity`.
-    Raises `PlanError` for a plan that is malformed or made for another model.
+    A preset is calibrated on the model's own default data. Returns `checkpoint`, `plan`, `measured`, `parity` (None
+    where neither plan nor model names data on which outputs could be compared) and `notes`. Raises `PlanError` for a
+    plan that is malformed or made for another model.
     """
     refuse_foreign(out, "config.json")
     is_file = Path(plan).suffix in (".yaml", ".yml") or Path(plan).exists()
@@ -45,8 +48,7 @@ def apply_job(plan: str, model: str, out: Path, progress: Progress = SILENT) -> 
     batches = calibration_batches(loaded.calibration, opened)
     dense = account(opened, {}).weight_bytes
     applied = apply_steps(opened.model, opened.hierarchy, loaded.compression, batches, progress)
-    probe = batches[0].inputs if batches else None
-    done = finish(opened, applied, out, probe)
+    done = finish(opened, applied, out, _probe(opened, batches))
     loaded.save(out / "plan.yaml")
     size = done.stored.weight_bytes
     return {
@@ -63,26 +65,40 @@ def apply_job(plan: str, model: str, out: Path, progress: Progress = SILENT) -> 
 
 def _preset_plan(name: str, opened: Opened) -> Plan:
     steps = preset_steps(name, opened.hierarchy)
-    task, data = opened.defaults.get("task"), opened.defaults.get("data")
     calibration = None
     if assign(opened.hierarchy, steps).needs_data:
-        if task is None or data is None:
+        calibration = _own_data(opened)
+        if calibration is None:
             raise DataError(
                 f"preset {name} needs calibration data and the model names none: use a plan with calibration"
             )
-        split = BUILT_IN.get(data, (None, None))[0]
-        settings: Json = {} if split is None else {"split": split, "limit": PRESET_SAMPLES * SPARE.get(task, 1)}
-        pool = open_task(task, data, opened, **settings)
-        calibration = Calibration(
-            task=task,
-            data=data,
-            sha256=str(pool.protocol["sha256"]),
-            pool=len(set(sources(pool))),
-            samples=min(PRESET_SAMPLES, len(pool)),
-            settings=settings,
-        )
     binding = ModelBinding(family=opened.hierarchy.family, fingerprint=opened.fingerprint)
     return Plan(model=binding, calibration=calibration, compression=steps)
+
+
+def _own_data(opened: Opened) -> Calibration | None:
+    """Calibration on the data that the model names as its own, None if it names none."""
+    task, data = opened.defaults.get("task"), opened.defaults.get("data")
+    if task is None or data is None:
+        return None
+    split = BUILT_IN.get(data, (None, None))[0]
+    settings: Json = {} if split is None else {"split": split, "limit": PRESET_SAMPLES * SPARE.get(task, 1)}
+    pool = open_task(task, data, opened, **settings)
+    return Calibration(
+        task=task,
+        data=data,
+        sha256=str(pool.protocol["sha256"]),
+        pool=len(set(sources(pool))),
+        samples=min(PRESET_SAMPLES, len(pool)),
+        settings=settings,
+    )
+
+
+def _probe(opened: Opened, batches: list[Batch]) -> Mapping[str, Any] | None:
+    """Inputs on which outputs are compared: of calibration, or of the model's own data."""
+    if not batches:
+        batches = calibration_batches(_own_data(opened), opened)
+    return batches[0].inputs if batches else None
 
 
 @dataclass(frozen=True)

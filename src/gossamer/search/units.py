@@ -11,7 +11,7 @@ from typing import Literal
 
 from gossamer.models.containers import Containers
 from gossamer.models.hierarchy import Hierarchy, Layer
-from gossamer.models.packed import Scheme, fitting_group
+from gossamer.models.packed import Scheme
 
 Granularity = Literal["layer", "block"]
 Assignment = dict[str, Scheme]
@@ -88,11 +88,13 @@ def _is_plain(layer: Layer) -> bool:
 
 
 def _fit(scheme: Scheme, layer: Layer) -> Scheme:
-    return Scheme(scheme.bits, fitting_group(layer.columns, scheme.group), scheme.symmetric)
+    return scheme.fitted(layer.columns)
 
 
 def describe(scheme: Scheme) -> str:
-    """`3 bits g64`, `8 bits per channel`."""
+    """`3 bits g64`, `8 bits per channel`, `mxfp4`."""
+    if scheme.format != "int":
+        return scheme.format
     return f"{scheme.bits} bits " + (f"g{scheme.group}" if scheme.group else "per channel")
 
 

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossamer.compress.quantize import RoundToNearest
-from gossamer.compress.quantize.grid import fit_grid, rounded_scale
+from gossamer.compress.quantize.grid import fit_grid
 from gossamer.core.errors import ModelError, PlanError
 from gossamer.core.technique import build
+from gossamer.models.number_formats import allowed_scales
 from gossamer.models.packed import Scheme
 
 schemes = st.builds(Scheme, st.integers(2, 8), st.sampled_from([None, 8, 16]), st.booleans())
@@ -99,7 +100,7 @@ def test_tiny_and_huge_weights_keep_finite_scales(value: float, symmetric: bool)
 
 
 def test_scales_are_what_float16_stores() -> None:
-    scales = rounded_scale(torch.tensor([0.0, 1e-12, 7e-8, 3e-5, 0.1, 1000.3]))
+    scales = allowed_scales(torch.tensor([0.0, 1e-12, 7e-8, 3e-5, 0.1, 1000.3]))
     assert torch.equal(scales, scales.half().float())
     assert scales[0] == 1
     assert bool((scales[1:4] >= torch.tensor([1e-12, 7e-8, 3e-5])).all())

@@ -62,7 +62,7 @@ class _Matrix:
         cls, layer: Layer, weight: Tensor, parts: Parts, train: Train, rank: int, draw: torch.Generator
     ) -> "_Matrix":
         scales = rest = factors = None
-        if parts.tensor is not None and train != "lora":
+        if parts.tensor is not None and train != "lora" and parts.tensor.scheme.free_scales:
             base = parts.tensor.scales.to(weight.device).float()
             scales = Free(base, base.abs())
         if parts.rest is not None and train == "weights":
@@ -87,7 +87,7 @@ class _Matrix:
         layer, parts, device = self.layer, self.parts, like.device
         matrix = torch.zeros(layer.rows, layer.columns, device=device)
         if self.scales is not None and parts.tensor is not None:
-            matrix = _steps(parts.tensor, device).mul(self.scales.value().unsqueeze(-1)).reshape(matrix.shape)
+            matrix = parts.tensor.steps().to(device).mul(self.scales.value().unsqueeze(-1)).reshape(matrix.shape)
         elif parts.tensor is not None:
             matrix = parts.tensor.dequantize().to(device).reshape(matrix.shape)
         if parts.rest is not None:
@@ -221,12 +221,6 @@ def _places(model: nn.Module, wanted: Mapping[str, nn.Parameter]) -> dict[str, l
         for key, parameter in module._parameters.items():
             owners.setdefault(id(parameter), []).append((module._parameters, key))
     return {name: owners[id(parameter)] for name, parameter in wanted.items()}
-
-
-def _steps(tensor: QuantizedTensor, device: torch.device) -> Tensor:
-    """The codes less the zero points, float32 (rows, groups, columns each)."""
-    codes = tensor.codes.to(device).reshape(tensor.shape[0], tensor.scales.shape[1], -1).float()
-    return codes if tensor.zeros is None else codes - tensor.zeros.to(device).unsqueeze(-1)
 
 
 def _size(values: Tensor) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor
 from gossamer.compress.factor import Factor, check_damping
 from gossamer.compress.passes import Needs, Quantized, judged, usable
 from gossamer.compress.quantize.grid import Grid, fit_grid
-from gossamer.compress.quantize.on_grid import OnGrid
+from gossamer.compress.quantize.on_grid import InFormat
 from gossamer.compress.statistics import Statistics
 from gossamer.core.technique import technique
 from gossamer.models.packed import QuantizedTensor, Scheme
@@ -19,15 +19,15 @@ _BLOCK = 64
 
 @technique("gptq")
 @dataclass(frozen=True)
-class Gptq(OnGrid):
+class Gptq(InFormat):
     """Rounds column by column under the calibration Hessian.
 
-    `bits` 2 to 8; `group` columns for each scale, None for whole rows. `act_order` takes the columns with the largest
-    inputs first; groups stay those of the stored order and their scales are fixed beforehand, so nothing but the usual
-    codes and scales is stored. `damping` in (0, 1] is the share of the mean diagonal added to the Hessian; it grows
-    tenfold while the Hessian is singular, and beyond 1 the layer is rounded to nearest, which the notes tell.
-    `clip` finds the scales: `hessian` weighs each column's squared error by what it costs after compensation, `mse`
-    weighs all alike, `none` spans every value. Raises `ValueError` for damping outside its range.
+    `bits` 2 to 8; `group` columns for each scale, None for whole rows; `format` as in `InFormat`. `act_order` takes the
+    columns with the largest inputs first; groups stay those of the stored order and their scales are fixed beforehand,
+    so nothing but the usual codes and scales is stored. `damping` in (0, 1] is the share of the mean diagonal added to
+    the Hessian; it grows tenfold while the Hessian is singular, and beyond 1 the layer is rounded to nearest, which the
+    notes tell. `clip` finds the scales: `hessian` weighs each column's squared error by what it costs after
+    compensation, `mse` weighs all alike, `none` spans every value. Raises `ValueError` for damping outside its range.
     """
 
     act_order: bool = True
@@ -98,21 +98,21 @@ def diffuse(weight: Tensor, factor: Factor, scheme: Scheme, grid: Grid, mask: Te
             if offset:
                 target.addmv_(known[:, :offset], pull[j, start:j])
             scale, code = scales[group[j]], codes[j]
-            torch.div(target, scale, out=code).round_()
+            torch.div(target, scale, out=code)
             if zeros is None:
-                code.clamp_(scheme.low, scheme.high)
+                scheme.round_(code)
                 if kept is not None:
                     code.mul_(kept[j])
                 errors[j].addcmul_(code, scale, value=-1)
             else:
                 zero = zeros[group[j]]
-                code.add_(zero).clamp_(scheme.low, scheme.high)
+                code.round_().add_(zero).clamp_(scheme.low, scheme.high)
                 if kept is not None:
                     code.copy_(torch.where(kept[j], code, zero))
                 errors[j].addcmul_(code - zero, scale, value=-1)
     back = torch.empty_like(order)
     back[order] = torch.arange(columns)
-    return codes.to(torch.int8)[back].T.contiguous()
+    return scheme.encode(codes)[back].T.contiguous()
 
 
 def targets_of(weight: Tensor, rounded: Tensor, factor: Factor) -> Tensor:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from gossamer.compress.passes import Needs, Quantized, usable
-from gossamer.compress.quantize.grid import Grid, fit_grid, rounded_scale
+from gossamer.compress.quantize.grid import Grid, fit_grid
 from gossamer.compress.quantize.on_grid import OnGrid
 from gossamer.compress.statistics import Statistics
 from gossamer.core.technique import technique
+from gossamer.models.number_formats import allowed_scales
 from gossamer.models.packed import Scheme
 
 POWER = 0.7
@@ -69,7 +70,7 @@ def half_quadratic(weight: Tensor, scheme: Scheme, start: Grid, iterations: int)
             zeros = (codes - steps).mean(-1).round().clamp(scheme.low, scheme.high)
         codes -= zeros.unsqueeze(-1)
         factors = (steps * codes).sum(-1) / codes.square().sum(-1)
-        scales = torch.where(factors > 0, rounded_scale(scales * factors), scales)
+        scales = torch.where(factors > 0, allowed_scales(scales * factors), scales)
         now = lp_errors(values, scales, zeros, scheme)
         better = now < best
         best_scales, best_zeros = torch.where(better, scales, best_scales), torch.where(better, zeros, best_zeros)

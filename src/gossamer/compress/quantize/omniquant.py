@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from gossamer.compress.passes import BlockRun, Needs, Quantized, Rounded, usable
 from gossamer.compress.quantize.blockwise import learn, passing_round, unknowns_of
-from gossamer.compress.quantize.grid import fit_grid, rounded_scale
+from gossamer.compress.quantize.grid import fit_grid
 from gossamer.compress.quantize.on_grid import OnGrid
 from gossamer.compress.statistics import Statistics
 from gossamer.core.technique import technique
+from gossamer.models.number_formats import allowed_scales
 from gossamer.models.packed import QuantizedTensor, Scheme
 
 WIDEST = 4.0
@@ -131,7 +132,7 @@ class _Clipped:
         """The layer on its final grid, scales rounded to 16 bits."""
         scales, zeros = self.grid()
         weight = self.layer.weight.reshape(self.layer.tensor.shape)
-        return QuantizedTensor.encode(weight, self.scheme, rounded_scale(scales).half(), zeros)
+        return QuantizedTensor.encode(weight, self.scheme, allowed_scales(scales).half(), zeros)
 
 
 def _unsquashed(end: Tensor, extreme: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """What every quantiser is told."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from gossamer.compress.passes import Phase, Quantized, judged
 from gossamer.compress.quantize.grid import Grid
 from gossamer.compress.statistics import Statistics
+from gossamer.models.number_formats import Format
 from gossamer.models.packed import QuantizedTensor, Scheme
 
 
@@ -39,3 +40,19 @@ class OnGrid:
     def nearest(self, weight: Tensor, grid: Grid, statistics: Statistics | None) -> Quantized:
         """`weight` (rows, columns) rounded to the nearest points of `grid`."""
         return judged(weight, QuantizedTensor.encode(weight, self.scheme, grid.scales, grid.zeros), statistics)
+
+
+@dataclass(frozen=True)
+class InFormat(OnGrid):
+    """`format` says what codes stand for: whole numbers, or floats of few bits, whose bits and group are given with it
+    all the same (`fp8`: 8 bits, no group; `mxfp4`: 4 bits, group 32; `nvfp4`: 4 bits, group 16).
+
+    Raises `PlanError` where they contradict each other.
+    """
+
+    format: Format = field(default="int", kw_only=True)
+
+    @property
+    def scheme(self) -> Scheme:
+        """The grid's kind."""
+        return Scheme(self.bits, self.group, self.symmetric, self.format)

@@ -6,14 +6,14 @@ from torch import Tensor
 
 from gossamer.compress.passes import Needs, Quantized, usable
 from gossamer.compress.quantize.grid import Clip, fit_grid
-from gossamer.compress.quantize.on_grid import OnGrid
+from gossamer.compress.quantize.on_grid import InFormat
 from gossamer.compress.statistics import Statistics
 from gossamer.core.technique import technique
 
 
 @technique("rtn")
 @dataclass(frozen=True)
-class RoundToNearest(OnGrid):
+class RoundToNearest(InFormat):
     """Every weight goes to the nearest point of its group's grid.
 
     `bits` 2 to 8; `group` columns for each scale, None for whole rows; `clip` says how the grid's range is found (see

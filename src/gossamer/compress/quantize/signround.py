@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from gossamer.compress.passes import BlockRun, Rounded
 from gossamer.compress.quantize.blockwise import learn, passing_round
 from gossamer.compress.quantize.gptq import targets_of
-from gossamer.compress.quantize.grid import rounded_scale
 from gossamer.compress.quantize.qronos import Qronos
 from gossamer.core.technique import technique
+from gossamer.models.number_formats import allowed_scales
 from gossamer.models.packed import QuantizedTensor, Scheme
 
 WIDEST = 0.5
@@ -35,6 +35,8 @@ class SignRound(Qronos):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.format != "int":
+            raise ValueError(f"format cannot be {self.format!r}: roundings are learnt on grids of whole numbers")
         if self.iterations < 1:
             raise ValueError(f"iterations cannot be {self.iterations}: there is at least 1")
 
@@ -100,5 +102,5 @@ class _Learnt:
         """The layer on its final grid, scales rounded to 16 bits."""
         old = self.layer.tensor
         codes = self.codes().round().clamp(self.scheme.low, self.scheme.high).to(torch.int8)
-        scales = rounded_scale(old.scales.float() * self.width).half()
+        scales = allowed_scales(old.scales.float() * self.width).half()
         return QuantizedTensor(old.scheme, old.shape, codes.reshape(old.codes.shape), scales, old.zeros)
