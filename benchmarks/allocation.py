@@ -1,11 +1,13 @@
-"""Equal-bytes contest: Gossamer's searched plan against uniform GPTQ, on data that the search never saw.
+"""Equal-bytes contest: Gossamer's searched plan against uniform GPTQ and against an evolution like EvoPress's, on data
+that no search ever saw. AutoRound's AutoScheme, which wants an environment of its own, is met in peers.py.
 
 Run: python benchmarks/allocation.py [MODEL ...]   (default: every model that is at hand)
 Writes benchmarks/results/allocation.json and allocation.md.
 
-For each model and each uniform setting the budget is exactly that setting's bytes. Both plans are really applied (GPTQ,
+For each model and each uniform setting the budget is exactly that setting's bytes. All plans are really applied (GPTQ,
 same calibration data) and scored on the test part: the increase of the task loss and the divergence from the 16-bit
-model, with a paired bootstrap interval for the ratio.
+model, with a paired bootstrap interval for the ratio. The evolution starts from the uniform plan, chooses among the
+same candidates and measures whole plans on the data that the exact search refines on.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from gossamer.search.job import Job
 from gossamer.search.optimize import open_job, profile
 from gossamer.search.outcome import environment
 from gossamer.search.request import OptimizeRequest
-from gossamer.search.steps import allocated
+from gossamer.search.steps import allocated, searched
 from gossamer.search.units import assignment_of, describe
 from models import CACHE, smollm2
 
@@ -88,9 +90,14 @@ def contest(name: str, source: dict[str, str | None], effort: str, progress: Pro
         uniform = uniform_schemes(job.opened.hierarchy, scheme)
         limit = job.bytes_of(uniform)
         bank, sensitivity = profile(job)
-        chosen = assignment_of(job.units, allocated(job, bank, sensitivity, limit).chosen)
+        exact = allocated(job, bank, sensitivity, limit).chosen
+        chosen = assignment_of(job.units, exact)
+        evolving = replace(job, request=replace(job.request, search="evolution"))
+        evolved = assignment_of(job.units, searched(evolving, bank, sensitivity, limit, exact)[0])
         baseline = job.scorer("test").baseline_loss
-        ours, theirs = (job.score(job.applier(job.steps(plan), progress).tensors, "test") for plan in (chosen, uniform))
+        ours, theirs, others = (
+            job.score(job.applier(job.steps(plan), progress).tensors, "test") for plan in (chosen, uniform, evolved)
+        )
         rows.append(
             {
                 "model": name,
@@ -100,16 +107,22 @@ def contest(name: str, source: dict[str, str | None], effort: str, progress: Pro
                 "baseline_loss": baseline,
                 "loss_increase_uniform": theirs.mean_loss - baseline,
                 "loss_increase_searched": ours.mean_loss - baseline,
+                "loss_increase_evolution": others.mean_loss - baseline,
+                "kl_evolution": others.mean_kl,
                 "kl_uniform": theirs.mean_kl,
                 "kl_searched": ours.mean_kl,
                 "kl_ratio": ours.mean_kl / theirs.mean_kl,
                 "kl_ratio_interval": ratio_interval(ours.kl, theirs.kl, ours.weight),
                 "loss_ratio": (ours.mean_loss - baseline) / (theirs.mean_loss - baseline),
+                "loss_ratio_evolution": (ours.mean_loss - baseline) / (others.mean_loss - baseline),
+                "kl_ratio_evolution": ours.mean_kl / others.mean_kl,
+                "kl_ratio_evolution_interval": ratio_interval(ours.kl, others.kl, ours.weight),
                 "n": len(ours.kl),
                 "data": {**job.parts.test.protocol, "data": shown(job.parts.test.protocol["data"])},
             }
         )
-        print(json.dumps({key: rows[-1][key] for key in ("model", "budget", "kl_ratio", "loss_ratio")}), flush=True)
+        shown_keys = ("model", "budget", "kl_ratio", "loss_ratio", "kl_ratio_evolution", "loss_ratio_evolution")
+        print(json.dumps({key: rows[-1][key] for key in shown_keys}), flush=True)
     return rows
 
 
@@ -129,17 +142,29 @@ def test_of(job: Job) -> Task:
 def table(rows: list[dict]) -> str:
     """Markdown."""
     lines = [
-        "| model | bytes of | uniform GPTQ: Δ loss (KL) | searched: Δ loss (KL) | Δ loss ratio | KL ratio [95 %] |",
-        "|---|---|---|---|---|---|",
+        "| model | bytes of | uniform GPTQ: Δ loss (KL) | searched: Δ loss (KL) | Δ loss ratio | KL ratio [95 %] "
+        "| evolution: Δ loss (KL) | searched by evolution: Δ loss ratio, KL ratio [95 %] |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         low, high = row["kl_ratio_interval"]
         lines.append(
             f"| {row['model']} | {row['budget']} | {row['loss_increase_uniform']:.4f} ({row['kl_uniform']:.4f}) | "
             f"{row['loss_increase_searched']:.4f} ({row['kl_searched']:.4f}) | {row['loss_ratio']:.2f} | "
-            f"{row['kl_ratio']:.2f} [{low:.2f}, {high:.2f}] |"
+            f"{row['kl_ratio']:.2f} [{low:.2f}, {high:.2f}] | {against_evolution(row)} |"
         )
     return "\n".join(lines)
+
+
+def against_evolution(row: dict) -> str:
+    """Two cells; rows of earlier runs may have none."""
+    if "kl_evolution" not in row:
+        return "not run | —"
+    low, high = row["kl_ratio_evolution_interval"]
+    return (
+        f"{row['loss_increase_evolution']:.4f} ({row['kl_evolution']:.4f}) | "
+        f"{row['loss_ratio_evolution']:.2f}, {row['kl_ratio_evolution']:.2f} [{low:.2f}, {high:.2f}]"
+    )
 
 
 def main() -> None:
@@ -156,8 +181,13 @@ def main() -> None:
             fresh = contest(name, known[name], arguments.effort, progress)
             kept = [row for row in kept if row["model"] != name] + fresh
             met = sum(row["loss_ratio"] <= TARGET for row in kept)
+            rows = [row for row in kept if "kl_evolution" in row]
+            beaten = sum(row["loss_ratio_evolution"] <= TARGET for row in rows)
             command = f"python benchmarks/allocation.py --effort {arguments.effort}"  # rows do not depend on each other
-            summary = f"{met} of {len(kept)} budgets meet the target ratio of {TARGET} (nats, test data)."
+            summary = (
+                f"{met} of {len(kept)} budgets meet the target ratio of {TARGET} (nats, test data) against uniform "
+                f"GPTQ, {beaten} of {len(rows)} against the evolution."
+            )
             write_json(file, {"command": command, "target": TARGET, "environment": environment(), "rows": kept})
             write_text(RESULTS / "allocation.md", f"`{command}`\n\n{table(kept)}\n\n{summary}\n")
 
