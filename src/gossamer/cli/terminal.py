@@ -30,6 +30,7 @@ _NAMES = {
     "image": "image encoding",
     "ap50": "AP50",
     "kl": "KL, nats",
+    "default_kl": "default KL, nats",
 }
 
 

@@ -7,7 +7,6 @@ are encoded by themselves. The models' runs take turns, so that a busy machine d
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from gossamer.core.outcome import Measure
 from gossamer.core.progress import SILENT, Progress
 from gossamer.evaluate import meters
 from gossamer.evaluate.intervals import median_ratio
+from gossamer.models.reloading import generates
 
 if TYPE_CHECKING:
     from torch import nn
@@ -112,28 +112,18 @@ def _stages(models: Sequence[nn.Module], inputs: Mapping[str, Any]) -> dict[str,
     return {
         "prefill_ms": _Stage(
             f"a text prompt of {prompt} tokens",
-            lambda model: meters.prefill_clock(model, prompt) if _generates(model) else None,
+            lambda model: meters.prefill_clock(model, prompt) if generates(model) else None,
         ),
         "decode_ms": _Stage(
             f"a token, {NEW} in a row after {prompt} cached ones",
-            lambda model: meters.decode_clock(model, prompt, NEW) if _generates(model) else None,
+            lambda model: meters.decode_clock(model, prompt, NEW) if generates(model) else None,
         ),
         "latency_ms": _Stage(
             "a forward pass of one example",
-            lambda model: None if _generates(model) else meters.forward_clock(model, inputs),
+            lambda model: None if generates(model) else meters.forward_clock(model, inputs),
         ),
         "image_ms": _Stage("the encoding of one example's images", image),
     }
-
-
-def _generates(model: Any) -> bool:
-    """Whether the model writes token after token, its past kept in a cache that is handed on."""
-    known = set(inspect.signature(model.forward).parameters)
-    return (
-        model.can_generate()
-        and {"input_ids", "past_key_values"} <= known
-        and not getattr(model.config, "is_encoder_decoder", False)
-    )
 
 
 def _prompt(model: Any) -> int:

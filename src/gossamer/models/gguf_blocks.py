@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gossamer.models.packed import QuantizedTensor
+from gossamer.models.packed import QuantizedTensor, brief_dtype
 
 BYTE = torch.uint8
 
@@ -87,12 +87,11 @@ def encode_dense(values: Tensor) -> Encoded:
     values = values.float().contiguous()
     if values.dim() < 2:
         return Encoded("F32", values.numpy(), True)
-    half = values.half()
-    exact = bool((half.float() == values).all())
-    brief = bool((values.bfloat16().float() == values).all())
-    if exact or (not brief and bool(torch.isfinite(half).all())):
-        return Encoded("F16", half.numpy(), exact)
-    return Encoded("BF16", quantize(values.numpy(), GGMLQuantizationType.BF16), brief)
+    if brief_dtype(values) == torch.float16:
+        half = values.half()
+        return Encoded("F16", half.numpy(), bool((half.float() == values).all()))
+    exact = bool((values.bfloat16().float() == values).all())
+    return Encoded("BF16", quantize(values.numpy(), GGMLQuantizationType.BF16), exact)
 
 
 def _shifted(kind: str, codes: Tensor, tensor: QuantizedTensor, zeros: Tensor) -> Encoded:

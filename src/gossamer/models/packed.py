@@ -255,6 +255,15 @@ def scheme_state(scheme: Scheme) -> Tensor:
     return torch.tensor([scheme.bits, scheme.group or 0, int(scheme.symmetric), FORMATS.index(scheme.format)])
 
 
+def brief_dtype(values: Tensor) -> torch.dtype:
+    """The 16-bit type for float values off any grid: float16, or bfloat16 where only that holds them or their range."""
+    half = values.half()
+    if bool((half.float() == values).all()):
+        return torch.float16
+    exact = bool((values.bfloat16().float() == values).all())
+    return torch.float16 if not exact and bool(torch.isfinite(half).all()) else torch.bfloat16
+
+
 def _words(elements: int, bits: int) -> int:
     return -(-elements * bits // 32)
 

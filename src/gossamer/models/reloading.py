@@ -1,5 +1,6 @@
 """Reading a written checkpoint back through plain `transformers`, and checking that everything arrived."""
 
+import inspect
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -138,3 +139,13 @@ def logits_of(output: Any) -> "Tensor":
             tensor: Tensor = value
             return tensor
     raise ModelError("the model's output holds no logits: it needs a task head to be judged by")
+
+
+def generates(model: Any) -> bool:
+    """Whether the model writes token after token, its past kept in a cache that is handed on."""
+    known = set(inspect.signature(model.forward).parameters)
+    return (
+        model.can_generate()
+        and {"input_ids", "past_key_values"} <= known
+        and not getattr(model.config, "is_encoder_decoder", False)
+    )

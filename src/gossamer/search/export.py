@@ -13,7 +13,8 @@ from gossamer.models.adapter import FOLDER
 from gossamer.models.gguf import gguf_tokenizer, read_gguf
 from gossamer.models.gguf_write import read_back, write_gguf
 from gossamer.models.inputs import input_grid
-from gossamer.models.open import open_model
+from gossamer.models.open import Opened, open_model
+from gossamer.models.packed import QuantizedTensor
 from gossamer.models.reloading import gap, logits_of
 from gossamer.models.stored_codes import stored_codes
 from gossamer.search.finish import PARITY_LIMIT
@@ -32,18 +33,10 @@ def export_gguf_job(source: str, out: Path, progress: Progress = SILENT) -> Json
     """
     if out.suffix != ".gguf":
         raise OutputError(f"cannot write {out}: a GGUF file's name ends in .gguf")
-    opened = open_model(_checkpoint(source))
-    folder = opened.file if opened.file is not None and opened.file.is_dir() else None
-    if folder is not None and (folder / FOLDER).exists():
-        raise ModelError(f"{folder} has low-rank matrices beside it ({FOLDER}): GGUF export takes no adapters")
+    opened = open_model(checkpoint_of(source))
+    codes = codes_of(opened, "GGUF")
     if opened.tokenizer is None:
         raise ModelError(f"{source} has no tokenizer: a GGUF file carries its own")
-    rounding = next((name for name, module in opened.model.named_modules() if input_grid(module)), None)
-    if rounding is not None:
-        raise ModelError(
-            f"{source} rounds the inputs of {rounding}: GGUF has no place for that, export the weights alone"
-        )
-    codes = stored_codes(folder, opened.model) if folder is not None else {}
     words = opened.tokenizer(PROBE)["input_ids"]
     probe = torch.tensor([words[:32]])
     before = _logits(opened.model, probe)
@@ -75,10 +68,26 @@ def export_gguf_job(source: str, out: Path, progress: Progress = SILENT) -> Json
     }
 
 
-def _checkpoint(source: str) -> str:
+def checkpoint_of(source: str) -> str:
     """The checkpoint of a run, or the model itself."""
     run = Path(source)
     return str(run / read_result(run)["checkpoint"]) if (run / "gossamer-run.json").exists() else source
+
+
+def codes_of(opened: Opened, form: str) -> dict[str, QuantizedTensor]:
+    """Parameter → the codes that the checkpoint holds.
+
+    Raises `ModelError`, which names the format `form`, where there are low-rank matrices beside it, or rounded inputs.
+    """
+    rounding = next((name for name, module in opened.model.named_modules() if input_grid(module)), None)
+    if rounding is not None:
+        raise ModelError(
+            f"{opened.source} rounds the inputs of {rounding}: {form} has no place for that, export the weights alone"
+        )
+    folder = opened.file if opened.file is not None and opened.file.is_dir() else None
+    if folder is not None and (folder / FOLDER).exists():
+        raise ModelError(f"{folder} has low-rank matrices beside it ({FOLDER}): {form} export takes no adapters")
+    return stored_codes(folder, opened.model) if folder is not None else {}
 
 
 def _logits(model: nn.Module, ids: Tensor) -> Tensor:
