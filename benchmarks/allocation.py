@@ -79,12 +79,12 @@ def ratio_interval(numerator: np.ndarray, denominator: np.ndarray, weight: np.nd
     return np.percentile(top / bottom, [2.5, 97.5]).tolist()
 
 
-def contest(name: str, source: dict[str, str | None], effort: str, progress: Progress) -> list[dict]:
+def contest(name: str, source: dict[str, str | None], effort: str, on: str, progress: Progress) -> list[dict]:
     """The rows of one model."""
     rows = []
     out = Path(".cache/benchmarks/allocation") / name
     for scheme in BUDGETS:
-        request = OptimizeRequest(out=out, ratio=1.0, effort=effort, technique="gptq", **source)
+        request = OptimizeRequest(out=out, ratio=1.0, effort=effort, technique="gptq", on=on, **source)
         job = open_job(request, progress)
         job = replace(job, parts=replace(job.parts, test=test_of(job)))
         uniform = uniform_schemes(job.opened.hierarchy, scheme)
@@ -172,13 +172,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help="names of the contestants to run")
     parser.add_argument("--effort", default="standard", choices=["quick", "standard", "thorough"])
+    parser.add_argument("--on", default="cpu", help="cpu or cuda")
     arguments = parser.parse_args()
     known = contestants()
     file = RESULTS / "allocation.json"
     kept = json.loads(file.read_text())["rows"] if file.exists() else []
     with Progress() as progress:
         for name in arguments.models or list(known):
-            fresh = contest(name, known[name], arguments.effort, progress)
+            fresh = contest(name, known[name], arguments.effort, arguments.on, progress)
             kept = [row for row in kept if row["model"] != name] + fresh
             met = sum(row["loss_ratio"] <= TARGET for row in kept)
             rows = [row for row in kept if "kl_evolution" in row]

@@ -1,20 +1,23 @@
 """Every technique on the same model, calibration data and test data: rounding, pruning, factors, and chains of them.
 
-Run: python benchmarks/methods.py [MODEL ...] [--only PRESET ...]   (default: tiny-lm tiny-vlm; with GOSSAMER_DATA also
-SmolLM2-135M and stories260K). Writes benchmarks/results/methods.json and methods.md; rows of other runs stay.
+Run: python benchmarks/methods.py [MODEL ...] [--only PRESET ...] [--on cuda] [--jobs N]   (default: tiny-lm tiny-vlm;
+with GOSSAMER_DATA also SmolLM2-135M and stories260K). Writes benchmarks/results/methods.json and methods.md; rows of
+other runs stay.
 
 Each row is a preset, applied as `gossamer apply PRESET` does: on every plain linear layer of the blocks, the projector
 and, where it is quantised, an untied head. `awq/gptq` scales as AWQ does and rounds as GPTQ does. Loss is in nats per
 answer or token on the test part, which no technique saw; the change against the 16-bit model is paired over positions,
 with a bootstrap interval. Bytes are packed ones: codes, scales, factors, and for pruned weights a bit mask and the
-values that stay, though no public container of compressed-tensors leaves zeros out. Time is CPU time of the compression
-alone; its ratio is to `gptq-w3g64` on the same model in the same run.
+values that stay, though no public container of compressed-tensors leaves zeros out. Time is that of the compression
+alone, CPU time, or wall time on a GPU; its ratio is to `gptq-w3g64` on the same model in the same run.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from gossamer.compress.apply import Applied, apply_steps
 from gossamer.compress.presets import preset_steps
 from gossamer.core.files import write_json, write_text
 from gossamer.core.plan import Step
+from gossamer.engine.forward import forward
 from gossamer.evaluate.intervals import paired_mean
 from gossamer.models.accounting import account
 from gossamer.models.open import Opened, open_model
@@ -91,40 +95,46 @@ def losses(job: Job, model: Any) -> np.ndarray:
     """The loss in nats of each position of the test part."""
     found = []
     for batch in job.parts.test.batches(job.batch):
-        log_probs = job.parts.test.log_probs(model(**batch.inputs), batch)
-        found.append(job.parts.test.losses(log_probs, batch).double().numpy())
+        log_probs = job.parts.test.log_probs(forward(model, batch.inputs), batch)
+        found.append(job.parts.test.losses(log_probs, batch).double().cpu().numpy())
     return np.concatenate(found)
 
 
-def rows_of(name: str, source: dict[str, str | None], presets: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """The rows of one model, one after another."""
+@cache
+def opened_job(name: str, on: str) -> tuple[Job, np.ndarray]:
+    """The data of one model's contest and the losses of the unchanged model."""
     import torch
 
     out = Path(".cache/benchmarks/methods") / name
-    job = open_job(OptimizeRequest(out=out, ratio=1.0, effort="standard", **source))
-    base = None
+    job = open_job(OptimizeRequest(out=out, ratio=1.0, effort="standard", on=on, **known()[name]))
     with torch.inference_mode():
-        reference = losses(job, job.opened.model)
-    for preset in (BASE, *(preset for preset in presets if preset != BASE)):
-        opened = open_model(str(source["model"]))
-        start = time.process_time()
-        done = apply_steps(opened.model, opened.hierarchy, steps_for(preset, job), job.calibration)
-        seconds = time.process_time() - start
-        base = base or seconds
-        with torch.inference_mode():
-            change = paired_mean(reference, losses(job, opened.model), over="positions")
-        print(f"{name} {preset}: {change.value:+.4f} in {seconds:.1f} s", flush=True)
-        yield {
-            "model": name,
-            "preset": preset,
-            "loss_16_bit": float(reference.mean()),
-            "loss_change": change.model_dump(),
-            "weight_bytes": packed_bytes(opened, done),
-            "dense_bytes": account(opened, {}).weight_bytes,
-            "cpu_seconds": seconds,
-            "time_ratio": seconds / base,
-            "calibration": job.parts.counts["calibrate"],
-        }
+        return job, losses(job, job.opened.model)
+
+
+def row_of(name: str, preset: str, on: str) -> dict[str, Any]:
+    """One preset on one model."""
+    import torch
+
+    job, reference = opened_job(name, on)
+    opened = open_model(job.request.model)
+    opened.model.to(on)
+    clock = time.process_time if on == "cpu" else time.perf_counter
+    start = clock()
+    done = apply_steps(opened.model, opened.hierarchy, steps_for(preset, job), job.calibration)
+    seconds = clock() - start
+    with torch.inference_mode():
+        change = paired_mean(reference, losses(job, opened.model), over="positions")
+    return {
+        "model": name,
+        "preset": preset,
+        "loss_16_bit": float(reference.mean()),
+        "loss_change": change.model_dump(),
+        "weight_bytes": packed_bytes(opened, done),
+        "dense_bytes": account(opened, {}).weight_bytes,
+        "seconds": seconds,
+        "on": "cpu" if on == "cpu" else torch.cuda.get_device_name(on),
+        "calibration": job.parts.counts["calibrate"],
+    }
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -132,11 +142,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| model | preset | bytes | Δ loss, nats [95 %] | time by GPTQ's |", "|---|---|---|---|---|"]
     for row in rows:
         change = row["loss_change"]
+        ratio = f"{row['time_ratio']:.1f}" if "time_ratio" in row else "—"
         lines.append(
             f"| {row['model']} | {row['preset']} | {row['weight_bytes']:,} | "
-            f"{change['value']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}] | {row['time_ratio']:.1f} |"
+            f"{change['value']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}] | {ratio} |"
         )
     return "\n".join(lines)
+
+
+def known() -> dict[str, dict[str, str | None]]:
+    """Name → model, task, data."""
+    return {model: {"model": model} for model in ("tiny-lm", "tiny-vlm")} | contestants()
 
 
 def main() -> None:
@@ -144,17 +160,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["tiny-lm", "tiny-vlm"])
     parser.add_argument("--only", nargs="+", default=PRESETS, metavar="PRESET")
+    parser.add_argument("--on", default="cpu", help="cpu or cuda")
+    parser.add_argument("--jobs", type=int, default=1, help="presets at a time, each in a process")
     options = parser.parse_args()
-    known = {model: {"model": model} for model in ("tiny-lm", "tiny-vlm")} | contestants()
     file = RESULTS / "methods.json"
     rows = json.loads(file.read_text())["rows"] if file.exists() else []
-    for model in options.models:
-        for row in rows_of(model, known[model], tuple(options.only)):
-            rows = [other for other in rows if (other["model"], other["preset"]) != (model, row["preset"])] + [row]
-            rows.sort(key=place_of)
-            report = {"command": "python benchmarks/methods.py", "environment": environment(), "rows": rows}
-            write_json(file, report)
-            write_text(RESULTS / "methods.md", f"`{report['command']}`\n\n{table(rows)}\n")
+    with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        for model in options.models:
+            presets = (BASE, *(preset for preset in options.only if preset != BASE))
+            futures = {pool.submit(row_of, model, preset, options.on): preset for preset in presets}
+            fresh: dict[str, dict[str, Any]] = {}
+            others = rows
+            for future in as_completed(futures):
+                if future.exception() is not None:
+                    print(f"{model} {futures[future]}: {future.exception()}", flush=True)
+                    continue
+                row = fresh[futures[future]] = future.result()
+                print(
+                    f"{model} {row['preset']}: {row['loss_change']['value']:+.4f} in {row['seconds']:.1f} s", flush=True
+                )
+                for one in fresh.values() if BASE in fresh else ():
+                    one["time_ratio"] = one["seconds"] / fresh[BASE]["seconds"]
+                others = [one for one in rows if one["model"] != model or one["preset"] not in fresh]
+                write(sorted([*others, *fresh.values()], key=place_of))
+            rows = [*others, *fresh.values()]
+
+
+def write(rows: list[dict[str, Any]]) -> None:
+    """The report, as JSON and as the table for the docs."""
+    report = {"command": "python benchmarks/methods.py", "environment": environment(), "rows": rows}
+    write_json(RESULTS / "methods.json", report)
+    write_text(RESULTS / "methods.md", f"`{report['command']}`\n\n{table(rows)}\n")
 
 
 def place_of(row: dict[str, Any]) -> tuple[str, int]:

@@ -29,11 +29,11 @@ TARGETS = {0.4074: 0.002, 0.62: 0.06}
 """Share of the bytes saved → relative increase of perplexity that is aimed at, at most."""
 
 
-def rows_of(name: str, source: dict[str, str | None], effort: str, progress: Progress) -> list[dict]:
+def rows_of(name: str, source: dict[str, str | None], effort: str, on: str, progress: Progress) -> list[dict]:
     """A row for each saving."""
     rows = []
     out = Path(".cache/benchmarks/savings") / name
-    job = open_job(OptimizeRequest(out=out, ratio=1.0, effort=effort, **source), progress)
+    job = open_job(OptimizeRequest(out=out, ratio=1.0, effort=effort, on=on, **source), progress)
     job = replace(job, parts=replace(job.parts, test=test_of(job)))
     bank, sensitivity = profile(job)
     for saving, target in TARGETS.items():
@@ -92,6 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", help="tiny-lm, SmolLM2-135M")
     parser.add_argument("--effort", default="quick", choices=["quick", "standard", "thorough"])
+    parser.add_argument("--on", default="cpu", help="cpu or cuda")
     arguments = parser.parse_args()
     known = {"tiny-lm": {"model": "tiny-lm"}, **contestants()}
     file = RESULTS / "savings.json"
@@ -99,7 +100,7 @@ def main() -> None:
     command = f"python benchmarks/savings.py --effort {arguments.effort}"  # rows do not depend on each other
     with Progress() as progress:
         for name in arguments.models or [name for name in ("tiny-lm", "SmolLM2-135M") if name in known]:
-            fresh = rows_of(name, known[name], arguments.effort, progress)
+            fresh = rows_of(name, known[name], arguments.effort, arguments.on, progress)
             kept = [row for row in kept if row["model"] != name] + fresh
             write_json(file, {"command": command, "environment": environment(), "rows": kept})
             write_text(RESULTS / "savings.md", f"`{command}`\n\n{table(kept)}\n")

@@ -28,7 +28,8 @@ def uniform(task: Task) -> Prepared:
     """A preset's steps, on the same samples and as many at a time as the peers get."""
     opened = open_model(task.model)
     technique = task.side.removeprefix("gossamer ")
-    name = f"{technique}-w{int(task.bits)}g{task.group}"
+    whole_rows = f"smoothquant+gptq-w{int(task.bits)}"  # as the peer, whose activations the judge rounds too
+    name = whole_rows if technique == "smoothquant" else f"{technique}-w{int(task.bits)}g{task.group}"
     steps = learning(preset_steps(name, opened.hierarchy), task)
 
     def call() -> Applied:

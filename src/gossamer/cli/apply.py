@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from gossamer.cli.options import Json, Model, Out, Threads
+from gossamer.cli.options import Json, Model, On, Out, Threads
 from gossamer.cli.terminal import Result, figures, job, line, notes, show
 
 EXAMPLE = "gossamer apply gptq-w4g64 tiny-vlm --out runs/w4"
@@ -19,7 +19,9 @@ PlanName = Annotated[
 ]
 
 
-def command(plan: PlanName, model: Model, out: Out, threads: Threads = None, as_json: Json = False) -> None:
+def command(
+    plan: PlanName, model: Model, out: Out, on: On = "cpu", threads: Threads = None, as_json: Json = False
+) -> None:
     """Replay a plan, or a uniform preset, on a model.
 
     A plan is bound to the model it was made for; a preset goes with any model. The result is exported to --out.
@@ -27,7 +29,7 @@ def command(plan: PlanName, model: Model, out: Out, threads: Threads = None, as_
     with job(threads) as progress:
         from gossamer.search.jobs import apply_job
 
-        result = apply_job(plan, model, out, progress)
+        result = apply_job(plan, model, out, progress, on)
     show(result, as_json, draw)
 
 

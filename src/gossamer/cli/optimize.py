@@ -16,6 +16,7 @@ from gossamer.cli.options import (
     MaxLoss,
     Memory,
     Model,
+    On,
     Out,
     Ratio,
     Search,
@@ -48,6 +49,7 @@ def command(
     search: SearchOption = Search.exact,
     dry_run: DryRun = False,
     seed: Seed = 0,
+    on: On = "cpu",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -76,6 +78,7 @@ def command(
             technique=technique.value,
             search=search.value,
             dry_run=dry_run,
+            on=on,
             command=shlex.join(["gossamer", *sys.argv[1:]]),
         )
         result = optimize(request, progress)

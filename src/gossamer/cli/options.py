@@ -62,6 +62,9 @@ TestData = Annotated[
     str | None,
     typer.Option(metavar="PATH", help="Data for the final figures only; by default a split of --data."),
 ]
+On = Annotated[
+    str, typer.Option("--on", metavar="DEVICE", help="Where the work is done: cpu, or cuda for a GPU at hand.")
+]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Use at most N examples.")]
 Meters = Annotated[
     bool, typer.Option("--meters", help="Also measure latency of the model's stages and memory of its weights.")

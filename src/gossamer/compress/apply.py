@@ -38,8 +38,8 @@ class Applied:
 
     `hierarchy` is the model's as it is now: what is left after blocks and channels went, under the paths of before.
     `tensors` are the weights on grids, `masks` bool (rows, columns) tell which values of pruned weights may be other
-    than 0, `low_ranks` are what is added to a weight, `losses` each layer's relative output error on calibration data;
-    `notes` are remarks.
+    than 0, `low_ranks` are what is added to a weight, all in the processor's memory; `losses` are each layer's relative
+    output error on calibration data, `notes` remarks.
     """
 
     hierarchy: Hierarchy
@@ -113,7 +113,8 @@ def _heal(model: nn.Module, healing: _Healing, progress: Progress, result: Appli
             parts[layer.path] = Parts(tensor, None, low_rank)
         elif low_rank is not None or layer.path in result.masks:
             dense = read_matrix(model, layer).float()
-            parts[layer.path] = Parts(None, dense if low_rank is None else dense - low_rank.dense(), low_rank)
+            rest = dense if low_rank is None else dense - low_rank.to(dense.device).dense()
+            parts[layer.path] = Parts(None, rest, low_rank)
     healed = healing.technique.heal(model, result.hierarchy, parts, healing.lessons, healing.held_out, progress)
     for path, part in healed.parts.items():
         if part.tensor is not None:
@@ -152,11 +153,11 @@ def _compress(
         if done.inputs is not None:
             round_inputs(model.get_submodule(layer.module), done.inputs)
         if done.tensor is not None:
-            result.tensors[layer.path] = reshaped(done.tensor, layer)
+            result.tensors[layer.path] = reshaped(done.tensor, layer).to("cpu")
         if done.mask is not None:
-            result.masks[layer.path] = done.mask
+            result.masks[layer.path] = done.mask.cpu()
         if done.low_rank is not None:
-            result.low_ranks[layer.path] = done.low_rank
+            result.low_ranks[layer.path] = done.low_rank.to("cpu")
         result.losses[layer.path] = done.loss
         result.notes.extend(f"{layer.path}: {note}" for note in done.notes if layer.kind != "embedding")
 
@@ -181,7 +182,7 @@ def _compress(
         found = _polished(model, block, rounded, chains, _runs(batches, entries, targets))
         for path, tensor in found.items():
             put(layers[path], tensor.dequantize())
-            result.tensors[path] = reshaped(tensor, layers[path])
+            result.tensors[path] = reshaped(tensor, layers[path]).to("cpu")
             before = rounded[path]
             result.losses[path] = judged(before.weight, tensor, before.statistics).loss
         rounded.clear()
@@ -209,7 +210,7 @@ def _runs(batches: Sequence[Batch], entries: Sequence[Entry], targets: Sequence[
         output: Tensor = target[0] if isinstance(target, tuple) else target
         mask = token_mask(batch)
         fits = mask is not None and output.shape[:2] == mask.shape
-        runs.append(BlockRun(entry.args, entry.kwargs, output, mask if fits else None))
+        runs.append(BlockRun(entry.args, entry.kwargs, output, mask.to(output.device) if fits else None))
     return runs
 
 

@@ -309,4 +309,4 @@ def _fitting(mask: Tensor | None, inputs: Tensor) -> Tensor | None:
     """The padding mask, where the layer's inputs are laid out in the mask's tokens."""
     if mask is None or inputs.dim() < 3 or inputs.shape[:2] != mask.shape or bool(torch.all(mask)):
         return None
-    return mask
+    return mask.to(inputs.device)

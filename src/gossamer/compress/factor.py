@@ -64,7 +64,7 @@ def factorise(hessian: Tensor, damping: float, act_order: bool) -> Factor | None
         raise ModelError("a calibration Hessian holds NaN or infinite values: check the calibration data")
     dead = diagonal <= 0
     mean = float(diagonal.mean())
-    order = torch.arange(len(diagonal))
+    order = torch.arange(len(diagonal), device=hessian.device)
     if act_order:
         order = torch.argsort(diagonal, descending=True, stable=True)
     attempt = damping

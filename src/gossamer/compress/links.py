@@ -42,11 +42,12 @@ class Link:
         for consumer, source in zip(self.consumers, self.sources, strict=True):
             weight = model.get_parameter(consumer.tensor)
             with torch.no_grad():
-                weight.mul_(columns_of(factors, source).to(weight.dtype))
+                weight.mul_(columns_of(factors, source).to(weight))
 
 
 def columns_of(factors: Tensor, source: Tensor) -> Tensor:
     """The factor of each column, (columns,): its channel's, 1 where it has none."""
+    source = source.to(factors.device)
     return torch.where(source >= 0, factors[source.clamp_min(0)], 1.0)
 
 
@@ -101,7 +102,7 @@ def _scale(module: nn.Module, factors: Tensor) -> None:
         for name in ("weight", "bias"):
             parameter = module._parameters.get(name)
             if parameter is not None:
-                parameter.mul_(factors.to(parameter.dtype).reshape(-1, *[1] * (parameter.dim() - 1)))
+                parameter.mul_(factors.to(parameter).reshape(-1, *[1] * (parameter.dim() - 1)))
 
 
 @contextmanager

@@ -74,7 +74,8 @@ def _fold(model: nn.Module, link: Link, statistics: Mapping[str, Statistics], as
         return False
     weights = [read_matrix(model, layer).float() for layer in link.consumers]
     known = [statistics[layer.path] for layer in link.consumers]
-    factors = technique.scales(weights, known, link.sources, link.channels)
+    sources = [source.to(weight.device) for source, weight in zip(link.sources, weights, strict=True)]
+    factors = technique.scales(weights, known, sources, link.channels)
     if factors is not None:
         link.fold(model, factors)
     return True

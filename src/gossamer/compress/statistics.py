@@ -85,10 +85,11 @@ class Accumulator:
         self._path = path
         self._layer = layer
         self._columns = _columns(path, layer)
+        self._device = cast(Tensor, layer.weight).device
         dtype = torch.float64 if self._columns <= _DOUBLE_COLUMNS else torch.float32
-        self._mean = torch.zeros(self._columns, self._columns, dtype=dtype)
+        self._mean = torch.zeros(self._columns, self._columns, dtype=dtype, device=self._device)
         self._cross: Tensor | None = None
-        self._largest = torch.zeros(self._columns)
+        self._largest = torch.zeros(self._columns, device=self._device)
         self._waiting: list[Tensor] = []
         self._unchanged: list[Tensor] = []
         self.tokens = 0
@@ -116,11 +117,11 @@ class Accumulator:
             yield rows if mask is None else rows[mask.reshape(-1)]
 
     def _add_rows(self, rows: Tensor, unchanged: Tensor | None) -> None:
-        rows = rows.detach().to("cpu", torch.float32)
+        rows = rows.detach().to(self._device, torch.float32)
         enough = sum(map(len, self._waiting)) + len(rows) >= _ROWS
         self._waiting.append(rows if enough else rows.clone())  # the model may write over an input it has used
         if unchanged is not None:
-            self._unchanged.append(unchanged.detach().to("cpu", torch.float32))
+            self._unchanged.append(unchanged.detach().to(self._device, torch.float32))
         if enough:
             self._fold()
 

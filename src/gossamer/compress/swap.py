@@ -27,7 +27,7 @@ class Swap:
     def put(self, layer: Layer, tensor: QuantizedTensor | None) -> None:
         """The layer computes with `tensor` from now on; None restores the original."""
         if tensor is not None:
-            self.put_values(layer, tensor.dequantize())
+            self.put_values(layer, tensor.to(self._model.get_parameter(layer.tensor).device).dequantize())
         elif layer.path in self._originals:
             parameters = self._model.get_submodule(layer.module)._parameters
             parameters[layer.parameter] = self._originals.pop(layer.path)[1]
@@ -60,7 +60,7 @@ def replace_weight(model: nn.Module, layer: Layer, values: Tensor) -> None:
     """The layer computes with `values`, as a new parameter of the old one's type: other owners keep the old one."""
     parameters = model.get_submodule(layer.module)._parameters
     original = cast(nn.Parameter, parameters[layer.parameter])
-    parameters[layer.parameter] = nn.Parameter(values.to(original.dtype).reshape(original.shape), requires_grad=False)
+    parameters[layer.parameter] = nn.Parameter(values.to(original).reshape(original.shape), requires_grad=False)
 
 
 def overwrite_weight(model: nn.Module, layer: Layer, values: Tensor) -> None:

@@ -3,13 +3,45 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from gossamer.core.errors import DeviceError
+
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
 def forward(model: "nn.Module", inputs: Mapping[str, Any]) -> Any:
-    """The model's output, without a cache unless `inputs` ask for one; gradients are taken if they are on."""
+    """The model's output, without a cache unless `inputs` ask for one; gradients are taken if they are on.
+
+    Tensors among the inputs are brought to the model's device.
+    """
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     extra = {"use_cache": False} if hasattr(text, "use_cache") else {}
-    return model(**{**extra, **inputs})
+    return model(**{**extra, **placed(inputs, device_of(model))})
+
+
+def device_of(model: "nn.Module") -> "torch.device":
+    """Where the model computes: where its first parameter is, the processor if it has none."""
+    import torch
+
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def named_device(on: str) -> "torch.device":
+    """The device of a name such as `cpu` or `cuda:1`. Raises `DeviceError` if it is not at hand."""
+    import torch
+
+    try:
+        torch.empty(0, device=on)
+        return torch.device(on)
+    except (RuntimeError, AssertionError):
+        more = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+        raise DeviceError(f"cannot compute on {on!r}: this machine has {', '.join(['cpu', *more])}") from None
+
+
+def placed(inputs: Mapping[str, Any], device: "torch.device") -> dict[str, Any]:
+    """The inputs with their tensors on `device`."""
+    import torch
+
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from gossamer.core.errors import ModelError
 from gossamer.core.outcome import Measure
+from gossamer.engine.forward import device_of, placed
 from gossamer.models.stored import read_header
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ def forward_clock(model: nn.Module, inputs: Mapping[str, Any]) -> Clock:
     """From the `inputs` of one forward pass, which are the model's keyword arguments, to its output."""
     import torch
 
-    device = _device(model)
-    given = {key: value.to(device) for key, value in inputs.items()}
+    device = device_of(model)
+    given = placed(inputs, device)
 
     def run() -> None:
         with torch.inference_mode():
@@ -123,7 +124,7 @@ def image_clock(model: nn.Module, inputs: Mapping[str, Any]) -> Clock:
     encode = getattr(model, "get_image_features", None) or getattr(inner, "get_image_features", None)
     if encode is None:
         raise ModelError("this model encodes no images: image latency needs a vision-language model")
-    device = _device(model)
+    device = device_of(model)
     known = set(inspect.signature(encode).parameters) - {"input_ids", "attention_mask"}
     given = {key: value.to(device) for key, value in inputs.items() if key in known}
     if "pixel_values" not in given:
@@ -201,12 +202,6 @@ def memory_bytes(model: nn.Module) -> int:
     return sum(seen.values())
 
 
-def _device(model: nn.Module) -> Any:
-    import torch
-
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
-
-
 def _waiter(device: Any) -> Callable[[], None]:
     if device is not None and getattr(device, "type", str(device)) == "cuda":
         import torch
@@ -224,5 +219,5 @@ def _random_ids(model: nn.Module, batch: int, tokens: int) -> tuple[Any, Any]:
     special = {getattr(config, name, None) for name in ("image_token_id", "image_token_index", "video_token_id")}
     usable = torch.tensor([i for i in range(min(text.vocab_size, 4096)) if i not in special])
     picks = torch.randint(len(usable), (batch, tokens), generator=torch.Generator().manual_seed(0))
-    device = _device(model)
+    device = device_of(model)
     return usable[picks].to(device), device

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from gossamer.core.outcome import Measure
 from gossamer.core.progress import SILENT, Progress
 from gossamer.data.batch import Batch
+from gossamer.engine.forward import device_of, placed
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -76,9 +77,8 @@ def forward(model: nn.Module, batch: Batch, **extra: Any) -> Any:
     """The model's output on a batch, without gradients, on the model's own device."""
     import torch
 
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with torch.inference_mode():
-        return model(**{key: value.to(device) for key, value in batch.inputs.items()}, **extra)
+        return model(**placed(batch.inputs, device_of(model)), **extra)
 
 
 class BatchCache:

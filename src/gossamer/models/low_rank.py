@@ -38,6 +38,10 @@ class LowRank:
         """Bytes of both factors."""
         return 2 * (self.left.numel() + self.right.numel())
 
+    def to(self, device: "torch.device | str") -> "LowRank":
+        """The same on another device."""
+        return LowRank(self.left.to(device), self.right.to(device))
+
     def dense(self) -> Tensor:
         """The matrix, float32 (rows, columns)."""
         return self.left.float() @ self.right.float()

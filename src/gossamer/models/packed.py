@@ -158,6 +158,11 @@ class QuantizedTensor:
         codes = scheme.encode(steps).reshape(matrix.shape)
         return cls(scheme, tuple(weight.shape), codes, scales, None if zeros is None else zeros.to(torch.int8))
 
+    def to(self, device: "torch.device | str") -> "QuantizedTensor":
+        """The same on another device."""
+        zeros = None if self.zeros is None else self.zeros.to(device)
+        return replace(self, codes=self.codes.to(device), scales=self.scales.to(device), zeros=zeros)
+
     def dequantize(self) -> Tensor:
         """The weight, float32, of `shape`. Exact: the products need fewer bits than float32 has."""
         return (self.steps() * self.scales.float().unsqueeze(-1)).reshape(self.shape)

@@ -149,5 +149,5 @@ def _candidates(
         settings = {"bits": scheme.bits, "group": scheme.group, "symmetric": scheme.symmetric}
         done = build(technique, settings).quantize(weight, statistics)
         error = done.loss if statistics is not None else math.nan
-        candidates[layer.path, scheme] = (reshaped(done.tensor, layer), error)
+        candidates[layer.path, scheme] = (reshaped(done.tensor, layer).to("cpu"), error)
     return candidates

@@ -57,7 +57,8 @@ class Job:
     def key(self) -> Any:
         """What every result of this job depends on, besides its own inputs."""
         parts = key_of(self.parts, self.sizes, self.request.seed)
-        return [gossamer.__version__, self.opened.fingerprint, parts, BANK_TECHNIQUE]
+        place = [] if self.request.on == "cpu" else [self.request.on]  # elsewhere sums are rounded differently
+        return [gossamer.__version__, self.opened.fingerprint, parts, BANK_TECHNIQUE, *place]
 
     @property
     def dense_bytes(self) -> int:

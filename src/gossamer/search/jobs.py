@@ -16,6 +16,7 @@ from gossamer.core.outcome import Measure
 from gossamer.core.plan import Calibration, ModelBinding, Plan, load_plan
 from gossamer.core.progress import SILENT, Progress
 from gossamer.data.batch import Batch
+from gossamer.engine.forward import named_device
 from gossamer.evaluate.job import chosen_task
 from gossamer.evaluate.running import RUNTIME, measure_running
 from gossamer.evaluate.splits import sources
@@ -31,14 +32,15 @@ PRESET_SAMPLES = 128
 """Calibration examples of a preset, or as many as the data holds."""
 
 
-def apply_job(plan: str, model: str, out: Path, progress: Progress = SILENT) -> Json:
+def apply_job(plan: str, model: str, out: Path, progress: Progress = SILENT, on: str = "cpu") -> Json:
     """Carries out a plan file, or a preset such as `gptq-w4g64`, on `model` and writes the checkpoint to `out`.
 
-    A preset is calibrated on the model's own default data. Returns `checkpoint`, `plan`, `measured`, `parity` (None
-    where neither plan nor model names data on which outputs could be compared) and `notes`. Raises `PlanError` for a
-    plan that is malformed or made for another model.
+    It computes on the device `on`, `cpu` or `cuda`. A preset is calibrated on the model's own default data. Returns
+    `checkpoint`, `plan`, `measured`, `parity` (None where neither plan nor model names data on which outputs could be
+    compared) and `notes`. Raises `PlanError` for a plan that is malformed or made for another model.
     """
     refuse_foreign(out, "config.json")
+    device = named_device(on)
     is_file = Path(plan).suffix in (".yaml", ".yml") or Path(plan).exists()
     loaded = load_plan(Path(plan)) if is_file else None
     opened = open_model(model)
@@ -47,7 +49,9 @@ def apply_job(plan: str, model: str, out: Path, progress: Progress = SILENT) -> 
     loaded.check_model(opened.hierarchy.family, opened.fingerprint)
     batches = calibration_batches(loaded.calibration, opened)
     dense = account(opened, {}).weight_bytes
+    opened.model.to(device)
     applied = apply_steps(opened.model, opened.hierarchy, loaded.compression, batches, progress)
+    opened.model.cpu()
     done = finish(opened, applied, out, _probe(opened, batches))
     loaded.save(out / "plan.yaml")
     size = done.stored.weight_bytes

@@ -13,6 +13,7 @@ from gossamer.core.errors import BudgetError
 from gossamer.core.files import write_json
 from gossamer.core.progress import SILENT, Progress
 from gossamer.core.units import format_bytes
+from gossamer.engine.forward import device_of, named_device
 from gossamer.evaluate.running import measure_running
 from gossamer.models.accounting import account
 from gossamer.models.checkpoint import reload, save_compressed
@@ -69,6 +70,7 @@ def optimize(request: OptimizeRequest, progress: Progress = SILENT) -> dict[str,
 
 def open_job(request: OptimizeRequest, progress: Progress = SILENT) -> Job:
     """Opens the model and the data of a request and checks that its budget can be met. Writes nothing."""
+    device = named_device(request.on)
     opened = open_model(request.model)
     dense = account(opened, {}).weight_bytes
     budget = request.budget(dense)
@@ -79,6 +81,7 @@ def open_job(request: OptimizeRequest, progress: Progress = SILENT) -> Job:
     if _thrifty(request, opened):
         sizes = replace(sizes, rounds=0)
     parts = open_parts(request, opened, sizes)
+    opened.model.to(device)
     return Job(request, opened, parts, sizes, budget, units, fixed, progress)
 
 
@@ -110,9 +113,12 @@ def search(job: Job) -> Found:
     before, texts_before = test.results(model, job.progress), continuations(test, tokenizer, model)
     rival = job.results(verdict.uniform.applied.tensors, test) if verdict.uniform is not None else None
     tensors = verdict.winner.applied.tensors
+    device = device_of(model)
+    model.cpu()
     stored = save_compressed(job.opened, tensors, out / "checkpoint")
     reloaded = reload(stored.directory)
     running = measure_running((model, reloaded), next(iter(test.batches(1))).inputs, job.progress)
+    reloaded.to(device)
     after, texts_after = test.results(reloaded, job.progress), continuations(test, tokenizer, reloaded)
     del reloaded  # proving loads the checkpoint once more: never three models at a time
     finished = prove(job.opened, verdict.winner.applied, stored, next(iter(test.batches(4))).inputs)

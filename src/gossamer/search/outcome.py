@@ -130,7 +130,7 @@ def result_of(job: Job, found: Found, seconds: float) -> Json:
         "notes": notes,
         "unmet": unmet,
         "data": _data(job),
-        "environment": environment(),
+        "environment": environment(job.request.on),
         "command": job.request.command,
         "seconds": seconds,
         "peak_memory_bytes": process_peak_bytes(),
@@ -269,8 +269,8 @@ def _data(job: Job) -> list[Json]:
     return rows
 
 
-def environment() -> Json:
-    """Versions and machine, for the record."""
+def environment(on: str = "cpu") -> Json:
+    """Versions and machine, for the record; the GPU too where the work was done on one."""
     import torch
     import transformers
 
@@ -283,6 +283,7 @@ def environment() -> Json:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        **({"gpu": torch.cuda.get_device_name(on)} if torch.device(on).type == "cuda" else {}),
     }
 
 

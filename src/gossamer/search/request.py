@@ -19,8 +19,8 @@ class OptimizeRequest:
     `weight_bytes` or `ratio` (share of the 16-bit size) bound the exported checkpoint's tensors; `max_loss_percent` is
     the quality floor. With a floor and no size, the smallest model that meets it is sought. `task`, `data` default to
     what the model declares; `test_data` to a part of `data` that the search never sees. `technique` carries the plan
-    out; `search` finds it, and others than `exact` are compared with that. `command` is the command line that the
-    report names.
+    out; `search` finds it, and others than `exact` are compared with that. `on` is the device that the search computes
+    on, `cpu` or `cuda`. `command` is the command line that the report names.
     """
 
     model: str
@@ -37,6 +37,7 @@ class OptimizeRequest:
     technique: Technique = "qronos"
     search: Search = "exact"
     dry_run: bool = False
+    on: str = "cpu"
     command: str = ""
 
     def budget(self, dense_bytes: int) -> Budget:

@@ -76,5 +76,5 @@ class Scorer:
         """Positions of each example, and means over them of per-position values of the first batches (0 without)."""
         owners, count = torch.cat(self._owners[: len(values[0])]), len(self._task)
         weight = torch.bincount(owners, minlength=count).numpy().astype(np.float64)
-        means = [example_means(torch.cat(some), owners, count).nan_to_num(0.0).numpy() for some in values]
+        means = [example_means(torch.cat(some), owners, count).nan_to_num(0.0).cpu().numpy() for some in values]
         return weight, means

@@ -48,14 +48,14 @@ class Prediction:
     ) -> "Prediction":
         """Asks the unchanged `model`. Raises `DataError` if it predicts nothing finite."""
         with torch.no_grad():
-            found = sharpened(read(run(model, batch), batch).float(), temperature)
+            found = sharpened(read(forward(model, batch.inputs), batch).float(), temperature)
             _check(found.amax(-1))
             classes = likeliest(found, top_k)
             return cls(batch, bucketed(found, classes), classes, read, temperature, reverse)
 
     def losses(self, model: nn.Module) -> Tensor:
         """The divergence at each position, in nats at temperature 1."""
-        found = sharpened(self.read(run(model, self.batch), self.batch).float(), self.temperature)
+        found = sharpened(self.read(forward(model, self.batch.inputs), self.batch).float(), self.temperature)
         student = bucketed(found, self.classes)
         pair = (student, self.log_probs) if self.reverse else (self.log_probs, student)
         return divergence(*pair) * self.temperature**2
@@ -75,7 +75,7 @@ class States:
     def of(cls, model: nn.Module, batch: Batch, modules: Sequence[str]) -> "States":
         """Asks the unchanged `model`. Raises `DataError` for states that are not finite."""
         with torch.no_grad(), _outputs(model, modules) as found:
-            run(model, batch)
+            forward(model, batch.inputs)
         states = {name: _positions(output, batch) for name, output in found.items()}
         for state in states.values():
             _check(state)
@@ -84,18 +84,12 @@ class States:
     def losses(self, model: nn.Module) -> Tensor:
         """The relative squared distance at each position of each module."""
         with _outputs(model, tuple(self.states)) as found:
-            run(model, self.batch)
+            forward(model, self.batch.inputs)
         shares = []
         for name, state in self.states.items():
             size = state.square().mean().clamp_min(torch.finfo(torch.float32).tiny)
             shares.append((_positions(found[name], self.batch) - state).square().mean(-1) / size)
         return torch.cat(shares)
-
-
-def run(model: nn.Module, batch: Batch) -> Any:
-    """The model's output on a batch, on its own device."""
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    return forward(model, {key: value.to(device) for key, value in batch.inputs.items()})
 
 
 def token_log_probs(output: Any, batch: Batch) -> Tensor:

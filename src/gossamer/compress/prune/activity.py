@@ -7,19 +7,20 @@ from gossamer.compress.statistics import Statistics
 from gossamer.core.errors import ModelError
 
 
-def activity(columns: int, statistics: Statistics | None) -> tuple[Tensor, tuple[str, ...]]:
-    """The root mean square of each input, float32 (columns,), and what is to be noted.
+def activity(weight: Tensor, statistics: Statistics | None) -> tuple[Tensor, tuple[str, ...]]:
+    """The root mean square of each input of `weight` (rows, columns), float32 (columns,), and what is to be noted.
 
     It is ‖x_j‖₂ up to a factor that all columns share. Where calibration knows nothing, all inputs count alike. Raises
     `ModelError` for a Hessian that is not finite.
     """
+    columns = weight.shape[1]
     if statistics is None:
-        return torch.ones(columns), ("scored by weights alone: no calibration statistics",)
+        return weight.new_ones(columns), ("scored by weights alone: no calibration statistics",)
     power = statistics.hessian.diagonal()
     if not bool(torch.isfinite(power).all()):
         raise ModelError("a calibration Hessian holds NaN or infinite values: check the calibration data")
     dead = int((power <= 0).sum())
     if dead == columns:
-        return torch.ones(columns), ("scored by weights alone: no input column was ever active in calibration",)
+        return weight.new_ones(columns), ("scored by weights alone: no input column was ever active in calibration",)
     notes = (f"{dead} input columns were never active in calibration: their weights go first",) if dead else ()
     return power.clamp_min(0).sqrt(), notes

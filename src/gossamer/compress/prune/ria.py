@@ -37,7 +37,7 @@ class Ria(ToSparsity):
     def sparsify(self, weight: Tensor, statistics: Statistics | None) -> Sparse:
         """The pruned `weight` (rows, columns) for inputs with these `statistics`. Raises as `Wanda.sparsify` does."""
         weight = usable(weight)
-        size, notes = activity(weight.shape[1], statistics)
+        size, notes = activity(weight, statistics)
         scores = relative_importance(weight) * size**self.exponent
         return pruned(weight, weight, self.keep(scores), statistics, notes)
 

@@ -36,5 +36,5 @@ class Wanda(ToSparsity):
 
     def mask(self, weight: Tensor, statistics: Statistics | None) -> tuple[Tensor, tuple[str, ...]]:
         """Which weights stay, bool (rows, columns), and what is to be noted."""
-        size, notes = activity(weight.shape[1], statistics)
+        size, notes = activity(weight, statistics)
         return self.keep(weight.abs() * size), notes

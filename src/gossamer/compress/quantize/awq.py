@@ -51,7 +51,7 @@ class Awq(OnGrid):
         size = power.sqrt().clamp_min(1e-3 * float(power.mean().sqrt()) or 1.0)
         best, least = (
             None,
-            sum(self._loss(w, found, torch.ones(w.shape[1])) for w, found in zip(weights, statistics, strict=True)),
+            sum(self._loss(w, found, w.new_ones(w.shape[1])) for w, found in zip(weights, statistics, strict=True)),
         )
         for alpha in torch.linspace(0, 1, self.steps).tolist():
             factors = (size**alpha / (share ** (1 - alpha) + 1e-4)).clamp_min(1e-4)
@@ -90,9 +90,9 @@ class Awq(OnGrid):
 
 def _by_channel(values: Sequence[Tensor], sources: Sequence[Tensor], channels: int) -> Tensor:
     """Means (channels,) of values that are given by column; 1 for channels that no column reads."""
-    total, count = torch.zeros(channels), torch.zeros(channels)
+    total, count = values[0].new_zeros(2, channels, dtype=torch.float32)
     for value, source in zip(values, sources, strict=True):
         read = source >= 0
         total.index_add_(0, source[read], value[read].float())
-        count.index_add_(0, source[read], torch.ones(int(read.sum())))
+        count.index_add_(0, source[read], total.new_ones(int(read.sum())))
     return torch.where(count > 0, total / count.clamp_min(1), 1.0)

@@ -60,6 +60,6 @@ def asymmetric(weight: Tensor, factor: Factor, drift: Tensor) -> tuple[Tensor, F
     centre = torch.empty_like(weight)
     ordered = torch.linalg.solve_triangular(moved, weight[:, order].double() @ root, upper=True, left=False)
     centre[:, order] = ordered.float()
-    later = torch.eye(len(order), dtype=torch.double) - shares
+    later = torch.eye(len(order), dtype=torch.double, device=order.device) - shares
     pull = torch.linalg.solve_triangular(later, moved, upper=True, left=False, unitriangular=True)
     return centre, replace(factor, pull=pull.T.float().contiguous())

@@ -111,7 +111,7 @@ def diffuse(weight: Tensor, factor: Factor, scheme: Scheme, grid: Grid, mask: Te
                     code.copy_(torch.where(kept[j], code, zero))
                 errors[j].addcmul_(code - zero, scale, value=-1)
     back = torch.empty_like(order)
-    back[order] = torch.arange(columns)
+    back[order] = torch.arange(columns, device=order.device)
     return scheme.encode(codes)[back].T.contiguous()
 
 

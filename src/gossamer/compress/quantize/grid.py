@@ -52,7 +52,7 @@ def _fit(
     low, high = _span(values, scheme, percentile / 100 if clip == "percentile" else 1.0)
     if clip != "mse":
         return _grid_of(low, high, scheme, unit)
-    shrinks = torch.linspace(1.0, 0.35 if scheme.bits <= 4 else 0.6, STEPS).reshape(-1, 1, 1)
+    shrinks = torch.linspace(1.0, 0.35 if scheme.bits <= 4 else 0.6, STEPS, device=values.device).reshape(-1, 1, 1)
     scales, zeros = _grid_of(low * shrinks, high * shrinks, scheme, unit)
     if scheme.symmetric and scheme.format == "int":
         scales, zeros = torch.cat([scales, -scales]), torch.cat([zeros, zeros])

@@ -140,7 +140,7 @@ def _unsquashed(end: Tensor, extreme: Tensor) -> tuple[Tensor, Tensor]:
 
     Rounded zero points can put an end beyond the extreme weight; it can reach further then.
     """
-    widest = torch.tensor(WIDEST).sigmoid()
+    widest = end.new_tensor(WIDEST).sigmoid()
     reach = torch.where(end.abs() > extreme.abs(), end, extreme) / widest
     share = torch.where(reach == 0, widest, end / reach).clamp(1 - widest, widest)
     return torch.logit(share).requires_grad_(), reach

@@ -76,8 +76,8 @@ class _Learnt:
         aim = layer.statistics.target(layer.weight, settings.damping)
         aims = aim if factor is None else targets_of(aim, tensor.dequantize().reshape(aim.shape), factor)
         latent = aims.reshape(rows, groups, -1) / tensor.scales.float().unsqueeze(-1)
-        shift = torch.zeros(layer.weight.shape, requires_grad=True)
-        return cls(layer, tensor.scheme, latent, shift, torch.ones(rows, groups, requires_grad=True))
+        shift = torch.zeros_like(layer.weight, requires_grad=True)
+        return cls(layer, tensor.scheme, latent, shift, layer.weight.new_ones(rows, groups, requires_grad=True))
 
     @property
     def unknowns(self) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ def importance(model: nn.Module, units: Units, kind: Importance, batches: Sequen
 
     def along(name: str, dim: int) -> Tensor:
         score = scores[name]
-        return score.movedim(dim, 0).reshape(score.shape[dim], -1).sum(1)
+        return score.movedim(dim, 0).reshape(score.shape[dim], -1).sum(1).cpu()
 
     return {
         path: sum((along(part.tensor, part.dim)[part.positions].sum(1) for part in parts), torch.zeros(units.count))
@@ -47,8 +47,10 @@ def _gradients(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Name → the mean gradient and the mean squared gradient of the parameter, over batches."""
     parameters = [model.get_parameter(name) for name in names]
-    slopes = {name: torch.zeros(parameter.shape) for name, parameter in zip(names, parameters, strict=True)}
-    curvatures = {name: torch.zeros(parameter.shape) for name, parameter in zip(names, parameters, strict=True)}
+    slopes, curvatures = (
+        {name: torch.zeros_like(one, dtype=torch.float32) for name, one in zip(names, parameters, strict=True)}
+        for _ in range(2)
+    )
     with _differentiable(parameters):
         for batch in batches:
             found = torch.autograd.grad(loss_of(model, batch), parameters, allow_unused=True)

@@ -51,7 +51,7 @@ class SmoothQuant:
         self, weights: Sequence[Tensor], statistics: Sequence[Statistics], sources: Sequence[Tensor], channels: int
     ) -> Tensor | None:
         """See `compress.scaling.Scaling`. Channels without inputs or weights keep the factor 1."""
-        inputs, size = torch.zeros(channels), torch.zeros(channels)
+        inputs, size = weights[0].new_zeros(2, channels)
         for weight, known, source in zip(weights, statistics, sources, strict=True):
             assert known.largest is not None
             read = source >= 0

@@ -98,7 +98,7 @@ def _along(model: nn.Module, use: Use, matrix: Tensor) -> None:
     parameter = model.get_parameter(use.parameter)
     with torch.no_grad():
         values = parameter.double().movedim(use.axis.dim, -1)
-        turned = values.reshape(*values.shape[:-1], -1, len(matrix)) @ matrix
+        turned = values.reshape(*values.shape[:-1], -1, len(matrix)) @ matrix.to(values.device)
         parameter.copy_(turned.reshape(values.shape).movedim(-1, use.axis.dim))
 
 
