@@ -209,8 +209,9 @@ def _runs(batches: Sequence[Batch], entries: Sequence[Entry], targets: Sequence[
     for batch, entry, target in zip(batches, entries, targets, strict=True):
         output: Tensor = target[0] if isinstance(target, tuple) else target
         mask = token_mask(batch)
-        fits = mask is not None and output.shape[:2] == mask.shape
-        runs.append(BlockRun(entry.args, entry.kwargs, output, mask.to(output.device) if fits else None))
+        if mask is not None:
+            mask = mask.to(output.device) if output.shape[:2] == mask.shape else None
+        runs.append(BlockRun(entry.args, entry.kwargs, output, mask))
     return runs
 
 
