@@ -68,11 +68,12 @@ def apply_steps(
     assigned = assign(hierarchy, steps)
     notes: list[str] = []
     healings = _lessons(model, hierarchy, assigned, batches)
+    aims = {path: chain.aim for path, chain in assigned.chains.items()}
     for number, technique, at in assigned.whole:
         if technique.phase == "structure":
             hierarchy = technique.reshape(model, hierarchy, selected_blocks(hierarchy, at), batches)
         elif technique.phase == "transform":
-            said = technique.transform(model, hierarchy, hierarchy.select(at), batches)
+            said = technique.transform(model, hierarchy, hierarchy.select(at), batches, aims)
             notes.extend(f"compression step {number}: {note}" for note in said)
     result = Applied(retied(model, hierarchy), {}, {}, notes)
     assigned.check_shapes(result.hierarchy)
@@ -141,7 +142,7 @@ def _compress(
         (overwrite_weight if alone else replace_weight)(model, layer, dense)
 
     def compress(layer: Layer, statistics: Statistics | None) -> None:
-        if not _has_grid(layer):
+        if not layer.on_grid:
             result.notes.append(f"{layer.path}: left at 16 bits, since its storage has no low-bit form")
             return
         chain, weight = chains[layer.path], finite_weight(model, layer)
@@ -195,11 +196,6 @@ def _compress(
         if path not in reached:
             compress(layers[path], None)
             result.notes.append(f"{path}: the calibration data does not reach it; compressed without statistics")
-
-
-def _has_grid(layer: Layer) -> bool:
-    """Whether a layer is stored as a plain matrix: stacked experts and input-major weights have no low-bit form yet."""
-    return layer.kind != "expert" and not layer.transposed
 
 
 def _runs(batches: Sequence[Batch], entries: Sequence[Entry], targets: Sequence[Any]) -> list[BlockRun]:
