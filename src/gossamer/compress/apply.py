@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gossamer.compress.calibrate import Stream, layers_by_step, pass_through, token_mask
+from gossamer.compress.calibrate import Stream, layers_by_step, pass_through
 from gossamer.compress.chain import Assigned, Chain, assign
 from gossamer.compress.distill import Heal, Lesson, Parts
 from gossamer.compress.passes import BlockRun, Polisher, Rounded, judged
+from gossamer.compress.quantize.blockwise import runs_of
 from gossamer.compress.scaling import Scaling, fold_scales
 from gossamer.compress.statistics import Statistics
 from gossamer.compress.structure import selected_blocks
@@ -179,7 +180,7 @@ def _compress(
 
     def polish(number: int, entries: Sequence[Entry], targets: Sequence[Any]) -> bool:
         block = walk.stages[number].block
-        found = _polished(model, block, rounded, chains, _runs(batches, entries, targets))
+        found = _polished(model, block, rounded, chains, runs_of(batches, entries, targets))
         for path, tensor in found.items():
             put(layers[path], tensor.dequantize())
             result.tensors[path] = reshaped(tensor, layers[path])
@@ -196,17 +197,6 @@ def _compress(
         if path not in reached:
             compress(layers[path], None)
             result.notes.append(f"{path}: the calibration data does not reach it; compressed without statistics")
-
-
-def _runs(batches: Sequence[Batch], entries: Sequence[Entry], targets: Sequence[Any]) -> list[BlockRun]:
-    """The batches at a block's door with the outputs that are wanted there."""
-    runs = []
-    for batch, entry, target in zip(batches, entries, targets, strict=True):
-        output: Tensor = target[0] if isinstance(target, tuple) else target
-        mask = token_mask(batch)
-        fits = mask is not None and output.shape[:2] == mask.shape
-        runs.append(BlockRun(entry.args, entry.kwargs, output, mask if fits else None))
-    return runs
 
 
 def _polished(

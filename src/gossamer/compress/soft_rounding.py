@@ -11,8 +11,8 @@ class SoftRounding:
     """Rounds a weight to the grids of `scheme`, whose widths follow the spans of its groups.
 
     How much of its span a grid covers is fitted (least squared error) to the first weight, and to the next one after
-    each `refit`; in between it stays, and so do zero points. Gradients pass the rounding as if it were not there (straight-through), are cut where values
-    lie beyond the grid's ends, and reach the grids through the spans.
+    each `refit`; in between it stays, and so do zero points. Gradients pass the rounding as if it were not there
+    (straight-through), are cut where values lie beyond the grid's ends, and reach the grids through the spans.
     """
 
     def __init__(self, scheme: Scheme) -> None:

@@ -86,4 +86,6 @@ def _apart(model: nn.Module, batch: Batch, last: Batch) -> bool:
     except (RuntimeError, IndexError, ValueError):
         return False
     whole = [value[-last.size :] for value in results(run(model, batch))]
-    return all(one.shape == other.shape for one, other in zip(alone, whole, strict=True)) and change(whole, alone) < SAME
+    return (
+        all(one.shape == other.shape for one, other in zip(alone, whole, strict=True)) and change(whole, alone) < SAME
+    )

@@ -1,7 +1,6 @@
 """SpinQuant: rotations that are learnt from what rounding does to the model's outputs (arXiv 2405.16406)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +11,7 @@ from gossamer.compress.distill.lessons import Lesson
 from gossamer.compress.passes import Aim
 from gossamer.compress.soft_rounding import SoftRounding
 from gossamer.compress.standins import StandIns
+from gossamer.compress.transform.aimed import rounded_inputs
 from gossamer.compress.transform.answers import lessons_of
 from gossamer.compress.transform.rotate import Rotate
 from gossamer.compress.transform.spaces import Space, turned
@@ -20,7 +20,6 @@ from gossamer.core.errors import PlanError
 from gossamer.core.technique import technique
 from gossamer.data.batch import Batch
 from gossamer.models.hierarchy import Hierarchy
-from gossamer.models.inputs import input_grid, round_inputs
 
 REFIT = 10
 """Steps after which grids are fitted anew."""
@@ -68,7 +67,7 @@ class SpinQuant(Rotate):
         draw = torch.Generator().manual_seed(self.seed)
         lessons = lessons_of(model, batches, self.samples, self.rows)
         stand_ins = StandIns(model, hierarchy, turning.values())
-        with _rounded_inputs(model, hierarchy, aims):
+        with rounded_inputs(model, hierarchy.layers(), aims):
             found, before, after = self._learn(model, start, spaces, turning, stand_ins, lessons, draw)
         return found, (*notes, f"learning took the rounded model's divergence from {before:.4g} to {after:.4g}")
 
@@ -112,9 +111,7 @@ class _Turning:
         self._rotations: list[Tensor] = []
 
     @classmethod
-    def of(
-        cls, model: nn.Module, hierarchy: Hierarchy, spaces: Sequence[Space], aims: Mapping[str, Aim]
-    ) -> "_Turning":
+    def of(cls, model: nn.Module, hierarchy: Hierarchy, spaces: Sequence[Space], aims: Mapping[str, Aim]) -> "_Turning":
         """Those of `spaces`, whose gains are folded. Raises `PlanError` if none of them is rounded later."""
         turns: dict[str, list[tuple[int, int]]] = {}
         for number, space in enumerate(spaces):
@@ -135,7 +132,7 @@ class _Turning:
         )
 
     def take(self, rotations: Sequence[Tensor], refit: bool) -> list[Tensor]:
-        """From now on parameters turn by these `rotations`, of which it returns leaves; grids are fitted anew or not."""
+        """From now on parameters turn by these `rotations`, returned as leaves; `refit`: grids are fitted anew."""
         self._rotations = [one.float().requires_grad_() for one in rotations]
         for parameter in self._parameters.values():
             if refit and parameter.rounding is not None:
@@ -164,19 +161,6 @@ class _Turned:
         for number, dim in self.turns:
             found = turned(found, dim, rotations[number])
         return (found if self.rounding is None else self.rounding(found)).to(self.original.dtype)
-
-
-@contextmanager
-def _rounded_inputs(model: nn.Module, hierarchy: Hierarchy, aims: Mapping[str, Aim]) -> Iterator[None]:
-    """Inside, layers round their inputs as they will."""
-    with ExitStack() as stack:
-        for layer in hierarchy.layers():
-            aim = aims.get(layer.path)
-            if aim is not None and aim.inputs is not None:
-                module = model.get_submodule(layer.module)
-                stack.callback(round_inputs, module, input_grid(module))
-                round_inputs(module, aim.inputs)
-        yield
 
 
 def _order(count: int, draw: torch.Generator) -> Iterator[int]:
