@@ -55,9 +55,7 @@ class Rotate:
         then. Raises `DataError` without calibration data. Tied weights that turn differently part: a note says so.
         """
         if not batches:
-            raise DataError(
-                f"{name_of(self)} needs a calibration batch, to see what reads and writes a tower's stream"
-            )
+            raise DataError(f"{name_of(self)} needs a calibration batch, to see what reads and writes a tower's stream")
         towers = {tower.name: tower for tower in hierarchy.modalities if tower.blocks}
         chosen = [name for name, tower in towers.items() if _blocks_of(tower) & set(layers)]
         if not chosen:

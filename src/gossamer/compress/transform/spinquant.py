@@ -42,7 +42,7 @@ class SpinQuant(Rotate):
     """
 
     steps: int = 60
-    rate: float = 0.1
+    rate: float = 0.05
     samples: int = 64
     rows: int = 4
 
