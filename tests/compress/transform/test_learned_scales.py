@@ -67,7 +67,7 @@ def moving_of(name):
 
 
 def test_shifts_where_both_ends_have_biases_and_nothing_bends_between():
-    model, links, sizes = moving_of("vit")
+    _, links, sizes = moving_of("vit")
     ends = {link.producer.rpartition(".")[2]: size > 0 for link, size in zip(links, sizes, strict=True)}
     assert sum(ends.values()) >= 3, "both norms, and values"
     assert not any(moving_of("llama")[2])
