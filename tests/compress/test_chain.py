@@ -3,13 +3,16 @@
 import pytest
 import torch
 from tests.compress.test_apply import opened, step
+from tests.compress.transform.test_rotate import REFUSED
 from tests.models.tiny import BUILDERS
 
 from gossamer.compress.apply import apply_steps
 from gossamer.compress.chain import assign
 from gossamer.compress.registry import techniques
+from gossamer.compress.transform.trial import change, results
 from gossamer.core.errors import DataError, PlanError
 from gossamer.core.technique import known_techniques
+from gossamer.engine.forward import forward as run
 from gossamer.models.structure import read_matrix
 
 CHAINS = {
@@ -98,6 +101,28 @@ def test_every_technique_on_every_family(family, name):
             assert not read_matrix(model, layer)[~done.masks[layer.path]].any()
     for tensor in model.state_dict().values():
         assert not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+SHORT = {"spinquant": {"steps": 1}, "learned_scales": {"iterations": 1}}
+
+
+@pytest.mark.parametrize("name", [name for name, phase in techniques().items() if phase == "transform"])
+@pytest.mark.parametrize("family", BUILDERS)
+def test_every_transform_on_every_family(family, name):
+    """Before 8-bit rounding, which hardly changes the outputs: so nor must the transform; or it refuses the family."""
+    model, hierarchy, batches = opened(family)
+    inside = [layer for block in hierarchy.blocks() for layer in block.layers if layer.kind == "linear"]
+    tower = max((part for part in hierarchy.modalities if part.blocks), key=lambda part: part.parameters)
+    before = results(run(model, batches[0].inputs))
+    chosen = [step(f"{tower.name}.**", name, **SHORT.get(name, {})), *(step(x.path, "rtn", bits=8) for x in inside)]
+    if (family, tower.name) in REFUSED and name in ("rotate", "spinquant"):
+        with pytest.raises(PlanError, match="cannot be rotated"):
+            apply_steps(model, hierarchy, chosen, batches)
+        assert change(before, results(run(model, batches[0].inputs))) == 0
+        return
+    done = apply_steps(model, hierarchy, chosen, batches)
+    assert set(done.tensors) == {layer.path for layer in inside if not layer.transposed}
+    assert change(before, results(run(model, batches[0].inputs))) < 0.2
 
 
 @pytest.mark.parametrize(

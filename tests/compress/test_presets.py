@@ -61,7 +61,19 @@ def test_passes_are_joined_in_the_order_of_the_phases() -> None:
         preset_steps("gptq-w4+wanda-50", hierarchy(tied=False))
 
 
-@pytest.mark.parametrize("name", ["rtn-w4", "gptq-w2", "gptq-w8g32", "rtn-w5a", "gptq-w4g128a", "rotate+gptq-w4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rtn-w4",
+        "gptq-w2",
+        "gptq-w8g32",
+        "rtn-w5a",
+        "gptq-w4g128a",
+        "rotate+gptq-w4",
+        "spinquant+gptq-w4g64",
+        "learned_scales+omniquant-w3g64",
+    ],
+)
 def test_known_names(name: str) -> None:
     assert preset_steps(name, hierarchy(tied=True))
 

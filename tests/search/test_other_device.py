@@ -23,6 +23,8 @@ PRESETS = (
     "awq-w4g32",
     pytest.param("omniquant-w3g32", marks=pytest.mark.slow),
     "rotate+gptq-nvfp4",
+    pytest.param("spinquant+rtn-w3g32", marks=pytest.mark.slow),
+    pytest.param("learned_scales+rtn-w3g32", marks=pytest.mark.slow),
     "smoothquant+qronos-w8a8s",
     "ria-2:4+gptq-w4g32",
     "obr-50+gptq-w4g32",

@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gossamer.compress.calibrate import Stream, layers_by_step, pass_through, token_mask
+from gossamer.compress.calibrate import Stream, layers_by_step, pass_through
 from gossamer.compress.chain import Assigned, Chain, assign
 from gossamer.compress.distill import Heal, Lesson, Parts
 from gossamer.compress.passes import BlockRun, Polisher, Rounded, judged
+from gossamer.compress.quantize.blockwise import runs_of
 from gossamer.compress.scaling import Scaling, fold_scales
 from gossamer.compress.statistics import Statistics
 from gossamer.compress.structure import selected_blocks
@@ -68,11 +69,12 @@ def apply_steps(
     assigned = assign(hierarchy, steps)
     notes: list[str] = []
     healings = _lessons(model, hierarchy, assigned, batches)
+    aims = {path: chain.aim for path, chain in assigned.chains.items()}
     for number, technique, at in assigned.whole:
         if technique.phase == "structure":
             hierarchy = technique.reshape(model, hierarchy, selected_blocks(hierarchy, at), batches)
         elif technique.phase == "transform":
-            said = technique.transform(model, hierarchy, hierarchy.select(at), batches)
+            said = technique.transform(model, hierarchy, hierarchy.select(at), batches, aims)
             notes.extend(f"compression step {number}: {note}" for note in said)
     result = Applied(retied(model, hierarchy), {}, {}, notes)
     assigned.check_shapes(result.hierarchy)
@@ -142,7 +144,7 @@ def _compress(
         (overwrite_weight if alone else replace_weight)(model, layer, dense)
 
     def compress(layer: Layer, statistics: Statistics | None) -> None:
-        if not _has_grid(layer):
+        if not layer.on_grid:
             result.notes.append(f"{layer.path}: left at 16 bits, since its storage has no low-bit form")
             return
         chain, weight = chains[layer.path], finite_weight(model, layer)
@@ -179,7 +181,7 @@ def _compress(
 
     def polish(number: int, entries: Sequence[Entry], targets: Sequence[Any]) -> bool:
         block = walk.stages[number].block
-        found = _polished(model, block, rounded, chains, _runs(batches, entries, targets))
+        found = _polished(model, block, rounded, chains, runs_of(batches, entries, targets))
         for path, tensor in found.items():
             put(layers[path], tensor.dequantize())
             result.tensors[path] = reshaped(tensor, layers[path]).to("cpu")
@@ -196,23 +198,6 @@ def _compress(
         if path not in reached:
             compress(layers[path], None)
             result.notes.append(f"{path}: the calibration data does not reach it; compressed without statistics")
-
-
-def _has_grid(layer: Layer) -> bool:
-    """Whether a layer is stored as a plain matrix: stacked experts and input-major weights have no low-bit form yet."""
-    return layer.kind != "expert" and not layer.transposed
-
-
-def _runs(batches: Sequence[Batch], entries: Sequence[Entry], targets: Sequence[Any]) -> list[BlockRun]:
-    """The batches at a block's door with the outputs that are wanted there."""
-    runs = []
-    for batch, entry, target in zip(batches, entries, targets, strict=True):
-        output: Tensor = target[0] if isinstance(target, tuple) else target
-        mask = token_mask(batch)
-        if mask is not None:
-            mask = mask.to(output.device) if output.shape[:2] == mask.shape else None
-        runs.append(BlockRun(entry.args, entry.kwargs, output, mask))
-    return runs
 
 
 def _polished(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gossamer.compress.passes import (
     PHASES,
+    Aim,
     Corrector,
     Decomposer,
     InputRounder,
@@ -75,6 +76,12 @@ class Chain:
     def needs(self) -> set[Needs]:
         """What its passes want to know of calibration."""
         return {found.needs for found in self}
+
+    @property
+    def aim(self) -> Aim:
+        """What it will round the layer to."""
+        weight = None if self.quantise is None else self.quantise.scheme
+        return Aim(weight, None if self.activations is None else self.activations.grid(None))
 
     def run(self, weight: Tensor, statistics: Statistics | None) -> Compressed:
         """The passes on `weight` (rows, columns). Raises what they raise."""

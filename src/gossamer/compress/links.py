@@ -10,6 +10,7 @@ leaves the block's output.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,11 +45,35 @@ class Link:
             with torch.no_grad():
                 weight.mul_(columns_of(factors, source).to(weight))
 
+    def shift(self, model: nn.Module, shifts: Tensor) -> None:
+        """Takes `shifts` (channels,) off what the producer writes and adds what they made up to the consumers' biases,
+        in place. All of them must have biases."""
+        with torch.no_grad():
+            for consumer, source in zip(self.consumers, self.sources, strict=True):
+                weight = model.get_parameter(consumer.tensor)
+                bias = model.get_parameter(f"{consumer.module}.bias")
+                bias.add_(weight @ columns_of(shifts, source, 0.0).to(weight))
+            model.get_parameter(f"{self.producer}.bias").sub_(shifts.to(weight))
 
-def columns_of(factors: Tensor, source: Tensor) -> Tensor:
-    """The factor of each column, (columns,): its channel's, 1 where it has none."""
+
+def columns_of(factors: Tensor, source: Tensor, other: float = 1.0) -> Tensor:
+    """The factor of each column, (columns,): its channel's, `other` where it has none."""
     source = source.to(factors.device)
-    return torch.where(source >= 0, factors[source.clamp_min(0)], 1.0)
+    return torch.where(source >= 0, factors[source.clamp_min(0)], other)
+
+
+def shiftable(model: nn.Module, walk: Walk, entry: Entry, link: Link) -> float:
+    """How large the values that a link carries are (root mean square, on one batch), 0 where it cannot carry shifts.
+
+    It can where both ends have biases and nothing between is but moves and means; a trial tells.
+    """
+    places = (link.producer, *(consumer.module for consumer in link.consumers))
+    if any(model.get_submodule(place)._parameters.get("bias") is None for place in places):
+        return 0.0
+    inputs, output = _inputs(model, walk, entry, {consumer.path: consumer for consumer in link.consumers})
+    size = max(float(values.float().square().mean().sqrt()) for values in inputs.values())
+    shifts = torch.randn(link.channels, generator=torch.Generator().manual_seed(0)) * size
+    return size if _holds(model, walk, entry, link, output, lambda: link.shift(model, shifts)) else 0.0
 
 
 def find_links(model: nn.Module, walk: Walk, entry: Entry, block: Block) -> list[Link]:
@@ -64,7 +89,7 @@ def find_links(model: nn.Module, walk: Walk, entry: Entry, block: Block) -> list
         sources = _read(model, walk, entry, readers, module, channels, free)
         if sources:
             link = Link(name, tuple(readers[path] for path in sources), tuple(sources.values()), channels)
-            if _holds(model, walk, entry, link, output):
+            if _holds(model, walk, entry, link, output, partial(_try, model, link)):
                 found.append(link)
     return found
 
@@ -83,7 +108,7 @@ def moved(model: nn.Module, walk: Walk, entry: Entry, links: list[Link], old: Bl
             for link in links
         ]
         _, output = _inputs(model, walk, entry, {})
-        same = all(_holds(model, walk, entry, link, output) for link in found)
+        same = all(_holds(model, walk, entry, link, output, partial(_try, model, link)) for link in found)
     except (KeyError, AttributeError, RuntimeError):
         return None
     return found if same else None
@@ -170,12 +195,15 @@ def _read(
     return {path: source - 1 for path, source in linked.items() if bool(((source > 0) | dead[path]).all())}
 
 
-def _holds(model: nn.Module, walk: Walk, entry: Entry, link: Link, output: Tensor) -> bool:
-    """Whether factors that are made up for leave the block's output as it is."""
-    factors = 2.0 ** torch.randint(-2, 3, (link.channels,), generator=torch.Generator().manual_seed(0))
+def _try(model: nn.Module, link: Link) -> None:
+    link.fold(model, 2.0 ** torch.randint(-2, 3, (link.channels,), generator=torch.Generator().manual_seed(0)))
+
+
+def _holds(model: nn.Module, walk: Walk, entry: Entry, link: Link, output: Tensor, change: Callable[[], None]) -> bool:
+    """Whether a change of the link's ends leaves the block's output as it is. It is undone."""
     with ExitStack() as stack:
         for module in (link.producer, *(consumer.module for consumer in link.consumers)):
             stack.enter_context(_kept(model.get_submodule(module)))
-        link.fold(model, factors)
+        change()
         _, changed = _inputs(model, walk, entry, {})
     return float((changed - output).abs().max()) <= TOLERANCE * float(output.abs().max())

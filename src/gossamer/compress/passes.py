@@ -20,7 +20,7 @@ from gossamer.data.batch import Batch
 from gossamer.models.hierarchy import Hierarchy, Layer
 from gossamer.models.inputs import InputGrid
 from gossamer.models.low_rank import LowRank
-from gossamer.models.packed import LARGEST_WEIGHT, QuantizedTensor
+from gossamer.models.packed import LARGEST_WEIGHT, QuantizedTensor, Scheme
 
 Phase = Literal["structure", "transform", "decompose", "sparsify", "quantise", "activations", "correct", "heal"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -72,17 +72,34 @@ class Decomposed:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Aim:
+    """What later passes round a layer to: the grid of its `weight`, and that of its `inputs`; None where they do not.
+
+    Grids of inputs that calibration has still to settle are None too.
+    """
+
+    weight: Scheme | None
+    inputs: InputGrid | None
+
+
 class Transform(Protocol):
     """Changes weights so that later passes lose less, while the model computes what it computed."""
 
     phase: ClassVar[Phase] = "transform"
 
     def transform(
-        self, model: nn.Module, hierarchy: Hierarchy, layers: Sequence[Layer], batches: Sequence[Batch]
+        self,
+        model: nn.Module,
+        hierarchy: Hierarchy,
+        layers: Sequence[Layer],
+        batches: Sequence[Batch],
+        aims: Mapping[str, Aim],
     ) -> tuple[str, ...]:
         """Changes the weights of `layers` (and of what writes their inputs), in place; says what did not go as asked.
 
-        `batches` are the calibration data. Raises `PlanError` where the model's build does not allow it.
+        `batches` are the calibration data, `aims` tell by path what is still to be rounded. Raises `PlanError` where
+        the model's build does not allow it.
         """
         ...
 
@@ -134,6 +151,11 @@ class Quantizer(Protocol):
 
     @property
     def needs(self) -> Needs: ...
+
+    @property
+    def scheme(self) -> Scheme:
+        """The grid's kind."""
+        ...
 
     def check(self, rows: int, columns: int) -> None:
         """Raises `PlanError` for a weight of this shape that it cannot serve."""

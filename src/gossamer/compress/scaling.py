@@ -1,6 +1,6 @@
 """Equalisation: scales move between layers so that quantisation loses less, while the model's function stays."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from gossamer.compress.statistics import Statistics
 from gossamer.core.progress import Progress
 from gossamer.data.batch import Batch
 from gossamer.engine.walk import Walk
-from gossamer.models.hierarchy import Block, Hierarchy
+from gossamer.models.hierarchy import Block, Hierarchy, Layer
 from gossamer.models.structure import read_matrix
 
 
@@ -40,13 +40,28 @@ def fold_scales(
     """Scales the layers whose technique is a `Scaling`, block by block, wherever what writes their inputs can make up
     for it; the model computes what it computed. Returns the paths that no link reaches: they stay as they are."""
     stream = Stream(walk, batches)
-    by_root: dict[str, tuple[Block, list[Link]]] = {}
     left = [path for path, technique in assigned.items() if isinstance(technique, Scaling)]
-    steps = layers_by_step(walk, hierarchy)
-    for step in progress.track(sorted(steps), "scale block by block"):
+    for _, wanted, links in linked_blocks(model, hierarchy, stream, set(left), progress):
+        statistics = collect(model, stream, wanted)
+        for link in links:
+            if _fold(model, link, statistics, assigned):
+                left = [path for path in left if path not in {layer.path for layer in link.consumers}]
+    return left
+
+
+def linked_blocks(
+    model: nn.Module, hierarchy: Hierarchy, stream: Stream, paths: Collection[str], progress: Progress
+) -> Iterator[tuple[Block, tuple[Layer, ...], list[Link]]]:
+    """Each block with its layers at `paths`, if it has any, and all its links, while `stream` stands at its door.
+
+    What is changed in between, the batches meet when they go on.
+    """
+    walk = stream.walk
+    by_root: dict[str, tuple[Block, list[Link]]] = {}
+    for step in progress.track(sorted(layers_by_step(walk, hierarchy)), "scale block by block"):
         if step >= 0:
             stage = walk.stages[step]
-            wanted = [layer for layer in stage.block.layers if layer.path in left]
+            wanted = tuple(layer for layer in stage.block.layers if layer.path in paths)
             if wanted:
                 entry = stream.entry(0)
                 assert entry is not None
@@ -55,13 +70,9 @@ def fold_scales(
                 if links is None:
                     links = find_links(model, walk, entry, stage.block)
                 by_root[stage.root] = (stage.block, links)
-                statistics = collect(model, stream, wanted)
-                for link in links:
-                    if _fold(model, link, statistics, assigned):
-                        left = [path for path in left if path not in {layer.path for layer in link.consumers}]
+                yield stage.block, wanted, links
         if not stream.last:
             stream.advance()
-    return left
 
 
 def _fold(model: nn.Module, link: Link, statistics: Mapping[str, Statistics], assigned: Mapping[str, object]) -> bool:

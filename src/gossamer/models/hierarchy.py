@@ -43,6 +43,11 @@ class Layer:
         return f"{self.module}.{self.parameter}" if self.module else self.parameter
 
     @property
+    def on_grid(self) -> bool:
+        """Whether it can be stored with few bits: stacked experts and input-major weights have no such form yet."""
+        return self.kind != "expert" and not self.transposed
+
+    @property
     def parameters(self) -> int:
         """Weight elements, 0 where the tensor is another layer's."""
         return 0 if self.tied_to is not None else self.rows * self.columns

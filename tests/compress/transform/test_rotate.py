@@ -57,7 +57,7 @@ def rotated(model, inputs, at, **settings):
     """The change of the output, and the notes."""
     hierarchy = hierarchy_of(model, model.config)
     before = results(run(model, inputs))
-    notes = Rotate(**settings).transform(model, hierarchy, hierarchy.select(at), [batch_of(inputs)])
+    notes = Rotate(**settings).transform(model, hierarchy, hierarchy.select(at), [batch_of(inputs)], {})
     return change(before, results(run(model, inputs))), notes
 
 
@@ -201,12 +201,12 @@ def test_bad_requests():
     model, _ = shaken("llava")
     hierarchy, inputs = hierarchy_of(model, model.config), inputs_for("llava", model)
     with pytest.raises(DataError, match="calibration batch"):
-        Rotate().transform(model, hierarchy, hierarchy.select("language.**"), [])
+        Rotate().transform(model, hierarchy, hierarchy.select("language.**"), [], {})
     with pytest.raises(PlanError, match="select blocks of vision, language"):
-        Rotate().transform(model, hierarchy, hierarchy.select("projector.**"), [batch_of(inputs)])
+        Rotate().transform(model, hierarchy, hierarchy.select("projector.**"), [batch_of(inputs)], {})
     text = {"input_ids": torch.tensor([[4, 5, 6]])}
     with pytest.raises(PlanError, match=r"does not run .*, which may belong to its stream"):
-        Rotate().transform(model, hierarchy, hierarchy.select("language.**"), [batch_of(text)])
+        Rotate().transform(model, hierarchy, hierarchy.select("language.**"), [batch_of(text)], {})
 
 
 def test_a_rotation_that_would_change_the_output_is_undone(monkeypatch):

@@ -27,7 +27,7 @@ def smoothed(name, alpha, seed=0):
     inputs, hierarchy = inputs_for(name, model), hierarchy_of(model, model.config)
     before, weights = results(run(model, inputs)), {key: value.clone() for key, value in model.state_dict().items()}
     layers = [layer for block in hierarchy.blocks() for layer in block.layers]
-    notes = SmoothQuant(alpha).transform(model, hierarchy, layers, [Batch(inputs, torch.empty(0), (0, 1))])
+    notes = SmoothQuant(alpha).transform(model, hierarchy, layers, [Batch(inputs, torch.empty(0), (0, 1))], {})
     return model, change(before, results(run(model, inputs))), weights, notes
 
 
@@ -84,4 +84,4 @@ def test_bad_settings():
     model = build("llama")
     hierarchy = hierarchy_of(model, model.config)
     with pytest.raises(DataError, match="calibration data"):
-        SmoothQuant().transform(model, hierarchy, hierarchy.select("language.**"), [])
+        SmoothQuant().transform(model, hierarchy, hierarchy.select("language.**"), [], {})

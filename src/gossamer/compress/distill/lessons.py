@@ -131,5 +131,5 @@ def _outputs(model: nn.Module, modules: Sequence[str]) -> Iterator[dict[str, Ten
 def _check(values: Tensor) -> None:
     if not bool(torch.isfinite(values).all()):
         raise DataError(
-            "the unchanged model gives NaN or infinite values on the healing data: check it in float32, and the data"
+            "the unchanged model gives NaN or infinite values on the calibration data: check both, it in float32"
         )

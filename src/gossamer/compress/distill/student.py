@@ -1,16 +1,16 @@
 """A compressed model with some of its stored numbers free, and able to pass gradients to them."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from gossamer.compress.distill.parts import Parts
+from gossamer.compress.standins import StandIns
 from gossamer.models.hierarchy import Hierarchy, Layer
 from gossamer.models.low_rank import LowRank
 from gossamer.models.packed import QuantizedTensor
@@ -131,7 +131,6 @@ class Student:
         rank: int,
         draw: torch.Generator,
     ) -> None:
-        self._model = model
         layers = [layer for layer in hierarchy.layers() if layer.path in parts]
         self._matrices = {
             layer.tensor: _Matrix.of(
@@ -145,15 +144,9 @@ class Student:
             for name, modality in modality_of(model, hierarchy).items()
             if modality in touched and model.get_parameter(name).dim() == 1
         }
-        names = [*self._matrices, *self._vectors]
-        self._originals = {name: model.get_parameter(name) for name in names}
-        self._places = _places(model, self._originals)
-        self._blocks = {
-            block.module: [name for name in names if name.startswith(f"{block.module}.")]
-            for block in hierarchy.blocks()
-        }
-        inside = {name for found in self._blocks.values() for name in found}
-        self._outside = [name for name in names if name not in inside]
+        values = {name: partial(self._value, name) for name in (*self._matrices, *self._vectors)}
+        self._originals = {name: model.get_parameter(name) for name in values}
+        self._stand_ins = StandIns(model, hierarchy, values)
 
     @property
     def free(self) -> list[Free]:
@@ -164,19 +157,9 @@ class Student:
         """The layers' parts as they are now, by path."""
         return {matrix.layer.path: matrix.stored() for matrix in self._matrices.values()}
 
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Inside, the model computes with the present values; gradients are taken inside too.
-
-        A block's weights are made when it runs, and with its activations once more when gradients come back to it.
-        """
-        with ExitStack() as stack:
-            stack.enter_context(self._substituted(self._outside))
-            for path, names in self._blocks.items():
-                block = self._model.get_submodule(path)
-                block.__dict__["forward"] = partial(self._through, block.forward, names)
-                stack.callback(block.__dict__.pop, "forward")
-            yield
+    def running(self) -> AbstractContextManager[None]:
+        """Inside, the model computes with the present values (see `StandIns.running`)."""
+        return self._stand_ins.running()
 
     @torch.no_grad()
     def write(self) -> None:
@@ -184,43 +167,11 @@ class Student:
         for name, original in self._originals.items():
             original.copy_(self._value(name))
 
-    def _through(self, forward: Any, names: Sequence[str], *args: Any, **kwargs: Any) -> Any:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            with self._substituted(names):
-                return forward(*args, **kwargs)
-
-        return checkpoint(run, *args, use_reentrant=False, **kwargs)
-
     def _value(self, name: str) -> Tensor:
         original = self._originals[name]
         if name in self._vectors:
             return self._vectors[name].value().to(original.dtype)
         return self._matrices[name].value(original)
-
-    @contextmanager
-    def _substituted(self, names: Sequence[str]) -> Iterator[None]:
-        try:
-            for name in names:
-                value: Any = self._value(name)
-                for parameters, key in self._places[name]:
-                    parameters[key] = value
-            yield
-        finally:
-            for name in names:
-                for parameters, key in self._places[name]:
-                    parameters[key] = self._originals[name]
-
-
-_Place = tuple[dict[str, nn.Parameter | None], str]
-
-
-def _places(model: nn.Module, wanted: Mapping[str, nn.Parameter]) -> dict[str, list[_Place]]:
-    """Where each of these parameters stands: at several places if it is shared."""
-    owners: dict[int, list[_Place]] = {}
-    for module in model.modules():
-        for key, parameter in module._parameters.items():
-            owners.setdefault(id(parameter), []).append((module._parameters, key))
-    return {name: owners[id(parameter)] for name, parameter in wanted.items()}
 
 
 def _size(values: Tensor) -> float:

@@ -1,15 +1,20 @@
-"""Learning how a block's layers are rounded from the block's output: what SignRound and OmniQuant share."""
+"""Learning what rounds better from a block's output: what SignRound, OmniQuant and learned scales share."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from gossamer.compress.calibrate import token_mask
 from gossamer.compress.passes import BlockRun
+from gossamer.data.batch import Batch
+from gossamer.engine.walk import Entry
 from gossamer.models.packed import QuantizedTensor
+
+T = TypeVar("T")
 
 TOKENS_PER_STEP = 512
 """About as many tokens as one step of descent sees, in whole rows of a batch: 2,048 gave no lower loss than 512."""
@@ -47,30 +52,65 @@ def learn(
 ) -> dict[str, QuantizedTensor]:
     """Learns the unknowns of `layers`, by the names of their parameters in `block`; empty if nothing better was found.
 
-    Each step descends on the mean squared difference to the unchanged model's output for a few rows of one run, drawn
-    by a fixed seed. The difference over all runs decides: the best of `CHECKS` states on the way is kept, and only if
-    it beats the block as it stands, whose parameters are not changed.
+    See `descend`; the block starts as it stands, and its parameters are not changed.
     """
-    unknowns = unknowns_of(layers)
+
+    def soft() -> dict[str, Tensor]:
+        return {name: layer.soft() for name, layer in layers.items()}
+
+    def settled() -> tuple[dict[str, QuantizedTensor], dict[str, Tensor]]:
+        found = {name: layer.hard() for name, layer in layers.items()}
+        return found, {name: tensor.dequantize() for name, tensor in found.items()}
+
+    return descend(block, unknowns_of(layers), soft, settled, {}, runs, iterations, move) or {}
+
+
+def descend(
+    block: nn.Module,
+    unknowns: Sequence[Tensor],
+    soft: Callable[[], Mapping[str, Tensor]],
+    settled: Callable[[], tuple[T, Mapping[str, Tensor]]],
+    start: Mapping[str, Tensor],
+    runs: Sequence[BlockRun],
+    iterations: int,
+    move: Move,
+) -> T | None:
+    """Learns `unknowns` on which parameters of `block` depend, given by name: `soft` with gradients, `settled` as they
+    would be, with what is to be kept then, `start` as they are. None if nothing better than the start was found.
+
+    Each step descends on the mean squared difference to the unchanged model's output for a few rows of one run, drawn
+    by a fixed seed. The difference over all runs decides: the best of `CHECKS` states on the way is kept.
+    """
     divided = [divides(block, run) for run in runs]
     draw = torch.Generator().manual_seed(0)
     checks = {iterations * check // CHECKS for check in range(1, CHECKS + 1)}
-    best: dict[str, QuantizedTensor] = {}
-    least = _whole_loss(block, {}, runs)
+    best: T | None = None
+    least = _whole_loss(block, start, runs)
     for step in range(iterations):
         run = runs[step % len(runs)]
         part = _drawn(run, draw) if divided[step % len(runs)] else run
         with torch.enable_grad():
-            loss = _loss(block, {name: layer.soft() for name, layer in layers.items()}, part)
-            slopes = torch.autograd.grad(loss, unknowns)
+            slopes = torch.autograd.grad(_loss(block, soft(), part), unknowns)
         with torch.no_grad():
             move(step, slopes)
-        if step + 1 in checks:
-            found = {name: layer.hard() for name, layer in layers.items()}
-            now = _whole_loss(block, {name: tensor.dequantize() for name, tensor in found.items()}, runs)
-            if now < least:
-                best, least = found, now
+            if step + 1 in checks:
+                kept, weights = settled()
+                now = _whole_loss(block, weights, runs)
+                if now < least:
+                    best, least = kept, now
     return best
+
+
+def runs_of(batches: Sequence[Batch], entries: Sequence[Entry], targets: Sequence[Any]) -> list[BlockRun]:
+    """The `batches` at a block's door with the outputs that are wanted there."""
+    runs = []
+    for batch, entry, target in zip(batches, entries, targets, strict=True):
+        output: Tensor = target[0] if isinstance(target, tuple) else target
+        mask = token_mask(batch)
+        if mask is not None:
+            mask = mask.to(output.device) if output.shape[:2] == mask.shape else None
+        runs.append(BlockRun(entry.args, entry.kwargs, output, mask))
+    return runs
 
 
 def passing_round(values: Tensor) -> Tensor:

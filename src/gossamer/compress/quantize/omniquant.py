@@ -28,9 +28,9 @@ class OmniQuant(OnGrid):
     The ends are sigmoids of unknowns times the least and the greatest weight (one unknown on symmetric grids), learnt
     for all layers of a block together by `iterations` steps of AdamW at `rate` on the mean squared difference to the
     unchanged model's output (see `learn`); rounding lets gradients pass (straight-through). The paper starts where
-    nothing is cut, here they start where the squared error of the weights is least. The paper's second part, scales
-    moved between norms and layers, is what `awq` does. Raises `ValueError` for fewer than 1 iteration, and for a rate
-    that is not positive.
+    nothing is cut, here they start where the squared error of the weights is least. The paper's second part, scales and
+    shifts moved between norms and layers, is `learned_scales`, a transform to go before. Raises `ValueError` for fewer
+    than 1 iteration, and for a rate that is not positive.
     """
 
     iterations: int = 200

@@ -5,21 +5,21 @@ matrix, which norms let pass once their gains are in the layers that read them. 
 Both are folded into weights: nothing is added to the model. What writes and what reads is found out (see `trace`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from gossamer.compress.passes import Phase
+from gossamer.compress.passes import Aim, Phase
 from gossamer.compress.transform.bases import Bases
 from gossamer.compress.transform.orthogonal import Kind, hadamard, orthogonal
 from gossamer.compress.transform.spaces import Space, free_spaces
 from gossamer.compress.transform.trace import find_bases
 from gossamer.compress.transform.trial import parted, preserving
 from gossamer.core.errors import DataError, PlanError
-from gossamer.core.technique import technique
+from gossamer.core.technique import name_of, technique
 from gossamer.data.batch import Batch
 from gossamer.models.hierarchy import Hierarchy, Layer, Modality
 
@@ -42,7 +42,12 @@ class Rotate:
     phase: ClassVar[Phase] = "transform"
 
     def transform(
-        self, model: nn.Module, hierarchy: Hierarchy, layers: Sequence[Layer], batches: Sequence[Batch]
+        self,
+        model: nn.Module,
+        hierarchy: Hierarchy,
+        layers: Sequence[Layer],
+        batches: Sequence[Batch],
+        aims: Mapping[str, Aim],
     ) -> tuple[str, ...]:
         """See `compress.passes.Transform`. The first batch must run all that touches the towers.
 
@@ -50,11 +55,11 @@ class Rotate:
         then. Raises `DataError` without calibration data. Tied weights that turn differently part: a note says so.
         """
         if not batches:
-            raise DataError("rotate needs a calibration batch, to find what reads and writes a tower's stream")
+            raise DataError(f"{name_of(self)} needs a calibration batch, to see what reads and writes a tower's stream")
         towers = {tower.name: tower for tower in hierarchy.modalities if tower.blocks}
         chosen = [name for name, tower in towers.items() if _blocks_of(tower) & set(layers)]
         if not chosen:
-            raise PlanError(f"rotate turns the stream of a whole tower: select blocks of {', '.join(towers)}")
+            raise PlanError(f"{name_of(self)} turns the stream of a whole tower: select blocks of {', '.join(towers)}")
         doors = [block.module for tower in towers.values() for block in tower.blocks]
         with parted(model) as ties:
             bases = find_bases(model, batches[0].inputs, doors)
@@ -72,21 +77,27 @@ class Rotate:
                 spaces += free_spaces(bases, {layer.module for layer in layers}, taken)
             changing = sorted({name for space in spaces for name in space.parameters})
             with preserving(model, batches[0].inputs, changing, TOLERANCE, f"rotating {' and '.join(chosen)}"):
-                self._turn(model, spaces)
-        notes = [f"{one} and {other} no longer share one tensor: both are stored" for one, other in ties]
-        sizes = sorted({space.size for space in spaces}) if self.kind == "hadamard" else []
-        notes += [
-            f"{n} channels turn in blocks of {n & -n}: no Hadamard matrix is known"
-            for n in sizes
-            if hadamard(n) is None
-        ]
-        return tuple(notes)
+                for space in spaces:
+                    space.fold(model)
+                rotations, notes = self._rotations(model, hierarchy, spaces, batches, aims)
+                for space, rotation in zip(spaces, rotations, strict=True):
+                    space.rotate(model, rotation)
+        return (*(f"{one} and {other} no longer share one tensor: both are stored" for one, other in ties), *notes)
 
-    def _turn(self, model: nn.Module, spaces: Sequence[Space]) -> None:
+    def _rotations(
+        self,
+        model: nn.Module,
+        hierarchy: Hierarchy,
+        spaces: Sequence[Space],
+        batches: Sequence[Batch],
+        aims: Mapping[str, Aim],
+    ) -> tuple[list[Tensor], tuple[str, ...]]:
+        """The rotation of each space, whose gains are folded already, and what did not go as asked."""
         generator = torch.Generator().manual_seed(self.seed)
-        for space in spaces:
-            space.fold(model)
-            space.rotate(model, orthogonal(space.size, self.kind, generator, space.keeps_mean))
+        rotations = [orthogonal(space.size, self.kind, generator, space.keeps_mean) for space in spaces]
+        sizes = sorted({space.size for space in spaces}) if self.kind == "hadamard" else []
+        notes = (f"{n} channels turn in blocks of {n & -n}: no Hadamard matrix is known" for n in sizes)
+        return rotations, tuple(note for note, n in zip(notes, sizes, strict=True) if hadamard(n) is None)
 
 
 def _blocks_of(tower: Modality) -> set[Layer]:

@@ -1,13 +1,13 @@
 """SmoothQuant: part of the inputs' outliers moves into the weights (arXiv 2211.10438)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from gossamer.compress.passes import Phase
+from gossamer.compress.passes import Aim, Phase
 from gossamer.compress.scaling import fold_scales
 from gossamer.compress.statistics import Statistics
 from gossamer.core.errors import DataError
@@ -37,7 +37,12 @@ class SmoothQuant:
             raise ValueError(f"alpha cannot be {self.alpha:g}: it is a share between 0 and 1")
 
     def transform(
-        self, model: nn.Module, hierarchy: Hierarchy, layers: Sequence[Layer], batches: Sequence[Batch]
+        self,
+        model: nn.Module,
+        hierarchy: Hierarchy,
+        layers: Sequence[Layer],
+        batches: Sequence[Batch],
+        aims: Mapping[str, Aim],
     ) -> tuple[str, ...]:
         """See `compress.passes.Transform`. Raises `DataError` without calibration data."""
         if not batches:

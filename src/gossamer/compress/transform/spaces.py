@@ -93,13 +93,17 @@ def _even(gain: Tensor) -> bool:
     return bool(torch.allclose(gain, gain[0].expand_as(gain), rtol=1e-6, atol=0))
 
 
+def turned(values: Tensor, dim: int, matrix: Tensor) -> Tensor:
+    """Pieces of dimension `dim` of `values`, each as long as `matrix` is wide, times `matrix`; both of one type."""
+    moved = values.movedim(dim, -1)
+    product = moved.reshape(*moved.shape[:-1], -1, len(matrix)) @ matrix
+    return product.reshape(moved.shape).movedim(-1, dim)
+
+
 def _along(model: nn.Module, use: Use, matrix: Tensor) -> None:
-    """Pieces of an axis, each as long as `matrix` is wide, times `matrix` float64, in place."""
     parameter = model.get_parameter(use.parameter)
     with torch.no_grad():
-        values = parameter.double().movedim(use.axis.dim, -1)
-        turned = values.reshape(*values.shape[:-1], -1, len(matrix)) @ matrix.to(values.device)
-        parameter.copy_(turned.reshape(values.shape).movedim(-1, use.axis.dim))
+        parameter.copy_(turned(parameter.double(), use.axis.dim, matrix.to(parameter.device)))
 
 
 def free_spaces(bases: Bases, modules: Collection[str], taken: Collection[Basis]) -> list[Space]:

@@ -35,22 +35,25 @@ def preserving(
 ) -> Iterator[None]:
     """Inside, `parameters` change in a way that keeps the model's function.
 
-    Raises `PlanError`, with all of them as they were, if the output then differs by more than `tolerance`.
+    Raises `PlanError` if the output then differs by more than `tolerance`. After any error all are as they were.
     """
     with torch.no_grad():
         before = results(forward(model, inputs))
     values = {name: model.get_parameter(name).detach().clone() for name in parameters}
-    yield
-    with torch.no_grad():
-        changed = change(before, results(forward(model, inputs)))
-    if changed > tolerance:
+    try:
+        yield
+        with torch.no_grad():
+            changed = change(before, results(forward(model, inputs)))
+        if changed > tolerance:
+            raise PlanError(
+                f"{what} would change the model's output by {changed:.1e} of its largest value, which is more than "
+                f"{tolerance:.0e}: leave it out for this model"
+            )
+    except BaseException:
         with torch.no_grad():
             for name, value in values.items():
                 model.get_parameter(name).copy_(value)
-        raise PlanError(
-            f"{what} would change the model's output by {changed:.1e} of its largest value, which is more than "
-            f"{tolerance:.0e}: leave it out for this model"
-        )
+        raise
 
 
 @contextmanager

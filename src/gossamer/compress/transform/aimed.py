@@ -1,0 +1,23 @@
+"""Layers that already compute with rounded inputs while something is learnt for them."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+from torch import nn
+
+from gossamer.compress.passes import Aim
+from gossamer.models.hierarchy import Layer
+from gossamer.models.inputs import input_grid, round_inputs
+
+
+@contextmanager
+def rounded_inputs(model: nn.Module, layers: Iterable[Layer], aims: Mapping[str, Aim]) -> Iterator[None]:
+    """Inside, `layers` round their inputs as later passes will have them do."""
+    with ExitStack() as stack:
+        for layer in layers:
+            aim = aims.get(layer.path)
+            if aim is not None and aim.inputs is not None:
+                module = model.get_submodule(layer.module)
+                stack.callback(round_inputs, module, input_grid(module))
+                round_inputs(module, aim.inputs)
+        yield
