@@ -98,8 +98,8 @@ def _unpacks_to_bfloat16(model: Any) -> bool:
 def from_pretrained(directory: Path, kind: Any = None, **settings: Any) -> tuple[Any, dict[str, Any]]:
     """`from_pretrained` of `kind`, or of the class that the directory's configuration names, with its loading report.
 
-    Where the directory carries Gossamer's code, that is run, as for a user who trusts it. Raises `ModelError` if transformers
-    lacks the class, or for code that is not Gossamer's.
+    Where the directory carries Gossamer's code, that is run, as for a user who trusts it. Raises `ModelError` if
+    transformers lacks the class, or for code that is not Gossamer's.
     """
     import transformers
 

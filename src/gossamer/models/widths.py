@@ -1,6 +1,6 @@
 """Checkpoints whose blocks differ in width: the config entry that says how, and the code that they carry.
 
-`modeling_gossamer.py` is that code: Gossamer runs its own copy, plain transformers the checkpoint's, once it is trusted.
+`modeling_gossamer.py` is that code: Gossamer runs its own copy, plain transformers the checkpoint's, once trusted.
 """
 
 import shutil

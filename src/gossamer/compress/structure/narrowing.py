@@ -26,7 +26,6 @@ from gossamer.models.hierarchy import Block, Hierarchy, Layer
 from gossamer.models.structure import read_matrix, write_matrix
 from gossamer.models.surgery import Reshaped, Units, adopt, narrow, tower_of
 
-
 Spread = Callable[[Mapping[str, Tensor], int], Mapping[str, int]]
 """How many units each block keeps, given the importance (units,) of those it has, by block path, and the mean."""
 
