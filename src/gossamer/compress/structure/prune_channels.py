@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 import torch
@@ -64,15 +65,19 @@ class PruneChannels(Narrowing):
 def spread_channels(scores: Mapping[str, Tensor], width: int, align: int, minimum: float) -> dict[str, int]:
     """The number of channels of each block, `width` in the mean, given their importance (channels,) by block path.
 
-    A block's importance is divided by its mean, its channels, by falling importance, form groups of `align`, and the
-    groups that sum up to most go in, over all blocks. Every number is a multiple of `align`, of which `width` is one;
-    a block gets at least the share `minimum` of its channels, rounded up, but never more than `width` for that.
+    A block's importance is divided by the square root of its mean: halfway between its own values, which overrate
+    blocks that matter for other reasons too, and shares, which do not tell blocks apart. Its channels, by falling
+    importance, form groups of `align`, and over all blocks the groups that sum up to most go in. Every number is a
+    multiple of `align`, of which `width` is one; a block gets at least the share `minimum` of its channels, rounded up,
+    but never more than `width` for that.
     """
     wanted = width // align
-    gains, owners, counts = [], [], {}
+    gains: list[Tensor] = []
+    owners: list[Tensor] = []
+    counts: dict[str, int] = {}
     for number, (path, score) in enumerate(scores.items()):
-        least = min(wanted, max(1, -(-int(minimum * len(score)) // align)))
-        falling = (score / score.mean().clamp_min(1e-30)).sort(descending=True).values
+        least = min(wanted, max(1, ceil(minimum * len(score) / align)))
+        falling = (score / score.mean().clamp_min(1e-30).sqrt()).sort(descending=True).values
         groups = falling[: len(score) // align * align].view(-1, align).sum(1)[least:]
         counts[path] = least
         gains.append(groups)

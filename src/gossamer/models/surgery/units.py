@@ -64,25 +64,25 @@ def tower_of(hierarchy: Hierarchy, path: str) -> tuple[Block, ...]:
 
 
 def channels_of(model: "nn.Module", blocks: tuple[Block, ...]) -> Units:
-    """The channels of the MLPs of a tower's `blocks`: the last layer's columns that one entry of the config sets.
+    """The channels of the MLPs of a tower's `blocks`: the most columns of a layer that one entry of the config sets.
 
     Raises `PlanError` where there is no such entry: stacked experts, widths computed from others.
     """
     known = entries(model.config)
     order = [layer.path for layer in blocks[0].layers]
-    widths = list(dict.fromkeys(layer.columns for layer in reversed(blocks[0].layers) if layer.kind == "linear"))
+    widths = sorted({layer.columns for layer in blocks[0].layers if layer.kind == "linear"}, reverse=True)
     # An entry may hold a width for each block; left empty it lets the family compute it, as GPT-2's n_inner does.
-    for stated in ("one", "each", "none"):
+    for stated in (True, False):
         for width in widths:
-            wanted = {"one": width, "each": [width] * len(blocks), "none": None}[stated]
-            found = (
-                _units(model, blocks, Units(width, {}, {}, {way: 1}, {}, stated == "each"), apart=True)
+            each = [width] * len(blocks)
+            units = [
+                found
                 for way, value in known.items()
-                if value == wanted
-            )
-            units = [one for one in found if one is not None]
+                if (value in (width, each) if stated else value is None)
+                if (found := _units(model, blocks, Units(width, {}, {}, {way: 1}, {}, value == each), apart=True))
+            ]
             if units:
-                return max(units, key=lambda one: order.index(one.readers[blocks[0].path].path))
+                return max(units, key=lambda found: order.index(found.readers[blocks[0].path].path))
     raise PlanError(
         f"{_name(blocks)}: channels cannot be removed, no entry of the config sets the width of an MLP alone "
         "in every block"
