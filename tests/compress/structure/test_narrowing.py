@@ -251,14 +251,14 @@ def test_free_widths_follow_what_matters_at_the_same_size(name, tower):
         units = channels_of(model, blocks)
         for part in units.parts[blocks[1].path]:  # of the second block 4 channels do anything
             model.get_parameter(part.tensor).index_fill_(part.dim, torch.arange(4, 24), 0.0)
-        before = model(**batches[0].inputs).logits
+        before = logits(model, batches)
         technique = PruneChannels(keep=0.5, align=4, widths=widths, minimum=0.1)
         smaller = technique.reshape(model, hierarchy, blocks, batches)
         parameters[widths] = smaller.parameters
         readers = {layer.path for layer in units.readers.values()}
         found = [layer.columns for layer in smaller.layers() if layer.path in readers]
         assert found == ([20, 4] if widths == "free" else [12, 12])
-        errors[widths] = float((model(**batches[0].inputs).logits - before).square().sum())
+        errors[widths] = float((logits(model, batches) - before).square().sum())
     assert parameters["free"] == parameters["uniform"]
     assert errors["free"] < errors["uniform"]
 
