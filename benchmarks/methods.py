@@ -68,7 +68,7 @@ PRESETS = (
     "low_rank-r32",
     "losparse-r8",
     "losparse-r8+gptq-w4g64",
-    "prune_channels-75",
+    *(f"prune_channels-{widths}{share}" for share in (75, 50) for widths in ("", "free-")),
 )
 
 

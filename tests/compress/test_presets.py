@@ -88,3 +88,12 @@ def test_unknown_names_say_what_is_accepted(name: str) -> None:
 def test_wrong_settings_say_what_is_accepted(name: str) -> None:
     with pytest.raises(PlanError, match=r"after (gptq|wanda|rotate) comes"):
         preset_steps(name, hierarchy(tied=True))
+
+
+def test_channels_stay_in_equal_or_in_free_numbers() -> None:
+    for name, settings in (("75", {"keep": 0.75}), ("free-80", {"keep": 0.8, "widths": "free"})):
+        (step,) = preset_steps(f"prune_channels-{name}", hierarchy(tied=True))
+        assert (step.at, step.settings) == ("language.blocks.*", settings)
+        assert build(step.do, step.settings).widths == settings.get("widths", "uniform")
+    with pytest.raises(PlanError, match="free-75 for widths that differ by block"):
+        preset_steps("prune_channels-free", hierarchy(tied=True))

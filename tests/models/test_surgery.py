@@ -7,6 +7,8 @@ from tests.models.feeds import inputs_for
 from tests.models.tiny import BUILDERS, build
 
 from gossamer.core.errors import PlanError
+from gossamer.models.checkpoint import save_compressed, settle
+from gossamer.models.open import Opened, open_model
 from gossamer.models.reloading import plain
 from gossamer.models.structure import hierarchy_of, read_matrix, write_matrix
 from gossamer.models.surgery import adopt, channels_of, drop_blocks, heads_of, narrow, tower_of
@@ -312,11 +314,122 @@ def test_fused_gate_and_up_rows_are_cut_from_both_halves():
     assert same(outputs(model, inputs), outputs(found.model, inputs), 1e-5)
 
 
-def test_widths_that_differ_by_block_are_refused():
+def uneven(units):
+    """Other numbers of units in every block."""
+    generator = torch.Generator().manual_seed(2)
+    return {
+        path: torch.randperm(units.count, generator=generator)[: 7 + 2 * n].sort().values
+        for n, path in enumerate(units.parts)
+    }
+
+
+@pytest.mark.parametrize("name", [*families(), "opt"])
+def test_widths_may_differ_by_block(name, tmp_path):
+    """The models so cut compute what is left, and come back through the loader that a user has."""
+    _, hierarchy, _ = opened(name)
+    for tower, blocks in towers(hierarchy):
+        if (name, tower) in NO_CHANNELS:
+            continue
+        model, hierarchy, inputs = opened(name)
+        units = channels_of(model, blocks)
+        keep = uneven(units)
+        silence(model, units, keep)
+        wanted = outputs(model, inputs)
+        found = narrow(model, hierarchy, units, keep)
+        assert same(wanted, outputs(found.model, inputs), 3e-5)
+        assert isinstance(found.model, type(model))
+        assert type(found.model).__name__ == f"Gossamer{type(model).__name__}"
+        assert [layer.columns for layer in channels_of_blocks(found.hierarchy, units)] == [7, 9, 11][: len(blocks)]
+        assert found.hierarchy.parameters == hierarchy_of(found.model, found.model.config).parameters
+        whole = Opened(found.model, found.hierarchy, found.model.config, name, "")
+        save_compressed(whole, {}, tmp_path / tower)
+        settle(whole, {})
+        again = plain(tmp_path / tower).eval()
+        assert type(again).__module__.startswith("transformers_modules.")
+        assert same(outputs(found.model, inputs), outputs(again, inputs), EXACT)
+        own = open_model(str(tmp_path / tower))
+        assert type(own.model) is type(found.model)
+        assert same(outputs(found.model, inputs), outputs(own.model, inputs), EXACT)
+        assert own.hierarchy == hierarchy_of(found.model, found.model.config)
+
+
+def channels_of_blocks(hierarchy, units):
+    """The layers that read the channels, as they are now."""
+    paths = {layer.path for layer in units.readers.values()}
+    return [layer for layer in hierarchy.layers() if layer.path in paths]
+
+
+def gemma3n():
+    config = hf.Gemma3nTextConfig(
+        vocab_size=96, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=4, vocab_size_per_layer_input=96, hidden_size_per_layer_input=8,
+        laurel_rank=4, num_kv_shared_layers=0, layer_types=["full_attention"] * 3, pad_token_id=0,
+    )  # fmt: skip
+    return hf.Gemma3nForCausalLM(config)
+
+
+def test_a_config_with_a_width_for_each_block_needs_no_code(tmp_path):
+    torch.manual_seed(0)
+    model = gemma3n().eval().requires_grad_(False)
+    hierarchy, inputs = hierarchy_of(model, model.config), {"input_ids": torch.arange(3, 12)[None]}
+    units = channels_of(model, tower_of(hierarchy, "language.blocks.0"))
+    keep = uneven(units)
+    silence(model, units, keep)
+    found = narrow(model, hierarchy, units, keep)
+    assert found.model.config.intermediate_size == [7, 9, 11]
+    assert type(found.model) is hf.Gemma3nForCausalLM
+    assert same(outputs(model, inputs), outputs(found.model, inputs), 3e-5)
+    check_reload(found.model, inputs, tmp_path)
+
+
+def test_blocks_and_heads_go_after_widths_have_parted():
+    model, hierarchy, inputs = opened("llama_deep")
+    units = channels_of(model, tower_of(hierarchy, "language.blocks.0"))
+    found = narrow(model, hierarchy, units, uneven(units))
+    block = next(block for block in hierarchy.blocks() if block.path == "language.blocks.1")
+    wanted = skipped(found.model, [block], inputs)
+    fewer = drop_blocks(found.model, found.hierarchy, [block.path])
+    assert same(wanted, outputs(fewer.model, inputs), EXACT)
+    assert [layer.columns for layer in channels_of_blocks(fewer.hierarchy, units)] == [7, 11, 13]
+    heads = heads_of(fewer.model, tower_of(fewer.hierarchy, "language.blocks.0"))
+    keep = {path: torch.tensor([1]) for path in heads.parts}
+    silence(fewer.model, heads, keep)
+    narrower = narrow(fewer.model, fewer.hierarchy, heads, keep)
+    assert same(outputs(fewer.model, inputs), outputs(narrower.model, inputs), 3e-5)
+    with pytest.raises(PlanError, match="channels cannot be removed"):
+        channels_of(fewer.model, tower_of(fewer.hierarchy, "language.blocks.0"))
+
+
+def test_towers_part_one_after_the_other():
+    model, hierarchy, inputs = opened("llava")
+    for tower in ("vision", "language"):
+        units = channels_of(model, tower_of(hierarchy, f"{tower}.blocks.0"))
+        keep = uneven(units)
+        silence(model, units, keep)
+        wanted, found = outputs(model, inputs), narrow(model, hierarchy, units, keep)
+        assert same(wanted, outputs(found.model, inputs), 3e-5)
+        model, hierarchy = found.model, found.hierarchy
+    assert len(model.config.gossamer_widths) == 4 + 6
+
+
+def test_a_model_that_became_another_is_of_its_class():
+    model, hierarchy, inputs = opened("llama")
+    units = channels_of(model, tower_of(hierarchy, "language.blocks.0"))
+    found = narrow(model, hierarchy, units, uneven(units)).model
+    wanted, kind = outputs(found, inputs), type(found)
+    adopt(model, found)
+    assert type(model) is kind
+    assert same(wanted, outputs(model, inputs), 0)
+
+
+def test_what_cannot_be_cut_is_refused():
     model, hierarchy, _ = opened("llama")
     units = channels_of(model, tower_of(hierarchy, "language.blocks.0"))
-    keep = {"language.blocks.0": torch.arange(8), "language.blocks.1": torch.arange(9)}
-    with pytest.raises(PlanError, match="every block of the tower must keep equally many"):
-        narrow(model, hierarchy, units, keep)
+    with pytest.raises(PlanError, match="every block of the tower"):
+        narrow(model, hierarchy, units, {"language.blocks.0": torch.arange(8)})
     with pytest.raises(PlanError, match="at least one"):
-        narrow(model, hierarchy, units, {path: torch.arange(0) for path in keep})
+        narrow(model, hierarchy, units, {path: torch.arange(n) for n, path in enumerate(units.parts)})
+    model, hierarchy, _ = opened("gpt2")  # its layers are input-major, not linear ones
+    units = channels_of(model, tower_of(hierarchy, "language.blocks.0"))
+    with pytest.raises(PlanError, match="no config of this family describes the model with 7 and 9 and 11 of 64 units"):
+        narrow(model, hierarchy, units, uneven(units))

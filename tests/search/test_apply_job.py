@@ -53,6 +53,33 @@ def test_a_preset_is_exported_as_it_was_made(model, tmp_path, preset, said):
         transformers.AutoModelForCausalLM.from_pretrained(out)
 
 
+@pytest.mark.parametrize("preset", ["prune_channels-free-50", "prune_channels-free-50+gptq-w4g32+correction-r4"])
+def test_free_widths_are_exported_with_their_code(model, tmp_path, preset):
+    wide = transformers.LlamaConfig.from_pretrained(model)
+    wide.intermediate_size, wide.num_hidden_layers = 256, 3
+    shutil.copytree(model, tmp_path / "wide")
+    torch.manual_seed(0)
+    made = transformers.LlamaForCausalLM(wide)
+    made.model.layers[1].mlp.down_proj.weight.data[:, 64:] = 0
+    made.save_pretrained(tmp_path / "wide")
+    out = tmp_path / "out"
+    result = apply_job(preset, str(tmp_path / "wide"), out)
+    assert result["parity"] <= PARITY_LIMIT
+    assert sum("trust_remote_code=True" in note for note in result["notes"]) == 1
+    widths = json.loads((out / "config.json").read_text())["gossamer_widths"]
+    assert widths["model.layers.1.mlp.up_proj"] == [64, 32]
+    assert sum(widths[f"model.layers.{n}.mlp.down_proj"][1] for n in range(3)) == 3 * 128
+    plain = transformers.AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
+    ids = torch.arange(1, 25).reshape(2, 12)
+    if "correction" not in preset:
+        with torch.no_grad():
+            assert (plain.float()(ids).logits - open_model(str(out)).model(ids).logits).abs().max() < 1e-4
+    else:
+        load_with_adapter(out)
+    words = plain.generate(ids[:1], max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    assert words.shape == (1, 16)
+
+
 @pytest.mark.parametrize("preset", ["gptq-w8a8", "gptq-fp8+activations-fp8s", "gptq-nvfp4+activations-nvfp4"])
 def test_rounded_inputs_are_there_again_when_the_checkpoint_is_opened(model, tmp_path, preset):
     apply_job(preset, str(model), tmp_path / "out")

@@ -2,9 +2,10 @@
 
 A name is passes joined by `+`, in the order of the phases. A pass is a technique's name and, after `-`, its setting:
 bits and group for quantisers (`w4`, `w3g64`, `w4g128a`) or a float format (`fp8`, `mxfp4`, `nvfp4`), percent or pattern
-for pruning (`50`, `2:4`), a rank for factors (`r16`), the percentage that stays for channels and heads (`75`), the
-numbers for activations (`a8`, `fp8`), nothing for what needs none. `w8a8` is short for `w8+activations-a8`, `w4g64a8s`
-for `w4g64+activations-a8s`. Structure and transforms change the largest tower only.
+for pruning (`50`, `2:4`), a rank for factors (`r16`), the percentage that stays for channels and heads (`75`, and for
+channels `free-75`: more in some blocks than in others), the numbers for activations (`a8`, `fp8`), nothing for what
+needs none. `w8a8` is short for `w8+activations-a8`, `w4g64a8s` for `w4g64+activations-a8s`. Structure and transforms
+change the largest tower only.
 """
 
 import re
@@ -20,7 +21,10 @@ from gossamer.models.number_formats import FLOATS
 from gossamer.models.packed import Scheme
 
 _SETTINGS: dict[Phase, tuple[str, str]] = {
-    "structure": (r"(?P<share>\d\d)", "the percentage that stays, as in 75"),
+    "structure": (
+        r"(?P<free>free-)?(?P<share>\d\d)",
+        "the percentage that stays, as in 75, for channels also free-75 for widths that differ by block",
+    ),
     "transform": (r"", "no setting"),
     "decompose": (r"r(?P<rank>\d+)", "a rank, as in r16"),
     "sparsify": (r"(?P<percent>\d\d?)|(?P<pattern>\d+:\d+)", "a percentage or a pattern, as in 50 or 2:4"),
@@ -88,9 +92,9 @@ def _steps(technique: str, phase: Phase, setting: Mapping[str, str | None], hier
         return steps_of(hierarchy, uniform_schemes(hierarchy, scheme), technique)
     towers = sorted((part for part in hierarchy.modalities if part.blocks), key=lambda part: -part.parameters)
     if phase == "structure":
-        keep = int(setting["share"] or 0) / 100
+        kept = {"keep": int(setting["share"] or 0) / 100, **({"widths": "free"} if setting["free"] else {})}
         return tuple(
-            Step.model_validate({"at": f"{tower.name}.blocks.*", "do": technique, "keep": keep}) for tower in towers[:1]
+            Step.model_validate({"at": f"{tower.name}.blocks.*", "do": technique, **kept}) for tower in towers[:1]
         )
     if phase in ("transform", "heal"):
         chosen = towers[:1] if phase == "transform" else towers

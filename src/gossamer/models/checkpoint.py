@@ -19,6 +19,7 @@ from gossamer.models.layout import Layout, advice_on, dense_weight, layout_of, n
 from gossamer.models.packed import QuantizedTensor
 from gossamer.models.reloading import from_pretrained, lost_keys, parity, reload
 from gossamer.models.stored import stored_tensors
+from gossamer.models.widths import FIELD, write_code
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,11 +54,11 @@ def save_compressed(opened: "Opened", tensors: Mapping[str, QuantizedTensor], di
     layout = layout_of(opened, tensors)
     with writing_directory(directory) as folder:
         _write(opened, folder, layout)
-        refused = _refused(folder, layout)
+        refused = _refused(opened.model, folder, layout)
         if refused:
             layout = layout.without(refused, "transformers does not find their compressed form")
             _write(opened, folder, layout)
-            if _refused(folder, layout):
+            if _refused(opened.model, folder, layout):
                 raise ModelError(f"{opened.source}: the compressed checkpoint does not load, {min(refused)} for one")
         written = stored_tensors(folder)
     size = sum(tensor.bytes for tensor in written)
@@ -92,7 +93,10 @@ def _write(opened: "Opened", folder: Path, layout: Layout) -> None:
     from safetensors.torch import save_file
 
     save_file(_state(opened.model, layout), folder / "model.safetensors", metadata={"format": "pt"})
-    _write_json(folder / "config.json", _config(opened.model, folder, layout))
+    config = _config(opened.model, folder, layout)
+    if FIELD in config:
+        write_code(opened.model, folder, config)
+    _write_json(folder / "config.json", config)
     model: Any = opened.model
     generation = getattr(model, "generation_config", None) if model.can_generate() else None
     for part in (opened.processor or opened.tokenizer, generation):
@@ -172,12 +176,12 @@ def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _refused(folder: Path, layout: Layout) -> set[str]:
+def _refused(opened: "nn.Module", folder: Path, layout: Layout) -> set[str]:
     """Compressed modules that transformers does not find in the folder, which it loads here without memory.
 
     Raises `ModelError` if anything else does not load, or if a broken tie would be tied again.
     """
-    model, info = from_pretrained(folder, device_map="meta")
+    model, info = from_pretrained(folder, type(opened), device_map="meta")
     tied = layout.ties.broken & set(model.all_tied_weights_keys)
     if tied:
         raise ModelError(f"the checkpoint would be tied again on loading: {', '.join(sorted(tied))}")

@@ -18,6 +18,7 @@ from gossamer.models.gguf_vocabulary import vocabulary_of
 from gossamer.models.loading import quiet
 from gossamer.models.packed import QuantizedTensor
 from gossamer.models.ties import Ties
+from gossamer.models.widths import FIELD
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,6 +130,8 @@ def _architecture(opened: "Opened") -> Architecture:
     kind = config.model_type
     if kind not in ARCHITECTURES:
         raise ModelError(f"{opened.source} is of type {kind}: GGUF export takes {', '.join(ARCHITECTURES)}")
+    if hasattr(config, FIELD):
+        raise ModelError(f"{opened.source}: its blocks differ in width, which GGUF files of {kind} models cannot say")
     scalar = getattr(config, "query_pre_attn_scalar", None)
     if scalar is not None and scalar != config.head_dim:
         raise ModelError(

@@ -10,6 +10,7 @@ from gossamer.models.containers import Containers
 from gossamer.models.inputs import InputGrid, input_grid
 from gossamer.models.packed import PACKED_FLOATS, Container, QuantizedTensor
 from gossamer.models.ties import Ties
+from gossamer.models.widths import CODE, FIELD
 
 if TYPE_CHECKING:
     import torch
@@ -143,6 +144,11 @@ def notes_on(layout: Layout) -> Iterator[str]:
 
 def advice_on(model: Any, layout: Layout) -> Iterator[str]:
     """What a user of plain transformers must know to use the checkpoint."""
+    if hasattr(model.config, FIELD):
+        yield (
+            "Its blocks differ in width, which this family's config cannot say: transformers loads it by its auto "
+            f"classes with trust_remote_code=True, which runs the {CODE} beside it."
+        )
     if layout.compressed() and getattr(model.config, "is_encoder_decoder", False):
         yield (
             "transformers unpacks weights on the first whole forward pass, and generate() calls the encoder alone "

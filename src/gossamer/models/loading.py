@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gossamer.core.errors import ModelError
+from gossamer.models.widths import FIELD, class_with_widths
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +44,7 @@ def class_of(config: Any, path: Path) -> Any:
     from transformers.models.auto import modeling_auto as auto
 
     for name in config.architectures or ():
-        found = getattr(transformers, name, None)
+        found = class_with_widths(name) if hasattr(config, FIELD) else getattr(transformers, name, None)
         if found is None:
             raise ModelError(f"{path} is of unknown architecture {name!r}: transformers must have its code")
         return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gossamer.core.errors import ModelError
+from gossamer.models.widths import FIELD, trusted_class
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -95,18 +96,23 @@ def _unpacks_to_bfloat16(model: Any) -> bool:
     return any(scheme is not None and scheme.format in PACKED_FLOATS.values() for scheme in schemes)
 
 
-def from_pretrained(directory: Path, **settings: Any) -> tuple[Any, dict[str, Any]]:
-    """`from_pretrained` of the class that the directory's configuration names, with its loading report.
+def from_pretrained(directory: Path, kind: Any = None, **settings: Any) -> tuple[Any, dict[str, Any]]:
+    """`from_pretrained` of `kind`, or of the class that the directory's configuration names, with its loading report.
 
-    Raises `ModelError` if transformers lacks the class.
+    Where the directory carries Gossamer's code, that is run, as for a user who trusts it. Raises `ModelError` if
+    transformers lacks the class, or for code that is not Gossamer's.
     """
     import transformers
 
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    name = (config.get("architectures") or [""])[0]
-    kind = getattr(transformers, name, None)
-    if kind is None:
-        raise ModelError(f"{directory}: config.json names the architecture {name!r}, which transformers does not have")
+    if kind is None and FIELD in config:
+        kind = trusted_class(directory, min(config["auto_map"]))
+        settings["trust_remote_code"] = True
+    elif kind is None:
+        name = (config.get("architectures") or [""])[0]
+        kind = getattr(transformers, name, None)
+        if kind is None:
+            raise ModelError(f"{directory}: config.json names the architecture {name!r}, which transformers lacks")
     with quiet():
         loaded: tuple[Any, dict[str, Any]] = kind.from_pretrained(
             directory, output_loading_info=True, local_files_only=True, **settings

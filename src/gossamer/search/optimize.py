@@ -30,6 +30,7 @@ from gossamer.search.request import OptimizeRequest, sizes_for
 from gossamer.search.samples import continuations
 from gossamer.search.sensitivity import Sensitivity, measure_sensitivity
 from gossamer.search.steps import allocated, byte_limit, guarded, pareto, searched
+from gossamer.search.structure import changes, does_structure_pay
 from gossamer.search.units import Granularity, Unit, assignment_of, describe, fixed_bytes, units_of
 
 LARGE = 50_000_000
@@ -97,7 +98,7 @@ def search(job: Job) -> Found:
     """All steps from the bank to the verified checkpoint. Afterwards the opened model holds the result's weights."""
     job.progress.say(f"{job.request.model}: {len(job.units)} units, {format_bytes(job.dense_bytes)} at 16 bits")
     bank, sensitivity = profile(job)
-    trials = alternatives(job)
+    trials, reshaped = alternatives(job), changes(job)
     points, uniforms = pareto(job, bank, sensitivity)
     limit = byte_limit(job, bank, points)
     refined = allocated(job, bank, sensitivity, limit)
@@ -125,7 +126,10 @@ def search(job: Job) -> Found:
     texts = (texts_before, texts_after)
     return Found(
         sensitivity=sensitivity,
-        alternatives=does_it_pay(trials),
+        alternatives=[
+            *does_it_pay(trials),
+            *does_structure_pay(job.units, sensitivity.kl, reshaped, limit - job.fixed),
+        ],
         points=points,
         uniforms=uniforms,
         comparison=comparison,

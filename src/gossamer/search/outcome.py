@@ -29,10 +29,10 @@ Json = dict[str, Any]
 class Found:
     """Everything that a job found out.
 
-    `alternatives` tell whether sparsity or low rank would pay, `comparison` how another kind of search did beside the
-    exact one. `selected` is the kept plan's score on the `select` part; `before`, `after` and `rival` are the task's
-    results of the unchanged model, the reloaded checkpoint and the uniform plan; `texts` are continuations before and
-    after; `running` is what it took to run the unchanged model and the reloaded checkpoint, side by side.
+    `alternatives` tell whether sparsity, low rank or structure would pay, `comparison` how another kind of search did
+    beside the exact one. `selected` is the kept plan's score on the `select` part; `before`, `after` and `rival` are
+    the task's results of the unchanged model, the reloaded checkpoint and the uniform plan; `texts` are continuations
+    before and after; `running` is what it took to run the unchanged model and the reloaded checkpoint, side by side.
     """
 
     sensitivity: Sensitivity

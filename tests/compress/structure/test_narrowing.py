@@ -1,5 +1,8 @@
 """Pruning channels and heads: what goes is what matters least, and what stays makes up for it."""
 
+import itertools
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +14,7 @@ from gossamer.compress.structure import PruneChannels, PruneHeads, selected_bloc
 from gossamer.compress.structure.importance import importance
 from gossamer.compress.structure.narrowing import refit
 from gossamer.compress.structure.outputs import loss_of
+from gossamer.compress.structure.prune_channels import spread_channels
 from gossamer.core.errors import DataError, PlanError
 from gossamer.data.batch import Batch
 from gossamer.models.reloading import plain
@@ -201,9 +205,73 @@ def test_what_cannot_be_is_refused_in_one_sentence():
         with pytest.raises(PlanError, match=rf"{tower}\.blocks: (heads|channels) cannot be removed"):
             technique.reshape(other, structure, selected_blocks(structure, f"{tower}.**"), feed)
     assert hierarchy_of(model, model.config) == hierarchy
-    for wrong in ({"keep": 0.0}, {"keep": 1.0}, {"align": 0}, {"ridge": 0.0}):
+    every_free = {"keep": 0.5, "widths": "free"}
+    for wrong in (
+        {"keep": 0.0}, {"keep": 1.0}, {"align": 0}, {"ridge": 0.0}, {**every_free, "minimum": 0.6},
+        {**every_free, "minimum": -0.1},
+    ):  # fmt: skip
         with pytest.raises(ValueError, match="cannot be"):
             PruneChannels(**wrong)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10_000), st.integers(1, 5), st.integers(2, 20), st.sampled_from([1, 3, 8]), st.floats(0, 1),
+    st.floats(0, 1),
+)  # fmt: skip
+def test_channels_are_spread_exactly_and_best(seed, blocks, groups, align, share, minimum):
+    """Against all ways of spreading them, where these are few; the sum, the alignment and the minimum always hold."""
+    generator = torch.Generator().manual_seed(seed)
+    whole, width = groups * align, max(1, round(share * groups)) * align
+    scores = {f"b{n}": torch.rand(whole, generator=generator) ** 4 * 10.0**n for n in range(blocks)}
+    counts = spread_channels(scores, width, align, minimum)
+    assert list(counts) == list(scores)
+    assert sum(counts.values()) == width * blocks
+    least = min(width, math.ceil(max(minimum * whole, 1) / align) * align)
+    assert all(least <= count <= whole and count % align == 0 for count in counts.values())
+
+    def worth(choice):
+        return sum(
+            float((score / score.mean().sqrt()).topk(count).values.double().sum())
+            for score, count in zip(scores.values(), choice, strict=True)
+        )
+
+    if groups**blocks <= 3000:
+        every = itertools.product(range(least, whole + 1, align), repeat=blocks)
+        best = max(worth(choice) for choice in every if sum(choice) == width * blocks)
+        assert worth(counts.values()) >= best * (1 - 1e-5)
+
+
+@pytest.mark.parametrize(("name", "tower"), [("llama", "language"), ("vit", "vision"), ("llava", "vision")])
+def test_free_widths_follow_what_matters_at_the_same_size(name, tower):
+    parameters, errors = {}, {}
+    for widths in ("uniform", "free"):
+        model, hierarchy, batches = opened(name)
+        blocks = selected_blocks(hierarchy, f"{tower}.blocks.*")
+        units = channels_of(model, blocks)
+        for part in units.parts[blocks[1].path]:  # of the second block 4 channels do anything
+            model.get_parameter(part.tensor).index_fill_(part.dim, torch.arange(4, 24), 0.0)
+        before = logits(model, batches)
+        technique = PruneChannels(keep=0.5, align=4, widths=widths, minimum=0.1)
+        smaller = technique.reshape(model, hierarchy, blocks, batches)
+        parameters[widths] = smaller.parameters
+        readers = {layer.path for layer in units.readers.values()}
+        found = [layer.columns for layer in smaller.layers() if layer.path in readers]
+        assert found == ([20, 4] if widths == "free" else [12, 12])
+        errors[widths] = float((logits(model, batches) - before).square().sum())
+    assert parameters["free"] == parameters["uniform"]
+    assert errors["free"] < errors["uniform"]
+
+
+def test_free_widths_may_leave_blocks_alone():
+    model, hierarchy, batches = opened("llama")
+    blocks = selected_blocks(hierarchy, "language.blocks.0")
+    kept = model.model.layers[1].mlp.down_proj.weight.clone()
+    PruneChannels(keep=0.5, align=4, widths="free").reshape(model, hierarchy, blocks, batches)
+    assert model.model.layers[0].mlp.down_proj.weight.shape == (16, 12)
+    assert torch.equal(model.model.layers[1].mlp.down_proj.weight, kept)
+    assert model.config.intermediate_size == 24
+    assert set(model.config.gossamer_widths) > {f"model.layers.0.mlp.{name}_proj" for name in ("gate", "up")}
 
 
 def test_no_data_is_needed_for_magnitudes_alone():

@@ -26,6 +26,9 @@ from gossamer.models.hierarchy import Block, Hierarchy, Layer
 from gossamer.models.structure import read_matrix, write_matrix
 from gossamer.models.surgery import Reshaped, Units, adopt, narrow, tower_of
 
+Spread = Callable[[Mapping[str, Tensor], int], Mapping[str, int]]
+"""How many units each block keeps, given the importance (units,) of those it has, by block path, and the mean."""
+
 
 @dataclass(frozen=True)
 class Narrowing:
@@ -61,10 +64,13 @@ class Narrowing:
         batches: Sequence[Batch],
         find: Callable[[nn.Module, tuple[Block, ...]], Units],
         kept: Callable[[int], int],
+        spread: Spread | None = None,
     ) -> Hierarchy:
-        """Narrows every tower of `blocks`, in place. `find` gives a tower's units, `kept` how many of them stay.
+        """Narrows every tower of `blocks`, in place. `find` gives a tower's units, `kept` how many of a block's stay.
 
-        Raises `PlanError` for a tower of which only some blocks are selected, `DataError` without data that is needed.
+        With `spread` this is their mean over the selected blocks, which may be some of a tower's.
+        Raises `PlanError` for a tower of which only some blocks are selected without it, `DataError` without data that
+        is needed.
         """
         if self.needs != "nothing" and not batches:
             raise DataError("pruning by gradients or with a ridge needs calibration data: name a task and data")
@@ -73,22 +79,27 @@ class Narrowing:
         while waiting:
             tower = tower_of(found.hierarchy, waiting[0])
             missing = [block.path for block in tower if block.path not in waiting]
-            if missing:
+            if missing and spread is None:
                 raise PlanError(
                     f"one config has one width for all blocks: select {missing[0]} too, "
                     f"as {missing[0].rpartition('.')[0]}.* does"
                 )
-            found = self._narrowed(found, find(found.model, tower), batches, kept)
+            units = find(found.model, tower)
+            scores = importance(found.model, units, self.importance, batches)
+            count, chosen = kept(units.count), {path: score for path, score in scores.items() if path in waiting}
+            counts = dict.fromkeys(chosen, count) if spread is None else spread(chosen, count)
+            keep = {
+                path: score.topk(counts.get(path, units.count)).indices.sort().values for path, score in scores.items()
+            }
+            found = self._narrowed(found, units, keep, batches)
             waiting = [path for path in waiting if path not in {block.path for block in tower}]
         adopt(model, found.model)
         return found.hierarchy
 
     def _narrowed(
-        self, found: Reshaped, units: Units, batches: Sequence[Batch], kept: Callable[[int], int]
+        self, found: Reshaped, units: Units, keep: Mapping[str, Tensor], batches: Sequence[Batch]
     ) -> Reshaped:
-        model, hierarchy, count = found.model, found.hierarchy, kept(units.count)
-        scores = importance(model, units, self.importance, batches)
-        keep = {path: score.topk(count).indices.sort().values for path, score in scores.items()}
+        model, hierarchy = found.model, found.hierarchy
         with ExitStack() as stack:
             stack.enter_context(restored(model, units.readers.values()))
             _mask(model, hierarchy, units, keep, self.ridge, batches)
@@ -109,7 +120,7 @@ def _mask(
     batches: Sequence[Batch],
 ) -> None:
     """Zeroes what reads the units that go, in place, and fits the rest on what reaches it through the blocks before."""
-    of_layer = {layer.path: path for path, layer in units.readers.items()}
+    of_layer = {layer.path: path for path, layer in units.readers.items() if len(keep[path]) < units.count}
 
     def mask(layer: Layer, statistics: Statistics | None) -> None:
         path = of_layer.pop(layer.path)

@@ -13,7 +13,7 @@ from gossamer.models.hierarchy import Block, Hierarchy
 
 
 class Reshaper(Protocol):
-    """Takes parts of a model away, so that what is left is an ordinary model of the same class."""
+    """Takes parts of a model away, so that what is left is a model that transformers loads."""
 
     phase: ClassVar[Phase] = "structure"
 

@@ -2,6 +2,7 @@
 
 The result is an ordinary model of the same class: what its config says builds it. Which entries of the config say it is
 found by building, on the meta device, the models that changed entries describe; what no config describes is refused.
+Only widths that differ by block have an entry of our own, and a class that reads it (see `widths.py`).
 """
 
 from gossamer.models.surgery.blocks import drop_blocks

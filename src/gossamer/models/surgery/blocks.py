@@ -8,6 +8,7 @@ from gossamer.core.errors import PlanError
 from gossamer.models.hierarchy import Block, Hierarchy
 from gossamer.models.surgery.entries import Edits, Way, built, entries, is_count, shapes_of
 from gossamer.models.surgery.rebuild import Reshaped, filled
+from gossamer.models.widths import FIELD
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,14 +54,15 @@ def _drop(model: "nn.Module", hierarchy: Hierarchy, tower: str, paths: Collectio
         head = ".".join(pieces[:depth])
         return ".".join([number_of.get(head, head), *pieces[depth:]])
 
-    state = model.state_dict(keep_vars=True)
-    for edits in _candidates(entries(model.config), len(blocks), left):
-        fresh = built(model, edits)
+    gone = tuple(f"{block.module}." for block in blocks if block.path in paths)
+    state, known = model.state_dict(keep_vars=True), entries(model.config)
+    widths = {} if (FIELD,) not in known else {(FIELD,): _renumbered(known[FIELD,], number_of, gone)}
+    for edits in _candidates(known, len(blocks), left):
+        fresh = built(model, {**edits, **widths})
         if fresh is None:
             continue
         shapes = shapes_of(fresh)
         sources = {new: origin(new) for new in shapes}
-        gone = tuple(f"{block.module}." for block in blocks if block.path in paths)
         if sorted(sources.values()) != sorted(old for old in state if not old.startswith(gone)):
             continue
         if any(tuple(state[old].shape) != shapes[new] for new, old in sources.items()):
@@ -73,6 +75,16 @@ def _drop(model: "nn.Module", hierarchy: Hierarchy, tower: str, paths: Collectio
         f"{name}: no config of this family describes the model with {len(left)} of these {len(blocks)} blocks; "
         "drop others, or none"
     )
+
+
+def _renumbered(widths: dict[str, Any], number_of: dict[str, str], gone: tuple[str, ...]) -> dict[str, Any]:
+    """The widths of layers (see `widths.py`) without those that are gone, by new names: `number_of` is new → old."""
+    renamed = {}
+    for name, size in widths.items():
+        if not name.startswith(gone):
+            new, old = next((pair for pair in number_of.items() if name.startswith(f"{pair[1]}.")), ("", ""))
+            renamed[new + name.removeprefix(old)] = size
+    return renamed
 
 
 def _candidates(known: dict[Way, Any], count: int, left: list[int]) -> Iterator[Edits]:

@@ -36,8 +36,11 @@ def is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def built(model: "nn.Module", edits: Edits) -> Any | None:
-    """The model of the same class that the config with `edits` describes, on the meta device; None if it has none."""
+def built(model: "nn.Module", edits: Edits, kind: Any = None) -> Any | None:
+    """The model that the config with `edits` describes, on the meta device; None if it has none.
+
+    It is of the same class, or of `kind`.
+    """
     import torch
 
     config: Any = model.config
@@ -47,7 +50,7 @@ def built(model: "nn.Module", edits: Edits) -> Any | None:
         for name in way[:-1]:
             section = section[name]
         section[way[-1]] = value
-    kind: Any = type(model)
+    kind = kind or type(model)
     try:
         with torch.device("meta"), quiet():
             fresh = kind._from_config(

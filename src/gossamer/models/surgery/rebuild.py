@@ -24,7 +24,8 @@ class Reshaped:
 
 
 def adopt(model: "nn.Module", other: "nn.Module") -> None:
-    """`model` becomes `other`, one of its own class, which is not to be used on its own from then on."""
+    """`model` becomes `other`, one of its family, which is not to be used on its own from then on."""
+    model.__class__ = type(other)
     vars(model).clear()
     vars(model).update(vars(other))
 

@@ -1,11 +1,11 @@
-"""What can be taken out of every block of a tower alike: channels of its MLPs, groups of its attention heads.
+"""What can be taken out of the blocks of a tower: channels of its MLPs, groups of its attention heads.
 
 Nothing is looked up by the names of modules. An entry of the config is changed, the model that it describes is built
 without memory, and the shapes that differ tell which axes of which tensors belong to the unit.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gossamer.core.errors import PlanError
@@ -29,8 +29,9 @@ class Part:
 class Units:
     """The `count` units of each block of a tower.
 
-    `parts` are by block path; `readers` are the layers whose columns read what the units write. `scaled` gives for each
-    entry of the config that grows with the number of units its value for one, `fixed` what else must be stated.
+    `parts` are by block path, in order; `readers` are the layers whose columns read what the units write. `scaled`
+    gives for each entry of the config that grows with the number of units its value for one, `fixed` what else must be
+    stated; `listed` tells whether the entries hold a number for each block.
     """
 
     count: int
@@ -38,10 +39,16 @@ class Units:
     readers: Mapping[str, Layer]
     scaled: Mapping[Way, int]
     fixed: Edits
+    listed: bool = False
 
-    def edits(self, count: int) -> dict[Way, Any]:
-        """The changes of the config for `count` units."""
-        return {**self.fixed, **{way: each * count for way, each in self.scaled.items()}}
+    def edits(self, counts: Sequence[int]) -> dict[Way, Any]:
+        """The changes of the config for this many units of each block: one number where it holds one and they agree."""
+
+        def value(each: int) -> Any:
+            same = len(set(counts)) == 1 and not self.listed
+            return each * counts[0] if same else [each * count for count in counts]
+
+        return {**self.fixed, **{way: value(each) for way, each in self.scaled.items()}}
 
     def columns(self, path: str) -> "Tensor":
         """int64 (count, width): the columns of a block's reader that read each unit."""
@@ -57,18 +64,23 @@ def tower_of(hierarchy: Hierarchy, path: str) -> tuple[Block, ...]:
 
 
 def channels_of(model: "nn.Module", blocks: tuple[Block, ...]) -> Units:
-    """The channels of the MLPs of a tower's `blocks`: the last layer's columns that one entry of the config sets.
+    """The channels of the MLPs of a tower's `blocks`: the most columns of a layer that one entry of the config sets.
 
     Raises `PlanError` where there is no such entry: stacked experts, widths computed from others.
     """
     known = entries(model.config)
     order = [layer.path for layer in blocks[0].layers]
-    widths = list(dict.fromkeys(layer.columns for layer in reversed(blocks[0].layers) if layer.kind == "linear"))
-    # An entry left empty lets the family compute the width, as GPT-2's n_inner does.
+    widths = sorted({layer.columns for layer in blocks[0].layers if layer.kind == "linear"}, reverse=True)
+    # An entry may hold a width for each block; left empty it lets the family compute it, as GPT-2's n_inner does.
     for stated in (True, False):
         for width in widths:
-            ways = [way for way, value in known.items() if value == (width if stated else None)]
-            units = [found for way in ways if (found := _units(model, blocks, width, {way: 1}, {}, apart=True))]
+            each = [width] * len(blocks)
+            units = [
+                found
+                for way, value in known.items()
+                if (value in (width, each) if stated else value is None)
+                if (found := _units(model, blocks, Units(width, {}, {}, {way: 1}, {}, value == each), apart=True))
+            ]
             if units:
                 return max(units, key=lambda found: order.index(found.readers[blocks[0].path].path))
     raise PlanError(
@@ -84,7 +96,7 @@ def heads_of(model: "nn.Module", blocks: tuple[Block, ...]) -> Units:
     """
     widths = {layer.columns for layer in blocks[0].layers if layer.kind == "linear"}
     for scaled, count, fixed in _head_entries(entries(model.config), widths):
-        units = _units(model, blocks, count, scaled, fixed, apart=False)
+        units = _units(model, blocks, Units(count, {}, {}, scaled, fixed), apart=False)
         if units is not None:
             return units
     raise PlanError(
@@ -106,23 +118,21 @@ def _head_entries(known: dict[Way, Any], widths: set[int]) -> Iterator[tuple[dic
             yield {query: heads // groups, key: 1 if key != query else heads // groups}, groups, {way: size}
 
 
-def _units(
-    model: "nn.Module", blocks: tuple[Block, ...], count: int, scaled: dict[Way, int], fixed: Edits, apart: bool
-) -> Units | None:
-    """The units that `scaled` entries count, if one less makes this tower's blocks narrower and nothing else.
+def _units(model: "nn.Module", blocks: tuple[Block, ...], units: Units, apart: bool) -> Units | None:
+    """The units whose entries of the config are given, if one less makes this tower's blocks narrower and nothing else.
 
     Fused matrices have several rows for each unit: `apart` tells that they lie a whole matrix apart, not together.
     """
     import torch
 
-    units = Units(count, {}, {}, scaled, fixed)
+    count = units.count
     if count < 2:
         return None
-    less = built(model, units.edits(count - 1))
+    less = built(model, units.edits([count - 1] * len(blocks)))
     before, after = shapes_of(model), {} if less is None else shapes_of(less)
     if after.keys() != before.keys() or after == before:
         return None
-    same = built(model, units.edits(count))
+    same = built(model, units.edits([count] * len(blocks)))
     if same is None or shapes_of(same) != before:
         return None
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -148,7 +158,7 @@ def _units(
             readers[block.path] = layer
     if readers.keys() != parts.keys() or any(len(found) < 2 for found in parts.values()):
         return None
-    return Units(count, {path: tuple(found) for path, found in parts.items()}, readers, scaled, fixed)
+    return replace(units, parts={path: tuple(found) for path, found in parts.items()}, readers=readers)
 
 
 def _name(blocks: tuple[Block, ...]) -> str:
