@@ -1,6 +1,7 @@
 import pytest
 
 from gossamer.compress.presets import preset_steps
+from gossamer.compress.prune import Permute
 from gossamer.compress.quantize import Gptq, RoundToNearest
 from gossamer.core.errors import PlanError
 from gossamer.core.technique import build
@@ -59,6 +60,16 @@ def test_passes_are_joined_in_the_order_of_the_phases() -> None:
     assert preset_steps("wanda-30", hierarchy(tied=False))[0].settings == {"sparsity": 0.3}
     with pytest.raises(PlanError, match="too late"):
         preset_steps("gptq-w4+wanda-50", hierarchy(tied=False))
+
+
+def test_a_permutation_goes_by_the_pruner_behind_it() -> None:
+    for name, wanted in (("ria-2:4", "ria"), ("obr-4:8+gptq-w4", "wanda"), ("magnitude-1:4", "magnitude")):
+        step = preset_steps(f"permute+{name}", hierarchy(tied=False))[0]
+        assert step.at == "language.**"
+        assert build(step.do, step.settings) == Permute(name.partition("-")[2].partition("+")[0], wanted)
+    for name in ("permute", "permute+ria-50", "permute+gptq-w4"):
+        with pytest.raises(PlanError, match=r"a pruner with a pattern behind it, as in permute\+ria-2:4"):
+            preset_steps(name, hierarchy(tied=False))
 
 
 @pytest.mark.parametrize("name", ["rtn-w4", "gptq-w2", "gptq-w8g32", "rtn-w5a", "gptq-w4g128a", "rotate+gptq-w4"])

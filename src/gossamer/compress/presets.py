@@ -3,12 +3,13 @@
 A name is passes joined by `+`, in the order of the phases. A pass is a technique's name and, after `-`, its setting:
 bits and group for quantisers (`w4`, `w3g64`, `w4g128a`) or a float format (`fp8`, `mxfp4`, `nvfp4`), percent or pattern
 for pruning (`50`, `2:4`), a rank for factors (`r16`), the percentage that stays for channels and heads (`75`), the
-numbers for activations (`a8`, `fp8`), nothing for what needs none. `w8a8` is short for `w8+activations-a8`, `w4g64a8s`
-for `w4g64+activations-a8s`. Structure and transforms change the largest tower only.
+numbers for activations (`a8`, `fp8`), nothing for what needs none; `permute` goes by the pruner that follows it.
+`w8a8` is short for `w8+activations-a8`, `w4g64a8s` for `w4g64+activations-a8s`. Structure and transforms change the
+largest tower only.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gossamer.compress.passes import PHASES, Phase
@@ -55,7 +56,8 @@ def preset_steps(name: str, hierarchy: Hierarchy) -> tuple[Step, ...]:
     """
     steps: list[Step] = []
     last = -1
-    for part in _SHORT.sub(r"\1+activations-\2", name).split("+"):
+    parts = _SHORT.sub(r"\1+activations-\2", name).split("+")
+    for number, part in enumerate(parts):
         technique, _, setting = part.partition("-")
         phase = techniques().get(technique)
         if phase not in _SETTINGS or technique in SELECTIVE:
@@ -67,7 +69,8 @@ def preset_steps(name: str, hierarchy: Hierarchy) -> tuple[Step, ...]:
         if PHASES.index(phase) <= last:
             raise PlanError(f"preset {name!r}: {part!r} comes too late, the order is {', '.join(_SETTINGS)}")
         last = PHASES.index(phase)
-        found = _steps(technique, phase, match.groupdict(), hierarchy)
+        settings = _judged_by(name, parts[number + 1 :]) if technique == "permute" else {}
+        found = _steps(technique, phase, match.groupdict(), hierarchy, settings)
         if not found:
             raise PlanError(f"preset {name!r} finds no linear layer in this {hierarchy.family} model")
         steps += found
@@ -82,7 +85,18 @@ def _known(technique: str) -> str:
     )
 
 
-def _steps(technique: str, phase: Phase, setting: Mapping[str, str | None], hierarchy: Hierarchy) -> tuple[Step, ...]:
+def _judged_by(name: str, following: Sequence[str]) -> dict[str, Any]:
+    """The settings of a permutation for the pruner among the `following` passes."""
+    for part in following:
+        technique, _, pattern = part.partition("-")
+        if techniques().get(technique) == "sparsify" and ":" in pattern:
+            return {"pattern": pattern, "score": technique if technique in ("magnitude", "ria") else "wanda"}
+    raise PlanError(f"preset {name!r}: permute wants a pruner with a pattern behind it, as in permute+ria-2:4")
+
+
+def _steps(
+    technique: str, phase: Phase, setting: Mapping[str, str | None], hierarchy: Hierarchy, extra: Mapping[str, Any]
+) -> tuple[Step, ...]:
     if phase == "quantise":
         scheme = _scheme(setting)
         return steps_of(hierarchy, uniform_schemes(hierarchy, scheme), technique)
@@ -94,7 +108,7 @@ def _steps(technique: str, phase: Phase, setting: Mapping[str, str | None], hier
         )
     if phase in ("transform", "heal"):
         chosen = towers[:1] if phase == "transform" else towers
-        return tuple(Step(at=f"{tower.name}.**", do=technique) for tower in chosen)
+        return tuple(Step.model_validate({"at": f"{tower.name}.**", "do": technique, **extra}) for tower in chosen)
     settings: dict[str, Any] = {}
     scheme = Scheme(8)
     if phase == "activations":

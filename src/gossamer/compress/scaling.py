@@ -6,12 +6,12 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from gossamer.compress.calibrate import Stream, collect, layers_by_step
-from gossamer.compress.links import Link, find_links, moved
+from gossamer.compress.links import Link, LinkFinder
 from gossamer.compress.statistics import Statistics
 from gossamer.core.progress import Progress
 from gossamer.data.batch import Batch
 from gossamer.engine.walk import Walk
-from gossamer.models.hierarchy import Block, Hierarchy
+from gossamer.models.hierarchy import Hierarchy
 from gossamer.models.structure import read_matrix
 
 
@@ -40,7 +40,7 @@ def fold_scales(
     """Scales the layers whose technique is a `Scaling`, block by block, wherever what writes their inputs can make up
     for it; the model computes what it computed. Returns the paths that no link reaches: they stay as they are."""
     stream = Stream(walk, batches)
-    by_root: dict[str, tuple[Block, list[Link]]] = {}
+    finder = LinkFinder(model, walk)
     left = [path for path, technique in assigned.items() if isinstance(technique, Scaling)]
     steps = layers_by_step(walk, hierarchy)
     for step in progress.track(sorted(steps), "scale block by block"):
@@ -48,13 +48,7 @@ def fold_scales(
             stage = walk.stages[step]
             wanted = [layer for layer in stage.block.layers if layer.path in left]
             if wanted:
-                entry = stream.entry(0)
-                assert entry is not None
-                known = by_root.get(stage.root)
-                links = moved(model, walk, entry, known[1], known[0], stage.block) if known else None
-                if links is None:
-                    links = find_links(model, walk, entry, stage.block)
-                by_root[stage.root] = (stage.block, links)
+                links = finder.at(stream.entries[0])
                 statistics = collect(model, stream, wanted)
                 for link in links:
                     if _fold(model, link, statistics, assigned):
