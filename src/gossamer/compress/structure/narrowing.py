@@ -7,7 +7,7 @@ gave. Then the zeros are cut out; the narrower model must compute what the one w
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from gossamer.compress.calibrate import Stream, layers_by_step, pass_through
 from gossamer.compress.passes import Needs, Phase
 from gossamer.compress.statistics import Statistics
-from gossamer.compress.structure.importance import Importance, importance
+from gossamer.compress.structure.importance import importance
+from gossamer.compress.structure.masks import learned
 from gossamer.compress.structure.outputs import check_same
 from gossamer.compress.swap import restored
 from gossamer.core.errors import DataError, PlanError
@@ -31,18 +32,23 @@ from gossamer.models.surgery import Reshaped, Units, adopt, narrow, tower_of
 class Narrowing:
     """The settings.
 
-    `importance` is how units are ranked (see `importance`). `ridge` in (0, 1] is the damping, as a share of the mean
+    `importance` is how units are ranked: by their weights (see `importance`), or by `learned` masks, which take `steps`
+    and the draws of `seed`. `ridge` in (0, 1] is the damping, as a share of the mean
     squared input, of the fit of the columns that stay; None leaves them as they are. `keep` in (0, 1) is the share of
     units that stays. Raises `ValueError` outside those ranges.
     """
 
     phase: ClassVar[Phase] = "structure"
 
-    importance: Importance = "taylor"
+    importance: Literal["magnitude", "taylor", "taylor2", "learned"] = "taylor"
     ridge: float | None = 0.01
     keep: float = 0.75
+    steps: int = 60
+    seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps cannot be {self.steps}: it is at least 1")
         if self.ridge is not None and not 0 < self.ridge <= 1:
             raise ValueError(f"ridge cannot be {self.ridge}: it is above 0 and at most 1, or none")
         if not 0 < self.keep < 1:
@@ -67,7 +73,9 @@ class Narrowing:
         Raises `PlanError` for a tower of which only some blocks are selected, `DataError` without data that is needed.
         """
         if self.needs != "nothing" and not batches:
-            raise DataError("pruning by gradients or with a ridge needs calibration data: name a task and data")
+            raise DataError(
+                "pruning by gradients, by masks or with a ridge needs calibration data: name a task and data"
+            )
         found = Reshaped(model, hierarchy)
         waiting = [block.path for block in blocks]
         while waiting:
@@ -87,7 +95,10 @@ class Narrowing:
         self, found: Reshaped, units: Units, batches: Sequence[Batch], kept: Callable[[int], int]
     ) -> Reshaped:
         model, hierarchy, count = found.model, found.hierarchy, kept(units.count)
-        scores = importance(model, units, self.importance, batches)
+        if self.importance == "learned":
+            scores = learned(model, units, batches, count / units.count, self.steps, self.seed)
+        else:
+            scores = importance(model, units, self.importance, batches)
         keep = {path: score.topk(count).indices.sort().values for path, score in scores.items()}
         with ExitStack() as stack:
             stack.enter_context(restored(model, units.readers.values()))
