@@ -87,3 +87,13 @@ def test_unknown_names_say_what_is_accepted(name: str) -> None:
 def test_wrong_settings_say_what_is_accepted(name: str) -> None:
     with pytest.raises(PlanError, match=r"after (gptq|wanda|rotate) comes"):
         preset_steps(name, hierarchy(tied=True))
+
+
+def test_importance_and_loss_can_be_named() -> None:
+    model = hierarchy(tied=False)
+    assert preset_steps("prune_channels-80", model)[0].settings == {"keep": 0.8}
+    assert preset_steps("prune_heads-80-learned", model)[0].settings == {"keep": 0.8, "importance": "learned"}
+    assert preset_steps("gptq-w2+heal", model)[-1].settings == {}
+    assert preset_steps("gptq-w2+heal-on_policy", model)[-1].settings == {"loss": "on_policy"}
+    with pytest.raises(PlanError, match="after heal comes nothing or a loss"):
+        preset_steps("gptq-w2+heal-50", model)

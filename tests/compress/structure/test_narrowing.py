@@ -221,7 +221,7 @@ def test_what_cannot_be_is_refused_in_one_sentence():
         PruneChannels(align=8).reshape(model, hierarchy, half, batches)
     with pytest.raises(PlanError, match="24 channels in multiples of 64 leaves all"):
         PruneChannels().reshape(model, hierarchy, every, batches)
-    with pytest.raises(DataError, match="needs calibration data"):
+    with pytest.raises(DataError, match="with a ridge needs calibration data"):
         PruneChannels(align=8).reshape(model, hierarchy, every, [])
     for name, tower, technique in (
         ("clip", "vision", PruneHeads()),

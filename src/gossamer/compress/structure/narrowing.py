@@ -73,9 +73,7 @@ class Narrowing:
         Raises `PlanError` for a tower of which only some blocks are selected, `DataError` without data that is needed.
         """
         if self.needs != "nothing" and not batches:
-            raise DataError(
-                "pruning by gradients, by masks or with a ridge needs calibration data: name a task and data"
-            )
+            raise DataError("pruning by gradients, masks or with a ridge needs calibration data: name a task and data")
         found = Reshaped(model, hierarchy)
         waiting = [block.path for block in blocks]
         while waiting:
