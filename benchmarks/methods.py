@@ -64,6 +64,8 @@ PRESETS = (
     "gptq-nvfp4",
     "gptq-nvfp4+activations-nvfp4",
     *(f"{technique}-{share}" for share in ("30", "50", "2:4") for technique in PRUNING),
+    "permute+wanda-2:4",
+    "permute+ria-2:4",
     *(f"{technique}-50+gptq-w4g64" for technique in PRUNING),
     "low_rank-r32",
     "losparse-r8",

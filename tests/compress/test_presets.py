@@ -1,6 +1,7 @@
 import pytest
 
 from gossamer.compress.presets import preset_steps
+from gossamer.compress.prune import Permute
 from gossamer.compress.quantize import Gptq, RoundToNearest
 from gossamer.core.errors import PlanError
 from gossamer.core.technique import build
@@ -61,6 +62,16 @@ def test_passes_are_joined_in_the_order_of_the_phases() -> None:
         preset_steps("gptq-w4+wanda-50", hierarchy(tied=False))
 
 
+def test_a_permutation_goes_by_the_pruner_behind_it() -> None:
+    for name, wanted in (("ria-2:4", "ria"), ("obr-4:8+gptq-w4", "wanda"), ("magnitude-1:4", "magnitude")):
+        step = preset_steps(f"permute+{name}", hierarchy(tied=False))[0]
+        assert step.at == "language.**"
+        assert build(step.do, step.settings) == Permute(name.partition("-")[2].partition("+")[0], wanted)
+    for name in ("permute", "permute+ria-50", "permute+gptq-w4"):
+        with pytest.raises(PlanError, match=r"a pruner with a pattern behind it, as in permute\+ria-2:4"):
+            preset_steps(name, hierarchy(tied=False))
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -97,3 +108,13 @@ def test_channels_stay_in_equal_or_in_free_numbers() -> None:
         assert build(step.do, step.settings).widths == settings.get("widths", "uniform")
     with pytest.raises(PlanError, match="free-75 for widths that differ by block"):
         preset_steps("prune_channels-free", hierarchy(tied=True))
+
+
+def test_importance_and_loss_can_be_named() -> None:
+    model = hierarchy(tied=False)
+    assert preset_steps("prune_channels-80", model)[0].settings == {"keep": 0.8}
+    assert preset_steps("prune_heads-80-learned", model)[0].settings == {"keep": 0.8, "importance": "learned"}
+    assert preset_steps("gptq-w2+heal", model)[-1].settings == {}
+    assert preset_steps("gptq-w2+heal-on_policy", model)[-1].settings == {"loss": "on_policy"}
+    with pytest.raises(PlanError, match="after heal comes nothing or a loss"):
+        preset_steps("gptq-w2+heal-50", model)

@@ -114,6 +114,25 @@ def moved(model: nn.Module, walk: Walk, entry: Entry, links: list[Link], old: Bl
     return found if same else None
 
 
+class LinkFinder:
+    """Finds the links of one block after another, anew only where those found in its tower before do not hold."""
+
+    def __init__(self, model: nn.Module, walk: Walk) -> None:
+        self._model = model
+        self._walk = walk
+        self._known: dict[str, tuple[Block, list[Link]]] = {}
+
+    def at(self, entry: Entry) -> list[Link]:
+        """The links of the block at whose door a batch stands."""
+        stage = self._walk.stages[entry.stage]
+        known = self._known.get(stage.root)
+        links = moved(self._model, self._walk, entry, known[1], known[0], stage.block) if known else None
+        if links is None:
+            links = find_links(self._model, self._walk, entry, stage.block)
+        self._known[stage.root] = (stage.block, links)
+        return links
+
+
 def _channels(module: nn.Module) -> int | None:
     """The output channels of a module that ends in multiplying them (and adding a bias), None for other modules."""
     weight = module._parameters.get("weight")

@@ -2,14 +2,15 @@
 
 A name is passes joined by `+`, in the order of the phases. A pass is a technique's name and, after `-`, its setting:
 bits and group for quantisers (`w4`, `w3g64`, `w4g128a`) or a float format (`fp8`, `mxfp4`, `nvfp4`), percent or pattern
-for pruning (`50`, `2:4`), a rank for factors (`r16`), the percentage that stays for channels and heads (`75`, and for
-channels `free-75`: more in some blocks than in others), the numbers for activations (`a8`, `fp8`), nothing for what
-needs none. `w8a8` is short for `w8+activations-a8`, `w4g64a8s` for `w4g64+activations-a8s`. Structure and transforms
-change the largest tower only.
+for pruning (`50`, `2:4`), a rank for factors (`r16`), the percentage that stays for channels and heads and, if you
+like, their importance (`75`, `75-learned`; for channels `free-75`: more in some blocks than in others), the numbers for
+activations (`a8`, `fp8`), a loss for healing or none (`heal`, `heal-on_policy`), nothing for what needs none; `permute`
+goes by the pruner that follows it. `w8a8` is short for `w8+activations-a8`, `w4g64a8s` for `w4g64+activations-a8s`.
+Structure and transforms change the largest tower only.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gossamer.compress.passes import PHASES, Phase
@@ -22,8 +23,9 @@ from gossamer.models.packed import Scheme
 
 _SETTINGS: dict[Phase, tuple[str, str]] = {
     "structure": (
-        r"(?P<free>free-)?(?P<share>\d\d)",
-        "the percentage that stays, as in 75, for channels also free-75 for widths that differ by block",
+        r"(?P<free>free-)?(?P<share>\d\d)(?:-(?P<importance>magnitude|taylor2?|learned))?",
+        "the percentage that stays and, if you like, the importance, as in 75 or 75-learned, for channels also free-75 "
+        "for widths that differ by block",
     ),
     "transform": (r"", "no setting"),
     "decompose": (r"r(?P<rank>\d+)", "a rank, as in r16"),
@@ -37,7 +39,7 @@ _SETTINGS: dict[Phase, tuple[str, str]] = {
         "4 to 8 bits, as in a8, or fp8, mxfp4, nvfp4; an s at the end for one scale for all tokens",
     ),
     "correct": (r"r(?P<rank>\d+)", "a rank, as in r16"),
-    "heal": (r"", "no setting"),
+    "heal": (r"(?P<loss>forward|reverse|on_policy|features)?", "nothing or a loss, as in heal-on_policy"),
 }
 
 _SHORT = re.compile(r"(?<=-)(w\d(?:g\d+)?)(a\ds?)(?=\+|$)")
@@ -59,7 +61,8 @@ def preset_steps(name: str, hierarchy: Hierarchy) -> tuple[Step, ...]:
     """
     steps: list[Step] = []
     last = -1
-    for part in _SHORT.sub(r"\1+activations-\2", name).split("+"):
+    parts = _SHORT.sub(r"\1+activations-\2", name).split("+")
+    for number, part in enumerate(parts):
         technique, _, setting = part.partition("-")
         phase = techniques().get(technique)
         if phase not in _SETTINGS or technique in SELECTIVE:
@@ -71,7 +74,10 @@ def preset_steps(name: str, hierarchy: Hierarchy) -> tuple[Step, ...]:
         if PHASES.index(phase) <= last:
             raise PlanError(f"preset {name!r}: {part!r} comes too late, the order is {', '.join(_SETTINGS)}")
         last = PHASES.index(phase)
-        found = _steps(technique, phase, match.groupdict(), hierarchy)
+        setting_of = match.groupdict()
+        if technique == "permute":
+            setting_of |= _judged_by(name, parts[number + 1 :])
+        found = _steps(technique, phase, setting_of, hierarchy)
         if not found:
             raise PlanError(f"preset {name!r} finds no linear layer in this {hierarchy.family} model")
         steps += found
@@ -86,19 +92,30 @@ def _known(technique: str) -> str:
     )
 
 
+def _judged_by(name: str, following: Sequence[str]) -> dict[str, str]:
+    """The settings of a permutation for the pruner among the `following` passes."""
+    for part in following:
+        technique, _, pattern = part.partition("-")
+        if techniques().get(technique) == "sparsify" and ":" in pattern:
+            return {"pattern": pattern, "score": technique if technique in ("magnitude", "ria") else "wanda"}
+    raise PlanError(f"preset {name!r}: permute wants a pruner with a pattern behind it, as in permute+ria-2:4")
+
+
 def _steps(technique: str, phase: Phase, setting: Mapping[str, str | None], hierarchy: Hierarchy) -> tuple[Step, ...]:
     if phase == "quantise":
         scheme = _scheme(setting)
         return steps_of(hierarchy, uniform_schemes(hierarchy, scheme), technique)
     towers = sorted((part for part in hierarchy.modalities if part.blocks), key=lambda part: -part.parameters)
     if phase == "structure":
-        kept = {"keep": int(setting["share"] or 0) / 100, **({"widths": "free"} if setting["free"] else {})}
+        given = {"keep": int(setting["share"] or 0) / 100} | _given(setting, "importance")
+        given |= {"widths": "free"} if setting["free"] else {}
         return tuple(
-            Step.model_validate({"at": f"{tower.name}.blocks.*", "do": technique, **kept}) for tower in towers[:1]
+            Step.model_validate({"at": f"{tower.name}.blocks.*", "do": technique, **given}) for tower in towers[:1]
         )
     if phase in ("transform", "heal"):
         chosen = towers[:1] if phase == "transform" else towers
-        return tuple(Step(at=f"{tower.name}.**", do=technique) for tower in chosen)
+        given = _given(setting, "loss", "pattern", "score")
+        return tuple(Step.model_validate({"at": f"{tower.name}.**", "do": technique, **given}) for tower in chosen)
     settings: dict[str, Any] = {}
     scheme = Scheme(8)
     if phase == "activations":
@@ -114,6 +131,10 @@ def _steps(technique: str, phase: Phase, setting: Mapping[str, str | None], hier
     paths = uniform_schemes(hierarchy, scheme).keys() - heads
     units = [unit for unit, layers in hierarchy.units().items() if {layer.path for layer in layers} <= paths]
     return tuple(Step.model_validate({"at": unit, "do": technique, **settings}) for unit in units)
+
+
+def _given(setting: Mapping[str, str | None], *names: str) -> dict[str, Any]:
+    return {name: setting[name] for name in names if setting.get(name)}
 
 
 def _scheme(setting: Mapping[str, str | None]) -> Scheme:

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from gossamer.compress.calibrate import Stream, collect, layers_by_step
-from gossamer.compress.links import Link, find_links, moved
+from gossamer.compress.links import Link, LinkFinder
 from gossamer.compress.statistics import Statistics
 from gossamer.core.progress import Progress
 from gossamer.data.batch import Batch
@@ -57,7 +57,7 @@ def linked_blocks(
     What is changed in between, the batches meet when they go on.
     """
     walk = stream.walk
-    by_root: dict[str, tuple[Block, list[Link]]] = {}
+    finder = LinkFinder(model, walk)
     for step in progress.track(sorted(layers_by_step(walk, hierarchy)), "scale block by block"):
         if step >= 0:
             stage = walk.stages[step]
@@ -65,12 +65,7 @@ def linked_blocks(
             if wanted:
                 entry = stream.entry(0)
                 assert entry is not None
-                known = by_root.get(stage.root)
-                links = moved(model, walk, entry, known[1], known[0], stage.block) if known else None
-                if links is None:
-                    links = find_links(model, walk, entry, stage.block)
-                by_root[stage.root] = (stage.block, links)
-                yield stage.block, wanted, links
+                yield stage.block, wanted, finder.at(entry)
         if not stream.last:
             stream.advance()
 

@@ -150,6 +150,36 @@ def test_taylor_is_what_the_loss_changes_by():
         assert float(importance(model, units, kind, batches)["language.blocks.1"][0]) == 0
 
 
+def test_both_orders_are_those_of_finite_differences_of_every_weight():
+    """On one channel of a block: Σ |w g| and Σ |w g - ½ w² F| with g and F by central differences of the loss."""
+    model, hierarchy, _ = opened("llama")
+    model.lm_head.weight.mul_(30)  # steep enough for the orders to differ
+    model.double()
+
+    def loss(batch):
+        ids = batch.inputs["input_ids"]
+        return float(torch.nn.functional.cross_entropy(model(ids).logits[0, :-1], ids[0, 1:]))
+
+    batches = text(2, 0)
+    units = channels_of(model, selected_blocks(hierarchy, "language.blocks.*"))
+    found = {kind: importance(model, units, kind, batches)["language.blocks.1"][5] for kind in ("taylor", "taylor2")}
+    wanted, step = {"taylor": 0.0, "taylor2": 0.0}, 1e-3
+    for name, index in (("gate_proj", (5,)), ("up_proj", (5,)), ("down_proj", (slice(None), 5))):
+        weights = model.get_submodule(f"model.layers.1.mlp.{name}").weight[index]
+        for place in range(len(weights)):
+            weight, losses = float(weights[place]), []
+            for moved in (weight + step, weight - step):
+                weights[place] = moved
+                losses.append([loss(batch) for batch in batches])
+            weights[place] = weight
+            slopes = (torch.tensor(losses[0]).double() - torch.tensor(losses[1])) / (2 * step)
+            wanted["taylor"] += abs(weight * float(slopes.mean()))
+            wanted["taylor2"] += abs(weight * float(slopes.mean()) - weight**2 * float(slopes.square().mean()) / 2)
+    assert float(found["taylor"]) == pytest.approx(wanted["taylor"], rel=2e-3)
+    assert float(found["taylor2"]) == pytest.approx(wanted["taylor2"], rel=2e-3)
+    assert abs(wanted["taylor2"] / wanted["taylor"] - 1) > 0.01, "the orders differ, or this shows nothing"
+
+
 @torch.enable_grad()
 def test_second_order_follows_its_formula():
     model, hierarchy, _ = opened("llama")
@@ -195,7 +225,7 @@ def test_what_cannot_be_is_refused_in_one_sentence():
         PruneChannels(align=8).reshape(model, hierarchy, half, batches)
     with pytest.raises(PlanError, match="24 channels in multiples of 64 leaves all"):
         PruneChannels().reshape(model, hierarchy, every, batches)
-    with pytest.raises(DataError, match="needs calibration data"):
+    with pytest.raises(DataError, match="with a ridge needs calibration data"):
         PruneChannels(align=8).reshape(model, hierarchy, every, [])
     for name, tower, technique in (
         ("clip", "vision", PruneHeads()),

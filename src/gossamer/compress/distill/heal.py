@@ -5,6 +5,7 @@ weights; the choice of KL direction is that of arXiv 2306.08543.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -14,6 +15,7 @@ from torch import nn
 from gossamer.compress.distill.lessons import Lesson, Prediction, Reading, States, token_log_probs
 from gossamer.compress.distill.parts import Parts
 from gossamer.compress.distill.student import Student, Train
+from gossamer.compress.distill.writing import OwnText
 from gossamer.compress.passes import Phase
 from gossamer.core.errors import DataError, PlanError
 from gossamer.core.progress import SILENT, Progress
@@ -48,18 +50,22 @@ class Heal:
 
     `train` says what is free besides the norms and biases of the modalities at hand: `scales` those of the grids (codes
     stay), `lora` a matrix of `rank` beside each weight (or the one that it has), `weights` the scales and all values
-    off the grids that are not 0. `loss` is KL(unchanged ‖ compressed), its `reverse`, or the relative squared distance
-    of the hidden states behind every block that holds a layer at hand (`features`). Distributions are softened by
+    off the grids that are not 0. `loss` is KL(unchanged ‖ compressed), its `reverse`, the reverse on text
+    that the compressed model writes itself (`on_policy`: `tokens` of each row, drawn from `teacher_share` times the
+    unchanged model's distribution and the rest its own), or the relative squared distance of the hidden states behind
+    every block that holds a layer at hand (`features`). Distributions are softened by
     `temperature` (1 to 2) and kept as the `top_k` likeliest classes and the rest (None: all classes). AdamW takes
     `steps` steps of one batch each; `rate` is relative to each tensor's size, rises over a tenth of the steps and then
     falls. `seed` fixes the order of the batches and where a new matrix starts. Raises `ValueError` outside those
     ranges.
     """
 
-    loss: Literal["forward", "reverse", "features"] = "forward"
+    loss: Literal["forward", "reverse", "on_policy", "features"] = "forward"
     train: Train = "scales"
     top_k: int | None = 512
     temperature: float = 1.0
+    tokens: int = 16
+    teacher_share: float = 0.2
     rank: int = 8
     steps: int = 60
     rate: float = 0.01
@@ -72,7 +78,10 @@ class Heal:
             raise ValueError(f"temperature cannot be {self.temperature}: it is 1 to 2")
         if not 0 < self.rate < 1:
             raise ValueError(f"rate cannot be {self.rate}: it is above 0 and below 1")
-        for name, value in (("top_k", self.top_k), ("rank", self.rank), ("steps", self.steps)):
+        if not 0 <= self.teacher_share < 1:
+            raise ValueError(f"teacher_share cannot be {self.teacher_share}: it is at least 0 and below 1")
+        for name in ("top_k", "tokens", "rank", "steps"):
+            value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} cannot be {value}: it is at least 1")
 
@@ -87,9 +96,15 @@ class Heal:
         """What the unchanged `model` gives for `batches`; to be asked before it is compressed.
 
         `layers` are those that will be at hand, `read` finds the positions that count in an output. Memory: for each
-        position 8 · `top_k` bytes, or 4 · width for each block's features. Raises `DataError` where the model gives
-        nothing finite, `PlanError` for features without blocks.
+        position 8 · `top_k` bytes, or 4 · width for each block's features; `on_policy` keeps a copy of the model.
+        Raises `DataError` where the model gives nothing finite, `PlanError` for features without blocks and for models
+        that cannot write where they should.
         """
+        if self.loss == "on_policy":
+            teacher, draw = deepcopy(model), torch.Generator().manual_seed(self.seed)
+            return [
+                OwnText.of(teacher, batch, self.tokens, self.teacher_share, self.temperature, draw) for batch in batches
+            ]
         if self.loss != "features":
             reverse = self.loss == "reverse"
             return [Prediction.of(model, batch, read, self.top_k, self.temperature, reverse) for batch in batches]

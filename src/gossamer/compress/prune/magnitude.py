@@ -23,5 +23,10 @@ class Magnitude(ToSparsity):
     def sparsify(self, weight: Tensor, statistics: Statistics | None) -> Sparse:
         """The pruned `weight` (rows, columns). Raises `PlanError` if the pattern does not divide the columns."""
         weight = usable(weight)
-        scores = weight.abs() if self.groups else weight.abs().reshape(1, -1)
-        return pruned(weight, weight, self.keep(scores).reshape(weight.shape), statistics)
+        scores, _ = self.scores(weight, statistics)
+        compared = scores if self.groups else scores.reshape(1, -1)
+        return pruned(weight, weight, self.keep(compared).reshape(weight.shape), statistics)
+
+    def scores(self, weight: Tensor, statistics: Statistics | None) -> tuple[Tensor, tuple[str, ...]]:
+        """How much each weight matters, (rows, columns) from 0, and what is to be noted: nothing."""
+        return weight.abs(), ()

@@ -37,9 +37,13 @@ class Ria(ToSparsity):
     def sparsify(self, weight: Tensor, statistics: Statistics | None) -> Sparse:
         """The pruned `weight` (rows, columns) for inputs with these `statistics`. Raises as `Wanda.sparsify` does."""
         weight = usable(weight)
-        size, notes = activity(weight, statistics)
-        scores = relative_importance(weight) * size**self.exponent
+        scores, notes = self.scores(weight, statistics)
         return pruned(weight, weight, self.keep(scores), statistics, notes)
+
+    def scores(self, weight: Tensor, statistics: Statistics | None) -> tuple[Tensor, tuple[str, ...]]:
+        """How much each weight matters, (rows, columns) from 0, and what is to be noted."""
+        size, notes = activity(weight, statistics)
+        return relative_importance(weight) * size**self.exponent, notes
 
 
 def relative_importance(weight: Tensor) -> Tensor:

@@ -36,5 +36,10 @@ class Wanda(ToSparsity):
 
     def mask(self, weight: Tensor, statistics: Statistics | None) -> tuple[Tensor, tuple[str, ...]]:
         """Which weights stay, bool (rows, columns), and what is to be noted."""
+        scores, notes = self.scores(weight, statistics)
+        return self.keep(scores), notes
+
+    def scores(self, weight: Tensor, statistics: Statistics | None) -> tuple[Tensor, tuple[str, ...]]:
+        """How much each weight matters, (rows, columns) from 0, and what is to be noted."""
         size, notes = activity(weight, statistics)
-        return self.keep(weight.abs() * size), notes
+        return weight.abs() * size, notes

@@ -1,4 +1,7 @@
-"""How much each channel or head group matters, from its weights alone or from their gradients (arXiv 2305.11627)."""
+"""How much each channel or head group matters, from its weights alone or from their gradients (arXiv 2305.11627).
+
+Masks that learn it are next door.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,10 +14,10 @@ from gossamer.compress.structure.outputs import loss_of
 from gossamer.data.batch import Batch
 from gossamer.models.surgery import Units
 
-Importance = Literal["magnitude", "taylor", "taylor2"]
+OfWeights = Literal["magnitude", "taylor", "taylor2"]
 
 
-def importance(model: nn.Module, units: Units, kind: Importance, batches: Sequence[Batch]) -> dict[str, Tensor]:
+def importance(model: nn.Module, units: Units, kind: OfWeights, batches: Sequence[Batch]) -> dict[str, Tensor]:
     """Block path → the importance (units,), float32, of its units: the sum over all weights that make one up.
 
     `magnitude`: w². `taylor`: |w g|, g the mean gradient over `batches`: what the loss changes to first order when w

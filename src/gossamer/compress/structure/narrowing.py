@@ -7,7 +7,7 @@ gave. Then the zeros are cut out; the narrower model must compute what the one w
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from gossamer.compress.calibrate import Stream, layers_by_step, pass_through
 from gossamer.compress.passes import Needs, Phase
 from gossamer.compress.statistics import Statistics
-from gossamer.compress.structure.importance import Importance, importance
+from gossamer.compress.structure.importance import importance
+from gossamer.compress.structure.masks import learned
 from gossamer.compress.structure.outputs import check_same
 from gossamer.compress.swap import restored
 from gossamer.core.errors import DataError, PlanError
@@ -34,18 +35,23 @@ Spread = Callable[[Mapping[str, Tensor], int], Mapping[str, int]]
 class Narrowing:
     """The settings.
 
-    `importance` is how units are ranked (see `importance`). `ridge` in (0, 1] is the damping, as a share of the mean
+    `importance` is how units are ranked: by their weights (see `importance`), or by `learned` masks, which take `steps`
+    and the draws of `seed`. `ridge` in (0, 1] is the damping, as a share of the mean
     squared input, of the fit of the columns that stay; None leaves them as they are. `keep` in (0, 1) is the share of
     units that stays. Raises `ValueError` outside those ranges.
     """
 
     phase: ClassVar[Phase] = "structure"
 
-    importance: Importance = "taylor"
+    importance: Literal["magnitude", "taylor", "taylor2", "learned"] = "taylor"
     ridge: float | None = 0.01
     keep: float = 0.75
+    steps: int = 60
+    seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps cannot be {self.steps}: it is at least 1")
         if self.ridge is not None and not 0 < self.ridge <= 1:
             raise ValueError(f"ridge cannot be {self.ridge}: it is above 0 and at most 1, or none")
         if not 0 < self.keep < 1:
@@ -73,7 +79,7 @@ class Narrowing:
         is needed.
         """
         if self.needs != "nothing" and not batches:
-            raise DataError("pruning by gradients or with a ridge needs calibration data: name a task and data")
+            raise DataError("pruning by gradients, masks or with a ridge needs calibration data: name a task and data")
         found = Reshaped(model, hierarchy)
         waiting = [block.path for block in blocks]
         while waiting:
@@ -85,8 +91,9 @@ class Narrowing:
                     f"as {missing[0].rpartition('.')[0]}.* does"
                 )
             units = find(found.model, tower)
-            scores = importance(found.model, units, self.importance, batches)
-            count, chosen = kept(units.count), {path: score for path, score in scores.items() if path in waiting}
+            count = kept(units.count)
+            scores = self._scores(found.model, units, batches, count / units.count)
+            chosen = {path: score for path, score in scores.items() if path in waiting}
             counts = dict.fromkeys(chosen, count) if spread is None else spread(chosen, count)
             keep = {
                 path: score.topk(counts.get(path, units.count)).indices.sort().values for path, score in scores.items()
@@ -95,6 +102,12 @@ class Narrowing:
             waiting = [path for path in waiting if path not in {block.path for block in tower}]
         adopt(model, found.model)
         return found.hierarchy
+
+    def _scores(self, model: nn.Module, units: Units, batches: Sequence[Batch], share: float) -> Mapping[str, Tensor]:
+        """The importance (units,) of each block's units, by block path; a `share` of them is to stay."""
+        if self.importance == "learned":
+            return learned(model, units, batches, share, self.steps, self.seed)
+        return importance(model, units, self.importance, batches)
 
     def _narrowed(
         self, found: Reshaped, units: Units, keep: Mapping[str, Tensor], batches: Sequence[Batch]

@@ -1,0 +1,84 @@
+"""Learnt masks close what does nothing, hold to the share asked for, and leave the model as it was."""
+
+import pytest
+import torch
+from tests.compress.structure.test_narrowing import logits, opened, text
+
+from gossamer.compress.structure import PruneChannels, PruneHeads, selected_blocks
+from gossamer.compress.structure.masks import gated, learned
+from gossamer.models.structure import read_matrix, write_matrix
+from gossamer.models.surgery import channels_of, heads_of
+
+
+def weaken(model, units, faint):
+    """The columns that read these units, int64, become nearly 0 in every block."""
+    for path, layer in units.readers.items():
+        weight = read_matrix(model, layer).clone()
+        weight[:, units.columns(path)[faint].flatten()] *= 1e-3
+        write_matrix(model, layer, weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "tower", "find", "faint", "keep"),
+    [
+        ("llama", "language", channels_of, [*range(3, 11)], 2 / 3),
+        ("qwen2", "language", heads_of, [1], 0.5),
+        ("llava", "vision", channels_of, [*range(12)], 0.5),
+        ("vit", "vision", heads_of, [0, 3], 0.5),
+        ("whisper", "audio", channels_of, [*range(8, 24)], 1 / 3),
+    ],
+)
+def test_gates_of_what_hardly_matters_close(name, tower, find, faint, keep):
+    model, hierarchy, batches = opened(name)
+    units = find(model, selected_blocks(hierarchy, f"{tower}.blocks.*"))
+    weaken(model, units, faint)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = learned(model, units, batches, keep, 40, 0)
+    for gates in found.values():
+        closed = set(gates.argsort()[: len(faint)].tolist())
+        assert closed == set(faint)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_shut_gate_is_a_unit_that_is_gone():
+    model, hierarchy, _ = opened("qwen2")
+    batches = text(2, 0)
+    units = heads_of(model, selected_blocks(hierarchy, "language.blocks.*"))
+    gates = {path: torch.tensor([1.0, 0.0]) for path in units.parts}
+    with gated(model, units, gates):
+        found = logits(model, batches)
+    for path, layer in units.readers.items():
+        weight = read_matrix(model, layer).clone()
+        weight[:, units.columns(path)[1]] = 0
+        write_matrix(model, layer, weight)
+    torch.testing.assert_close(logits(model, batches), found)
+
+
+def test_the_seed_settles_everything_and_the_share_is_held():
+    model, hierarchy, _ = opened("llama")
+    units = channels_of(model, selected_blocks(hierarchy, "language.blocks.*"))
+    first, again, other = (learned(model, units, text(4, 0), 0.75, 80, seed) for seed in (0, 0, 1))
+    for path, gates in first.items():
+        assert torch.equal(gates, again[path])
+        assert not torch.equal(gates, other[path])
+        assert float((gates > 0).float().mean()) == pytest.approx(0.75, abs=0.15)
+
+
+@pytest.mark.parametrize("technique", [PruneChannels, PruneHeads])
+def test_what_is_learnt_is_what_goes(technique):
+    model, hierarchy, _ = opened("llama")
+    blocks = selected_blocks(hierarchy, "language.blocks.*")
+    channels = technique is PruneChannels
+    units = (channels_of if channels else heads_of)(model, blocks)
+    weaken(model, units, list(range(units.count // 2)))
+    before = logits(model, text(2, 0))
+    extra = {"align": 4} if channels else {}
+    smaller = technique(keep=0.5, importance="learned", steps=40, **extra).reshape(model, hierarchy, blocks, text(2, 0))
+    assert smaller.parameters < hierarchy.parameters
+    torch.testing.assert_close(logits(model, text(2, 0)), before, rtol=0, atol=0.02 * float(before.abs().max()))
+
+
+def test_steps_are_checked():
+    with pytest.raises(ValueError, match="steps cannot be 0"):
+        PruneHeads(importance="learned", steps=0)
