@@ -31,6 +31,9 @@ PRESETS = (
     pytest.param("losparse-r2+rtn-w4g32+heal", marks=pytest.mark.slow),
     "prune_heads-50+gptq-w4",
     "low_rank-r8",
+    "permute+ria-2:4",
+    pytest.param("prune_heads-50-learned", marks=pytest.mark.slow),
+    pytest.param("rtn-w3g32+heal-on_policy", marks=pytest.mark.slow),
 )
 
 

@@ -72,7 +72,7 @@ def test_no_layer_keeps_less_of_its_score(score, pruner, pattern):
     def shares(model, hierarchy, batch):
         found = {}
         walk = Walk(model, hierarchy, batch.inputs)
-        stream = Stream(walk, [batch], {})
+        stream = Stream(walk, [batch])
         while not stream.last:
             stream.advance()
             layers = walk.stages[stream.step].block.layers
@@ -109,7 +109,7 @@ def test_two_of_four_costs_a_real_model_less():
                 found = model.model(**batch.inputs).logits
             assert float((found - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
             steps = steps[1:]
-        done = apply_steps(model.model, model.hierarchy, steps, [batch], {})
+        done = apply_steps(model.model, model.hierarchy, steps, [batch])
         gone[preset] = sum(loss for path, loss in done.losses.items() if path.endswith("down_proj"))
         with torch.no_grad():
             losses[preset] = float(
