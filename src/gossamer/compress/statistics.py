@@ -77,14 +77,14 @@ class Accumulator:
     """Gathers the statistics of one layer: `add` each batch of its inputs, then `finish`.
 
     `path` names the layer in errors. Takes `nn.Linear`, transformers' `Conv1D`, `nn.Conv1d` and `nn.Conv2d` without
-    channel groups; raises `PlanError` for others. Memory: one (columns, columns) matrix, float64 up to 2,048 columns
-    and float32 beyond.
+    channel groups, or the number of columns of a matrix that is no module; raises `PlanError` for others. Memory:
+    one (columns, columns) matrix, float64 up to 2,048 columns and float32 beyond.
     """
 
-    def __init__(self, path: str, layer: nn.Module) -> None:
+    def __init__(self, path: str, layer: nn.Module | int) -> None:
         self._path = path
         self._layer = layer
-        self._columns = _columns(path, layer)
+        self._columns = layer if isinstance(layer, int) else _columns(path, layer)
         dtype = torch.float64 if self._columns <= _DOUBLE_COLUMNS else torch.float32
         self._mean = torch.zeros(self._columns, self._columns, dtype=dtype)
         self._cross: Tensor | None = None

@@ -2,28 +2,32 @@
 
 Paths: `MODALITY.blocks.N.REST` for a layer inside transformer block N, `MODALITY.REST` for one outside, where REST is
 the module's own name inside its block or part: `language.blocks.3.mlp.up_proj`, `vision.blocks.0.self_attn.q_proj`,
-`projector.linear_1`, `embeddings.embed_tokens`, `head.lm_head`.
+`projector.linear_1`, `embeddings.embed_tokens`, `head.lm_head`. The matrices of a stacked parameter have their number
+before the parameter's name: `language.blocks.3.mlp.experts.7.down_proj`.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gossamer.core.paths import matches
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LayerKind = Literal["linear", "embedding", "conv", "expert"]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One weight tensor that acts as a matrix of `rows` outputs × `columns` inputs.
+    """One weight that acts as a matrix of `rows` outputs × `columns` inputs.
 
-    `shape` is the stored weight's. A conv is seen as (shape[0], product of the rest); an `expert` tensor stacks the
-    matrices of all experts, (experts, rows, columns), and is seen as (experts · rows, columns); `transposed` tells that
-    the tensor is stored as inputs × outputs (the last two dimensions), as in GPT-2.
-    `unit` names the fused set that must share a setting (q/k/v, gate/up); layers with equal `unit` belong together, and
-    the name is a path glob that selects them.
+    `shape` is the stored weight's. A conv is seen as (shape[0], product of the rest); `transposed` tells that it is
+    stored as inputs × outputs, as in GPT-2. An `expert` is one of the matrices that a parameter stacks: the one at
+    `index`, of that `shape`.
+    `unit` names the fused set that must share a setting (q/k/v, gate/up, all of one expert); layers with equal `unit`
+    belong together, and the name is a path glob that selects them.
     `tied_to` is the path of the layer whose tensor this one shares (its parameters are counted there).
     `module` is the dotted path of the owner in the model and `parameter` the tensor's name in it.
     """
@@ -36,10 +40,11 @@ class Layer:
     tied_to: str | None = None
     parameter: str = "weight"
     transposed: bool = False
+    index: int | None = None
 
     @property
     def tensor(self) -> str:
-        """The weight's name in the model's state dict."""
+        """The name, in the model's state dict, of the parameter that is the weight or stacks it."""
         return f"{self.module}.{self.parameter}" if self.module else self.parameter
 
     @property
@@ -48,21 +53,22 @@ class Layer:
         return 0 if self.tied_to is not None else self.rows * self.columns
 
     @property
-    def experts(self) -> int:
-        """How many matrices the tensor stacks: 1 but for experts."""
-        return self.shape[0] if self.kind == "expert" else 1
-
-    @property
     def rows(self) -> int:
-        """Output rows of the weight seen as a matrix; those of all experts together."""
-        if self.kind == "expert":
-            return self.experts * self.shape[2 if self.transposed else 1]
+        """Output rows of the weight seen as a matrix."""
         return self.shape[1] if self.transposed else self.shape[0]
 
     @property
     def columns(self) -> int:
         """Input columns of the weight seen as a matrix."""
         return prod(self.shape) // self.rows if self.rows else 0
+
+    def stored(self, matrix: "Tensor") -> "Tensor":
+        """`matrix` (rows, columns) as the weight is stored, of `shape`; a view where the storage allows."""
+        return (matrix.T if self.transposed else matrix).reshape(self.shape)
+
+    def place(self, parameter: "Tensor") -> "Tensor":
+        """The part of the owner's `parameter` that is this weight, of `shape`: a view."""
+        return parameter if self.index is None else parameter[self.index]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gossamer.core.errors import ModelError, PlanError
+from gossamer.core.paths import listed
 from gossamer.models.containers import Containers
 from gossamer.models.inputs import InputGrid, input_grid
 from gossamer.models.packed import PACKED_FLOATS, Container, QuantizedTensor
@@ -130,11 +131,11 @@ def notes_on(layout: Layout) -> Iterator[str]:
             why = form.why or f"packed {'embeddings' if scheme.symmetric else 'zero points'} do not load"
             wide.setdefault(why, []).append(f"{path} ({scheme.bits} bits)")
     for why, paths in sorted(wide.items()):
-        yield f"Stored with 8 bits for each code, since {why}: {_listed(paths)}."
+        yield f"Stored with 8 bits for each code, since {why}: {listed(paths)}."
     for why, paths in sorted(dense.items()):
-        yield f"Stored on their grid at 16 bits, since {why}: {_listed(paths)}."
+        yield f"Stored on their grid at 16 bits, since {why}: {listed(paths)}."
     if layout.ties.broken:
-        yield f"Stored on their own, since one side of the tie is quantised: {_listed(sorted(layout.ties.broken))}."
+        yield f"Stored on their own, since one side of the tie is quantised: {listed(sorted(layout.ties.broken))}."
     if any(form.container in PACKED_FLOATS.values() for form in layout.forms):
         yield "What is not quantised is stored as bfloat16, since the loader unpacks 4-bit floats to it."
     elif layout.dtype_name == "bfloat16":
@@ -148,7 +149,3 @@ def advice_on(model: Any, layout: Layout) -> Iterator[str]:
             "transformers unpacks weights on the first whole forward pass, and generate() calls the encoder alone "
             "before it: after a plain reload, call model.hf_quantizer.compressor.decompress_model(model) first."
         )
-
-
-def _listed(paths: list[str]) -> str:
-    return ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")

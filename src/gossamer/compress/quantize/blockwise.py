@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from gossamer.compress.passes import BlockRun
+from gossamer.compress.passes import BlockRun, Place
 from gossamer.models.packed import QuantizedTensor
 
 TOKENS_PER_STEP = 512
@@ -37,15 +37,15 @@ Move = Callable[[int, Sequence[Tensor]], None]
 """Moves all unknowns, given the step's number from 0 and their gradients."""
 
 
-def unknowns_of(layers: Mapping[str, Learnt]) -> list[Tensor]:
+def unknowns_of(layers: Mapping[Place, Learnt]) -> list[Tensor]:
     """The unknowns of all layers, in the order in which `learn` hands over their gradients."""
     return [unknown for layer in layers.values() for unknown in layer.unknowns]
 
 
 def learn(
-    block: nn.Module, layers: Mapping[str, Learnt], runs: Sequence[BlockRun], iterations: int, move: Move
-) -> dict[str, QuantizedTensor]:
-    """Learns the unknowns of `layers`, by the names of their parameters in `block`; empty if nothing better was found.
+    block: nn.Module, layers: Mapping[Place, Learnt], runs: Sequence[BlockRun], iterations: int, move: Move
+) -> dict[Place, QuantizedTensor]:
+    """Learns the unknowns of `layers`, by their places in `block`; empty if nothing better was found.
 
     Each step descends on the mean squared difference to the unchanged model's output for a few rows of one run, drawn
     by a fixed seed. The difference over all runs decides: the best of `CHECKS` states on the way is kept, and only if
@@ -55,7 +55,7 @@ def learn(
     divided = [divides(block, run) for run in runs]
     draw = torch.Generator().manual_seed(0)
     checks = {iterations * check // CHECKS for check in range(1, CHECKS + 1)}
-    best: dict[str, QuantizedTensor] = {}
+    best: dict[Place, QuantizedTensor] = {}
     least = _whole_loss(block, {}, runs)
     for step in range(iterations):
         run = runs[step % len(runs)]
@@ -121,19 +121,35 @@ def _drawn(run: BlockRun, draw: torch.Generator) -> BlockRun:
     return sliced(run, torch.randperm(len(run.target), generator=draw)[:count])
 
 
-def _output(block: nn.Module, weights: Mapping[str, Tensor], run: BlockRun) -> Tensor:
-    shaped = {name: weight.reshape(block.get_parameter(name).shape) for name, weight in weights.items()}
-    output = functional_call(block, shaped, run.args, run.kwargs)
+def _output(block: nn.Module, weights: Mapping[Place, Tensor], run: BlockRun) -> Tensor:
+    output = functional_call(block, _parameters(block, weights), run.args, run.kwargs)
     found: Tensor = output[0] if isinstance(output, tuple) else output
     return found
 
 
-def _loss(block: nn.Module, weights: Mapping[str, Tensor], run: BlockRun) -> Tensor:
+def _parameters(block: nn.Module, weights: Mapping[Place, Tensor]) -> dict[str, Tensor]:
+    """The block's parameters, by name, that hold these weights (rows, columns)."""
+    stacks: dict[str, dict[int, Tensor]] = {}
+    found: dict[str, Tensor] = {}
+    for (name, index), weight in weights.items():
+        if index is None:
+            found[name] = weight.reshape(block.get_parameter(name).shape)
+        else:
+            stacks.setdefault(name, {})[index] = weight
+    for name, parts in stacks.items():
+        stack = block.get_parameter(name)
+        owner: Any = block.get_submodule(name.rpartition(".")[0])
+        turned = {index: part.T if owner.is_transposed else part for index, part in parts.items()}
+        found[name] = torch.stack([turned.get(index, part) for index, part in enumerate(stack.detach().unbind())])
+    return found
+
+
+def _loss(block: nn.Module, weights: Mapping[Place, Tensor], run: BlockRun) -> Tensor:
     """Mean squared difference of the block's output, computed with these weights, to the target, over real tokens."""
     difference = _output(block, weights, run) - run.target
     return (difference if run.mask is None else difference[run.mask]).square().mean()
 
 
 @torch.no_grad()
-def _whole_loss(block: nn.Module, weights: Mapping[str, Tensor], runs: Sequence[BlockRun]) -> float:
+def _whole_loss(block: nn.Module, weights: Mapping[Place, Tensor], runs: Sequence[BlockRun]) -> float:
     return sum(float(_loss(block, weights, run)) for run in runs)
