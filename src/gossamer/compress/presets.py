@@ -2,7 +2,7 @@
 
 A name is passes joined by `+`, in the order of the phases. A pass is a technique's name and, after `-`, its setting:
 bits and group for quantisers (`w4`, `w3g64`, `w4g128a`) or a float format (`fp8`, `mxfp4`, `nvfp4`), percent or pattern
-for pruning (`50`, `2:4`), a rank for factors (`r16`), the percentage that stays for channels and heads (`75`), the
+for pruning (`50`, `2:4`), a rank for factors (`r16`), the percentage that stays for channels, heads and experts (`75`), the
 numbers for activations (`a8`, `fp8`), nothing for what needs none. `w8a8` is short for `w8+activations-a8`, `w4g64a8s`
 for `w4g64+activations-a8s`. Structure and transforms change the largest tower only.
 """

@@ -5,8 +5,9 @@ found by building, on the meta device, the models that changed entries describe;
 """
 
 from gossamer.models.surgery.blocks import drop_blocks
+from gossamer.models.surgery.experts import experts_of
 from gossamer.models.surgery.narrow import narrow
 from gossamer.models.surgery.rebuild import Reshaped, adopt
 from gossamer.models.surgery.units import Units, channels_of, heads_of, tower_of
 
-__all__ = ["Reshaped", "Units", "adopt", "channels_of", "drop_blocks", "heads_of", "narrow", "tower_of"]
+__all__ = ["Reshaped", "Units", "adopt", "channels_of", "drop_blocks", "experts_of", "heads_of", "narrow", "tower_of"]

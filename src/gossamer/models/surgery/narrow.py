@@ -1,4 +1,4 @@
-"""Removing channels or head groups from every block of a tower."""
+"""Removing channels, head groups or experts from every block of a tower."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def narrow(model: "nn.Module", hierarchy: Hierarchy, units: Units, keep: Mapping[str, "Tensor"]) -> Reshaped:
     """The model with only the units `keep` int64 (kept,) of each block, by block path; `model` is not changed.
 
-    Raises `PlanError` unless every block of the tower keeps equally many, at least one, and where no config describes
+    Raises `PlanError` unless every block that has units keeps equally many, at least one, and where no config describes
     the result.
     """
     from torch import nn
@@ -34,7 +34,8 @@ def narrow(model: "nn.Module", hierarchy: Hierarchy, units: Units, keep: Mapping
             places = part.positions[keep[path]]
             # Positions run along the axis in its own order: first of each unit, second of each, for fused matrices.
             order = places.flatten().sort().values.to(old.device)
-            tensors[part.tensor] = nn.Parameter(old.detach().index_select(part.dim, order), old.requires_grad)
+            new = old.detach().index_select(part.dim, order)
+            tensors[part.tensor] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     fresh = built(model, units.edits(count))
     if fresh is None or shapes_of(fresh) != {name: tuple(tensor.shape) for name, tensor in tensors.items()}:
         raise PlanError(f"no config of this family describes the model with {count} of {units.count} units")
