@@ -114,7 +114,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("rwkv", ("rwkv",), (Part("embeddings", "@.embeddings"), Part("language", "@", ("blocks",))), fused=()),
     Family(
         "mamba",
-        ("mamba", "falcon_mamba"),
+        ("mamba", "mamba2", "falcon_mamba"),
         (Part("embeddings", "@.embeddings"), Part("language", "@", ("layers",))),
         fused=(),
     ),

@@ -8,7 +8,8 @@ before the parameter's name: `language.blocks.3.mlp.experts.7.down_proj`.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from math import prod
+from functools import cached_property
+from math import gcd, prod
 from typing import TYPE_CHECKING, Literal
 
 from gossamer.core.paths import matches
@@ -131,6 +132,15 @@ class Hierarchy:
         """Every block in order of the modalities."""
         for modality in self.modalities:
             yield from modality.blocks
+
+    @cached_property
+    def _expert_columns(self) -> int:
+        return gcd(*(layer.columns for layer in self.layers() if layer.index is not None))
+
+    def grid_columns(self, layer: Layer) -> int:
+        """The columns that a group must divide: the layer's, or for an expert those common to all experts of the model,
+        which checkpoints hold on one grid."""
+        return layer.columns if layer.index is None else self._expert_columns
 
     def mapped(self, change: Callable[[Layer], Layer], block: Callable[[str], str] = str) -> "Hierarchy":
         """The same with every layer as `change` gives it, and block paths as `block` does."""

@@ -27,6 +27,7 @@ def inspect(ref: str) -> dict[str, Any]:
 
 def inspect_opened(opened: "Opened") -> dict[str, Any]:
     """As `inspect`, for a model that is already open."""
+    from gossamer.models.stacks import merged
     from gossamer.models.work import work_of
 
     hierarchy = opened.hierarchy
@@ -37,8 +38,8 @@ def inspect_opened(opened: "Opened") -> dict[str, Any]:
         warnings.append(f"no row describes the family {hierarchy.family!r}: the hierarchy was found by inspection")
     if sizes.unplaced:
         warnings.append(f"{sizes.unplaced} stored bytes belong to no part of the model")
-    if any(layer.kind == "expert" for layer in hierarchy.layers()):
-        warnings.append("expert tensors are listed and can be replaced, but checkpoints store them at 16 bits")
+    if {layer.tensor for layer in hierarchy.layers() if layer.index is not None} - merged(opened.model).keys():
+        warnings.append("this family's checkpoints hold experts in one piece, which no loader unpacks: 16 bits it is")
     return {
         "model": opened.source,
         "family": hierarchy.family,

@@ -17,8 +17,10 @@ def hierarchy_of(model: "nn.Module", config: Any) -> Hierarchy:
     """The hierarchy of a model of any kind, on any device (meta included).
 
     Every Linear, Embedding, convolution and matrix of an expert becomes a layer; norms, biases and vectors are
-    counted as `other_parameters`. The sum is the model's parameter count, shared tensors once. Where no family row
-    covers the model type, or the row does not fit, the structure is guessed and `guessed` is set.
+    counted as `other_parameters`, and so are those of state spaces and time mixing with the short filters before them
+    (convolutions with channel groups): nothing quantises these. The sum is the model's parameter count, shared tensors
+    once. Where no family row covers the model type, or the row does not fit, the structure is guessed and `guessed` is
+    set.
     """
     name = getattr(config, "model_type", "") or type(model).__name__.lower()
     family = family_of(name)
@@ -221,7 +223,9 @@ def _kind(module: "nn.Module") -> LayerKind | None:
         return "linear"
     if isinstance(module, nn.Embedding):
         return "embedding"
-    return "conv" if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else None
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and module.groups == 1:
+        return "conv"
+    return None
 
 
 def _is_experts(module: "nn.Module") -> bool:

@@ -123,7 +123,7 @@ def importance(
 
 
 def _check(model: nn.Module, batch: Batch, tower: Sequence[Block]) -> None:
-    """Raises `PlanError` if the smaller model does not run: its router may want more experts, or groups of equal size."""
+    """Raises `PlanError` if the smaller model does not run: its router may want more experts, or equal groups."""
     try:
         with torch.no_grad():
             runs = bool(torch.isfinite(logits_of(forward(model, batch.inputs))).all())
