@@ -64,10 +64,13 @@ def exactly(module: str) -> str:
     return f"re:^{re.escape(module)}$"
 
 
-def every_number(module: str) -> str:
-    """The target that is all modules whose last number is another: the same matrix of every expert."""
-    before, after = re.fullmatch(r"(.*\.)\d+(\..*)", module).groups()  # type: ignore[union-attr]
-    return f"re:^{re.escape(before)}\\d+{re.escape(after)}$"
+def all_alike(module: str, last: bool = False) -> str:
+    """The target that is all modules whose names differ from this one in numbers, or in the `last` number alone."""
+    pieces = module.split(".")
+    numbers = [place for place, piece in enumerate(pieces) if piece.isdigit()]
+    for place, piece in enumerate(pieces):
+        pieces[place] = r"\d+" if place in numbers[-1 if last else 0 :] else re.escape(piece)
+    return "re:^" + r"\.".join(pieces) + "$"
 
 
 def quantization_config(modules: Mapping[str, Kind], experts: Mapping[str, Kind], dense: list[str]) -> dict[str, Any]:

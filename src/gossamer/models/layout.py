@@ -130,6 +130,16 @@ def dense_weight(form: Form) -> "Tensor":
     return layer.stored(form.tensor.dequantize().reshape(layer.rows, layer.columns))
 
 
+def loaded_weight(form: Form, dtype: "torch.dtype") -> "Tensor":
+    """What a loaded model computes with: the values on the grid, rounded where loading rounds them."""
+    value = dense_weight(form)
+    if not form.compressed:
+        return value.to(dtype)
+    # Packed experts are unpacked in the type of their scales, all else in the type that the model is loaded in.
+    unpacked = form.layer.index is not None and form.container == "pack-quantized"
+    return value.to(form.tensor.scales.dtype) if unpacked else value
+
+
 def notes_on(layout: Layout) -> Iterator[str]:
     """One sentence for each way in which the file differs from the plan's grids."""
     dense: dict[str, list[str]] = {}
