@@ -1,4 +1,4 @@
-"""Blocks with states: what sets their dynamics is never quantised, and their linear layers are served like any other."""
+"""Blocks with states: what sets their dynamics is never quantised, their linear layers are served like any other."""
 
 import pytest
 import torch
