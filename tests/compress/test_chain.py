@@ -87,7 +87,11 @@ LEARNT = {"signround": {"iterations": 2}, "omniquant": {"iterations": 2}, "awq":
 def test_every_technique_on_every_family(family, name):
     model, hierarchy, batches = opened(family)
     phase = techniques()[name]
-    plain = [layer for layer in hierarchy.layers() if layer.kind == "linear" and min(layer.rows, layer.columns) > 1]
+    plain = [
+        layer
+        for layer in hierarchy.layers()
+        if layer.kind in ("linear", "expert") and min(layer.rows, layer.columns) > 1
+    ]
     inside = [layer for block in hierarchy.blocks() for layer in block.layers if layer in plain]
     settings = {**SETTINGS[phase], **LEARNT.get(name, {})}
     chosen = [step(layer.path, name, **settings) for layer in inside]

@@ -44,6 +44,32 @@ def test_an_untied_head_is_quantised_and_a_marks_asymmetric() -> None:
     assert {step.settings["group"] for step in preset_steps("rtn-w8", hierarchy(tied=False))} == {None}
 
 
+def mixture() -> Hierarchy:
+    """Two experts whose matrices have 96 and 40 columns."""
+    stem, unit = "language.blocks.0.mlp.experts", "language.blocks.0.mlp.experts.{n}.{{gate_up_proj,down_proj}}"
+    experts = tuple(
+        Layer(f"{stem}.{n}.{name}", "b.experts", "expert", shape, unit.format(n=n), None, name, False, n)
+        for n in range(2)
+        for name, shape in (("gate_up_proj", (80, 96)), ("down_proj", (96, 40)))
+    )
+    query = Layer("language.blocks.0.q", "b.q", "linear", (96, 96), "language.blocks.0.q")
+    block = Block("language.blocks.0", "b", (query, *experts), 0)
+    return Hierarchy("test", False, (Modality("language", "m", (block,), (), 0),))
+
+
+def test_the_experts_of_a_block_share_one_step_and_a_group_that_fits_all() -> None:
+    steps = preset_steps("wanda-50+gptq-w4g64+correction-r8", mixture())
+    assert [(step.do, step.at, step.settings.get("group")) for step in steps] == [
+        ("wanda", "language.blocks.0.q", None),
+        ("wanda", "language.blocks.0.mlp.experts", None),
+        ("gptq", "language.blocks.0.q", 48),
+        ("gptq", "language.blocks.0.mlp.experts", 8),
+        ("correction", "language.blocks.0.q", None),
+    ]
+    [pruned] = preset_steps("prune_experts-75", mixture())
+    assert (pruned.do, pruned.at, pruned.settings) == ("prune_experts", "language.blocks.*", {"keep": 0.75})
+
+
 def test_passes_are_joined_in_the_order_of_the_phases() -> None:
     steps = preset_steps("sparsegpt-2:4+gptq-w4g64+correction-r8", hierarchy(tied=False))
     assert [(step.do, step.at) for step in steps] == [

@@ -45,15 +45,21 @@ def rounded(matrix: Tensor, scheme: Scheme) -> QuantizedTensor:
 def quantised(opened: Opened, layer: Layer, scheme: Scheme) -> QuantizedTensor:
     fitted = replace(scheme, group=fitting_group(layer.columns, scheme.group))
     tensor = rounded(read_matrix(opened.model, layer).float(), fitted)
-    return tensor if layer.transposed or layer.kind == "expert" else replace(tensor, shape=layer.shape)
+    return tensor if layer.transposed else replace(tensor, shape=layer.shape)
 
 
 def mixture(opened: Opened) -> dict[str, QuantizedTensor]:
-    """Every layer but each seventh, with bits 2 to 8, whole rows and groups, both symmetries."""
-    return {
+    """Every layer but each seventh, with bits 2 to 8, whole rows and groups, both symmetries; experts on one grid."""
+    tensors = {
         layer.path: quantised(opened, layer, Scheme(2 + index % 7, (None, 8, 16)[index % 3], index % 4 != 3))
         for index, layer in enumerate(opened.hierarchy.layers())
-        if index % 7 != 6 and layer.kind != "expert" and not layer.transposed
+        if index % 7 != 6 and layer.index is None and not layer.transposed
+    }
+    scheme = Scheme(3, 4)
+    return tensors | {
+        layer.path: rounded(read_matrix(opened.model, layer), scheme)
+        for layer in opened.hierarchy.layers()
+        if layer.index is not None
     }
 
 
@@ -61,14 +67,16 @@ def accounted(opened: Opened, tensors: dict[str, QuantizedTensor]) -> int:
     """The checkpoint's bytes by the books: layers as `Containers` counts them, all else at 16 bits, ties once."""
     containers, layers = Containers.of(opened.model), list(opened.hierarchy.layers())
     kept = Ties.of(opened.model, {layer.module for layer in layers if layer.path in tensors}).kept
-    by_name = {layer.tensor: layer for layer in layers}
+    by_name: dict[str, list[Layer]] = {}
+    for layer in layers:
+        by_name.setdefault(layer.tensor, []).append(layer)
     total = 0
     for name, value in opened.model.state_dict().items():
-        if name in by_name:
-            layer = by_name[name]
-            scheme = tensors[layer.path].scheme if layer.path in tensors else None
-            total += 0 if name in kept else containers.bytes(layer, scheme)
-        elif name not in kept:
+        if name in kept:
+            continue
+        for layer in by_name.get(name, ()):
+            total += containers.bytes(layer, tensors[layer.path].scheme if layer.path in tensors else None)
+        if name not in by_name:
             total += 2 * value.numel() if value.is_floating_point() else value.nbytes
     return total
 

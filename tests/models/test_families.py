@@ -40,7 +40,7 @@ def test_parameters_are_counted_exactly_once(name: str) -> None:
     assert all(block.layers for block in hierarchy.blocks())
     assert len({layer.path for layer in hierarchy.layers()}) == len(list(hierarchy.layers()))
     for layer in hierarchy.layers():
-        assert tuple(model.get_parameter(layer.tensor).shape) == layer.shape
+        assert tuple(layer.place(model.get_parameter(layer.tensor)).shape) == layer.shape
     where = modality_of(model, hierarchy)
     for part in hierarchy.modalities:
         counted = sum(tensor.numel() for key, tensor in model.named_parameters() if where[key] == part.name)
@@ -53,7 +53,8 @@ def test_every_matrix_is_a_layer(name: str) -> None:
     hierarchy = hierarchy_of(model, model.config)
     modules = {layer.module for layer in hierarchy.layers()}
     kinds = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    assert {path for path, module in model.named_modules() if isinstance(module, kinds)} <= modules
+    matrices = {path: module for path, module in model.named_modules() if isinstance(module, kinds)}
+    assert {path for path, module in matrices.items() if getattr(module, "groups", 1) == 1} <= modules
 
 
 @pytest.mark.parametrize("name", MODALITIES)
@@ -109,8 +110,8 @@ def test_fused_sets_are_named_by_globs_that_select_them() -> None:
         ("rwkv", "language.blocks.0.attention.key", "language.blocks.0.attention.key"),
         (
             "mixtral",
-            "language.blocks.0.mlp.experts.down_proj",
-            "language.blocks.0.mlp.experts.{gate_up_proj,down_proj}",
+            "language.blocks.0.mlp.experts.3.down_proj",
+            "language.blocks.0.mlp.experts.3.{gate_up_proj,gate_proj,up_proj,down_proj}",
         ),
     ],
 )
@@ -131,12 +132,20 @@ def test_a_tied_head_is_listed_and_counted_with_its_owner() -> None:
     assert head.rows == 96
 
 
-def test_stacked_experts_are_layers_of_their_own() -> None:
+def test_each_matrix_of_stacked_experts_is_a_layer() -> None:
     model = build("mixtral")
-    layer = hierarchy_of(model, model.config).select("language.blocks.0.mlp.experts.gate_up_proj")[0]
-    assert (layer.kind, layer.shape, layer.experts) == ("expert", (4, 48, 16), 4)
-    assert (layer.rows, layer.columns) == (192, 16)
-    assert read_matrix(model, layer).shape == (192, 16)
+    hierarchy = hierarchy_of(model, model.config)
+    second = hierarchy.select("language.blocks.0.mlp.experts.2.*")
+    assert [layer.path.rpartition(".")[2] for layer in second] == ["gate_up_proj", "down_proj"]
+    assert {layer.unit for layer in second} == {second[0].unit}
+    layer = second[0]
+    assert (layer.kind, layer.shape, layer.index, layer.rows, layer.columns) == ("expert", (48, 16), 2, 48, 16)
+    stack = model.get_parameter("model.layers.0.mlp.experts.gate_up_proj")
+    before = stack.clone()
+    assert torch.equal(read_matrix(model, layer), stack[2])
+    write_matrix(model, layer, torch.ones(48, 16))
+    assert torch.equal(stack[2], torch.ones(48, 16))
+    assert torch.equal(stack[[0, 1, 3]], before[[0, 1, 3]])
 
 
 @pytest.mark.parametrize("name", ["llama", "llava", "bert", "whisper", "vit", "rwkv", "mamba", "owlv2"])

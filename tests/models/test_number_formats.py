@@ -64,7 +64,7 @@ def test_what_compressed_tensors_unpacks_is_what_was_meant(form, seed, size, row
     kind = container("linear", tensor.scheme)
     stored = parts(tensor, kind)
     assert sum(part.nbytes for part in stored.values()) == stored_bytes("linear", (rows, 64), tensor.scheme)
-    entry = quantization_config({"a": (kind, tensor.scheme, None)}, [])["config_groups"]["group_0"]
+    entry = quantization_config({"a": (kind, tensor.scheme, None)}, {}, [])["config_groups"]["group_0"]
     scheme = QuantizationScheme(**entry)
     stored["weight_scale"] = stored["weight_scale"].float() if form == "fp8" else stored["weight_scale"]
     unpacked = BaseCompressor.get_value_from_registry(kind).decompress(stored, scheme)["weight"]

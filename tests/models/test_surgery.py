@@ -33,8 +33,8 @@ HEADS = {
     ("llama", "language"), ("mistral", "language"), ("qwen2", "language"), ("qwen3", "language"), ("gemma", "language"),
     ("gemma2", "language"), ("gemma3", "language"), ("llava", "language"), ("llava_next", "language"),
     ("llava_onevision", "language"), ("qwen3_vl", "language"), ("idefics3", "language"), ("smolvlm", "language"),
-    ("paligemma", "language"), ("mixtral", "language"), ("qwen3_moe", "language"), ("vit", "vision"),
-    ("deit", "vision"),
+    ("paligemma", "language"), ("mixtral", "language"), ("qwen2_moe", "language"), ("qwen3_moe", "language"),
+    ("vit", "vision"), ("deit", "vision"),
 }  # fmt: skip
 
 

@@ -227,6 +227,16 @@ def _mixtral() -> nn.Module:
     return _decoder("Mixtral", num_local_experts=4, num_experts_per_tok=2)
 
 
+def _qwen2_moe() -> nn.Module:
+    return _decoder(
+        "Qwen2Moe",
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=24,
+    )
+
+
 def _qwen3_moe() -> nn.Module:
     return _decoder(
         "Qwen3Moe", **_HEAD, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12, mlp_only_layers=[1]
@@ -263,6 +273,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "rwkv": _rwkv,
     "mamba": _mamba,
     "mixtral": _mixtral,
+    "qwen2_moe": _qwen2_moe,
     "qwen3_moe": _qwen3_moe,
 }
 

@@ -20,7 +20,7 @@ def made(name, granularity="layer"):
     return opened, units, fixed_bytes(account(opened, {}).weight_bytes, units)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "llava", "owlv2", "whisper", "vit"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "llava", "owlv2", "whisper", "vit", "mixtral", "qwen3_moe"])
 @pytest.mark.parametrize("granularity", ["layer", "block"])
 def test_bytes_of_any_choice_are_those_of_the_checkpoint(name, granularity):
     opened, units, fixed = made(name, granularity)
@@ -47,6 +47,18 @@ def test_a_tied_head_and_its_embedding_are_one_unit():
     assert all(len(choice.schemes) == 2 for choice in embedding.choices[1:])
 
 
+@pytest.mark.parametrize("granularity", ["layer", "block"])
+def test_all_experts_of_a_model_are_one_unit(granularity):
+    opened, units, _ = made("mixtral", granularity)
+    experts = [layer for layer in opened.hierarchy.layers() if layer.index is not None]
+    holders = [unit for unit in units if any(layer.index is not None for layer in unit.layers)]
+    assert [unit.layers for unit in holders] == [tuple(experts)]
+    assert {layer.path for layer in opened.hierarchy.select(holders[0].name)} == {layer.path for layer in experts}
+    for choice in holders[0].choices[1:]:
+        assert len({scheme for _, scheme in choice.schemes}) == 1
+        assert len(choice.schemes) == len(experts)
+
+
 def test_the_front_runs_from_the_least_bytes_to_sixteen_bits():
     opened, units, _ = made("llama")
     losses = [[0.0 if c == 0 else 1.0 / choice.bytes for c, choice in enumerate(unit.choices)] for unit in units]
@@ -58,7 +70,7 @@ def test_the_front_runs_from_the_least_bytes_to_sixteen_bits():
     assert mean_bits(opened.hierarchy, assignment_of(units, choices[-1])) == 16
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen2", "llava", "owlv2"])
+@pytest.mark.parametrize("name", ["llama", "qwen2", "llava", "owlv2", "qwen2_moe"])
 @pytest.mark.parametrize("granularity", ["layer", "block"])
 @pytest.mark.parametrize("scheme", UNIFORM, ids=describe)
 def test_every_uniform_setting_is_a_choice_of_every_unit(name, granularity, scheme):

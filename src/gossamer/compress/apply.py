@@ -21,6 +21,7 @@ from gossamer.compress.statistics import Statistics
 from gossamer.compress.structure import selected_blocks
 from gossamer.compress.swap import finite_weight, overwrite_weight, replace_weight
 from gossamer.core.errors import DataError
+from gossamer.core.paths import listed
 from gossamer.core.plan import Step
 from gossamer.core.progress import SILENT, Progress
 from gossamer.data.batch import Batch
@@ -138,6 +139,7 @@ def _compress(
     layers = {layer.path: layer for layer in hierarchy.layers() if layer.path in chains}
     uses = Counter(model.get_parameter(name) for name, _ in model.named_parameters(remove_duplicate=False))
     rounded: dict[str, Rounded] = {}
+    unseen: list[str] = []
 
     def put(layer: Layer, dense: Tensor) -> None:
         alone = uses[model.get_parameter(layer.tensor)] < 2
@@ -161,7 +163,10 @@ def _compress(
         if done.low_rank is not None:
             result.low_ranks[layer.path] = done.low_rank.to("cpu")
         result.losses[layer.path] = done.loss
-        result.notes.extend(f"{layer.path}: {note}" for note in done.notes if layer.kind != "embedding")
+        if layer.kind == "expert" and statistics is None and chain.needs != {"nothing"}:
+            unseen.append(layer.path)
+        elif layer.kind != "embedding":
+            result.notes.extend(f"{layer.path}: {note}" for note in done.notes)
 
     needs = set().union(*(chain.needs for chain in chains.values()))
     if needs <= {"nothing"}:
@@ -198,6 +203,10 @@ def _compress(
         if path not in reached:
             compress(layers[path], None)
             result.notes.append(f"{path}: the calibration data does not reach it; compressed without statistics")
+    if unseen:
+        result.notes.append(
+            f"no calibration token is sent to {listed(unseen)}: rounded to nearest, or scored by weights alone"
+        )
 
 
 def _polished(
@@ -213,18 +222,18 @@ def _polished(
     for technique in dict.fromkeys(chains[path].quantise for path in here):
         assert isinstance(technique, Polisher)
         paths = {
-            layer.tensor.removeprefix(f"{block.module}."): path
+            (layer.tensor.removeprefix(f"{block.module}."), layer.index): path
             for path, layer in here.items()
             if chains[path].quantise == technique
         }
-        members = {name: rounded[path] for name, path in paths.items()}
+        members = {place: rounded[path] for place, path in paths.items()}
         better = technique.polish(model.get_submodule(block.module), members, runs)
-        found |= {paths[name]: tensor for name, tensor in better.items()}
+        found |= {paths[place]: tensor for place, tensor in better.items()}
     return found
 
 
 def reshaped(tensor: QuantizedTensor, layer: Layer) -> QuantizedTensor:
-    """A quantised matrix as the weight of `layer`, whose stored shape may have more dimensions."""
-    if tensor.shape == layer.shape:
+    """A quantised matrix as the weight of `layer`, which may be stored with more dimensions; input-major ones stay."""
+    if tensor.shape == layer.shape or layer.transposed:
         return tensor
     return QuantizedTensor(tensor.scheme, layer.shape, tensor.codes, tensor.scales, tensor.zeros)

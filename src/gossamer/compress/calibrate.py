@@ -1,7 +1,7 @@
 """Gathering layer statistics block by block: only one stage's activations and Hessians are alive at a time."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 from weakref import ref
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from gossamer.compress.statistics import Accumulator, Statistics
 from gossamer.data.batch import Batch
+from gossamer.engine.experts import Routed
+from gossamer.engine.looking import looking
 from gossamer.engine.walk import Entry, Walk
 from gossamer.models.hierarchy import Hierarchy, Layer
 
@@ -123,8 +125,8 @@ def pass_through(
         stream.advance(outputs)
 
 
-Originals = Sequence[dict[str, Tensor]]
-"""For each batch, layer path → the inputs that the unchanged model gives the layer."""
+Originals = Sequence[dict[str, tuple[Tensor, Routed | None]]]
+"""For each batch, layer path → the inputs that the unchanged model gives the layer; for an expert, whose they are."""
 
 
 def collect(
@@ -136,16 +138,16 @@ def collect(
 ) -> dict[str, Statistics]:
     """Runs the stream's present step and returns the statistics of those `layers` that multiply their inputs.
 
-    `outputs` of the block are not computed again. Embeddings and stacked expert tensors have no statistics and are left
-    out. Raises `DataError` for inputs that are not finite.
+    `outputs` of the block are not computed again. Embeddings have no statistics and are left out, and so are experts
+    that no token is sent to. Raises `DataError` for inputs that are not finite.
     """
-    watch = _Watch(model, stream, originals)
-    followed = [layer for layer in layers if layer.kind in ("linear", "conv")]
-    with watch.following(followed, lambda path: None):
-        for number in range(len(stream.batches) if followed else 0):
+    watch, layers = _Watch(model, stream, originals), list(layers)
+    with watch.following(layers, lambda layer: None) as anything:
+        for number in range(len(stream.batches) if anything else 0):
             watch.number = number
             stream.run(number, outputs[number] if outputs is not None else None)
-    return {layer.path: watch.statistics(layer.path) for layer in followed if layer.path in watch.leaders}
+    found = {layer.path: watch.statistics(layer.path) for layer in layers}
+    return {path: statistics for path, statistics in found.items() if statistics is not None}
 
 
 def _record(
@@ -155,38 +157,26 @@ def _record(
 
     Returns what the layers inside and outside the block were given, and the block's outputs (None before the first).
     """
-    found: list[dict[str, Tensor]] = [{} for _ in stream.batches]
+    found: list[dict[str, tuple[Tensor, Routed | None]]] = [{} for _ in stream.batches]
     copies: list[tuple[ref[Tensor], Tensor]] = []
-    present: list[dict[str, Tensor]] = [{}]
+    present: list[dict[str, tuple[Tensor, Routed | None]]] = [{}]
 
-    def hook(path: str) -> Callable[..., None]:
-        def keep(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            copy = next((copy for seen, copy in copies if seen() is args[0]), None)
-            if copy is None:
-                copy = args[0].clone()
-                copies.append((ref(args[0]), copy))
-            present[0].setdefault(path, copy)
-
-        return keep
-
-    @contextmanager
-    def watching(layers: Iterable[Layer]) -> Iterator[bool]:
-        with ExitStack() as stack:
-            followed = [layer for layer in layers if layer.kind in ("linear", "conv")]
-            for layer in followed:
-                module = model.get_submodule(layer.module)
-                stack.callback(module.register_forward_pre_hook(hook(layer.path)).remove)
-            yield bool(followed)
+    def keep(layer: Layer, inputs: Tensor, routed: Routed | None) -> None:
+        copy = next((copy for seen, copy in copies if seen() is inputs), None)
+        if copy is None:
+            copy = inputs.clone()
+            copies.append((ref(inputs), copy))
+        present[0].setdefault(layer.path, (copy, routed))
 
     outputs: list[Any] | None = None
     if stream.step >= 0:
         outputs = []
-        with watching(inside):
+        with looking(model, inside, keep):
             for present[0], entry in zip(found, stream.entries, strict=True):
                 copies.clear()
                 outputs.append(stream.walk.through(entry))
-    with watching(outside) as any_outside:
-        for number, present[0] in enumerate(found if any_outside else ()):
+    with looking(model, outside, keep) as anything:
+        for number, present[0] in enumerate(found if anything else ()):
             copies.clear()
             stream.run(number, outputs[number] if outputs is not None else None)
     if not stream.last:
@@ -204,11 +194,10 @@ def _lockstep(
     watch = _Watch(model, stream, originals)
     by_path = {layer.path: layer for layer in layers}
     unmet = dict.fromkeys(by_path)
-    followed = [layer for layer in layers if layer.kind in ("linear", "conv")]
 
-    def pause(path: str) -> None:
-        if path in unmet:
-            greenlet.getcurrent().parent.switch(path)
+    def pause(layer: Layer) -> None:
+        if layer.path in unmet:
+            greenlet.getcurrent().parent.switch(layer.path)
 
     def run(number: int) -> Any:
         entry = stream.entry(number)
@@ -216,7 +205,7 @@ def _lockstep(
         return stream.walk.through(entry)
 
     outputs: list[Any] = [None] * len(stream.batches)
-    with torch.no_grad(), watch.following(followed, pause):
+    with torch.no_grad(), watch.following(layers, pause):
         passes = [greenlet.greenlet(run) for _ in stream.batches]
         waiting: dict[int, str] = {}
 
@@ -264,39 +253,57 @@ class _Watch:
         self.number = 0
 
     @contextmanager
-    def following(self, layers: Iterable[Layer], seen: Callable[[str], None]) -> Iterator[None]:
-        """Inside, these layers' inputs are gathered; `seen(path)` is called after each."""
-        with ExitStack() as stack:
-            for layer in layers:
-                module = self._model.get_submodule(layer.module)
-                stack.callback(module.register_forward_pre_hook(self._hook(layer.path, seen)).remove)
-            yield
+    def following(self, layers: Iterable[Layer], seen: Callable[[Layer], None]) -> Iterator[bool]:
+        """Inside, these layers' inputs are gathered; `seen(layer)` is called after each. As `looking` gives."""
 
-    def _hook(self, path: str, seen: Callable[[str], None]) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            self._add(path, module, args[0])
-            seen(path)
+        def look(layer: Layer, inputs: Tensor, routed: Routed | None) -> None:
+            self._add(layer, inputs, routed)
+            seen(layer)
 
-        return hook
+        with looking(self._model, layers, look) as anything:
+            yield anything
 
-    def _add(self, path: str, module: nn.Module, inputs: Tensor) -> None:
-        before = self._seen[self.number]
+    def _add(self, layer: Layer, inputs: Tensor, routed: Routed | None) -> None:
+        path, before = layer.path, self._seen[self.number]
+        mask = _fitting(self._masks[self.number], inputs, routed)
+        if routed is not None and mask is not None and not bool(mask.any()):
+            return
         if path not in self.leaders:
             twin = next((other for tensor, other in before if tensor() is inputs), None)
             self.leaders[path] = twin or path
             if twin is None:
-                self._accumulators[path] = Accumulator(path, module)
+                source = layer.columns if routed is not None else self._model.get_submodule(layer.module)
+                self._accumulators[path] = Accumulator(path, source)
         if self.leaders[path] == path and path in self._accumulators:
             before.append((ref(inputs), path))
-            unchanged = None if self._originals is None else self._originals[self.number].get(path)
-            self._accumulators[path].add(inputs, _fitting(self._masks[self.number], inputs), unchanged)
+            unchanged = None
+            if self._originals is not None:
+                unchanged = _original(self._originals[self.number].get(path), inputs, routed)
+            self._accumulators[path].add(inputs, mask, unchanged)
 
-    def statistics(self, path: str) -> Statistics:
-        """What the layer's inputs were, up to now; no more are gathered for it."""
-        leader = self.leaders[path]
+    def statistics(self, path: str) -> Statistics | None:
+        """What the layer's inputs were, up to now; no more are gathered for it. None for an expert that got none."""
+        leader = self.leaders.get(path)
+        if leader is None:
+            return None
         if leader not in self._finished:
             self._finished[leader] = self._accumulators.pop(leader).finish()
         return self._finished[leader]
+
+
+def _original(found: tuple[Tensor, Routed | None] | None, inputs: Tensor, routed: Routed | None) -> Tensor | None:
+    """What the unchanged model gives in the place of `inputs`.
+
+    Where its router sends a token of an expert elsewhere, that is not known, and the token's present input stands.
+    """
+    if routed is None:
+        return None if found is None else found[0]
+    if found is None or found[1] is None:
+        return inputs
+    place = torch.full((routed.count,), -1, device=inputs.device)
+    place[found[1].tokens] = torch.arange(len(found[0]), device=inputs.device)
+    place = place[routed.tokens]
+    return torch.where(place.unsqueeze(-1) >= 0, found[0][place.clamp_min(0)], inputs)
 
 
 def token_mask(batch: Batch) -> Tensor | None:
@@ -305,8 +312,10 @@ def token_mask(batch: Batch) -> Tensor | None:
     return mask.bool() if mask is not None and mask.dim() == 2 else None
 
 
-def _fitting(mask: Tensor | None, inputs: Tensor) -> Tensor | None:
-    """The padding mask, where the layer's inputs are laid out in the mask's tokens."""
-    if mask is None or inputs.dim() < 3 or inputs.shape[:2] != mask.shape or bool(torch.all(mask)):
+def _fitting(mask: Tensor | None, inputs: Tensor, routed: Routed | None) -> Tensor | None:
+    """The padding mask of a layer's inputs, where they are laid out in the mask's tokens, or sent out of such ones."""
+    if mask is None or bool(torch.all(mask)):
         return None
-    return mask.to(inputs.device)
+    if routed is not None:
+        return mask.reshape(-1).to(inputs.device)[routed.tokens] if mask.numel() == routed.count else None
+    return mask.to(inputs.device) if inputs.dim() >= 3 and inputs.shape[:2] == mask.shape else None

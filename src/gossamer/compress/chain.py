@@ -216,6 +216,6 @@ def _check(number: int, step: Step, layer: Layer, chain: Mapping[str, Any], tech
 
 def _check_shape(technique: Any, layer: Layer, where: str) -> None:
     try:
-        technique.check(layer.rows // layer.experts, layer.columns)
+        technique.check(layer.rows, layer.columns)
     except PlanError as error:
         raise PlanError(f"{where}: {error}") from error

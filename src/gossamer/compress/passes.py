@@ -219,6 +219,10 @@ class BlockRun:
     mask: Tensor | None
 
 
+Place = tuple[str, int | None]
+"""Where a weight is in a block: the parameter's name, and its number if the parameter stacks several weights."""
+
+
 @runtime_checkable
 class Polisher(Protocol):
     """A quantiser that betters the roundings of a block's layers together, once all of them are rounded.
@@ -229,9 +233,9 @@ class Polisher(Protocol):
     keeps_zeros: ClassVar[bool]
 
     def polish(
-        self, block: nn.Module, layers: Mapping[str, Rounded], runs: Sequence[BlockRun]
-    ) -> dict[str, QuantizedTensor]:
-        """Better roundings by the names of the layers' parameters in the block; empty if none was found.
+        self, block: nn.Module, layers: Mapping[Place, Rounded], runs: Sequence[BlockRun]
+    ) -> dict[Place, QuantizedTensor]:
+        """Better roundings by the layers' places in the block; empty if none was found.
 
         The block's own parameters hold the present roundings and are not changed.
         """

@@ -2,11 +2,11 @@
 
 A name is passes joined by `+`, in the order of the phases. A pass is a technique's name and, after `-`, its setting:
 bits and group for quantisers (`w4`, `w3g64`, `w4g128a`) or a float format (`fp8`, `mxfp4`, `nvfp4`), percent or pattern
-for pruning (`50`, `2:4`), a rank for factors (`r16`), the percentage that stays for channels and heads and, if you
-like, their importance (`75`, `75-learned`; for channels `free-75`: more in some blocks than in others), the numbers for
-activations (`a8`, `fp8`), a loss for healing or none (`heal`, `heal-on_policy`), nothing for what needs none; `permute`
-goes by the pruner that follows it. `w8a8` is short for `w8+activations-a8`, `w4g64a8s` for `w4g64+activations-a8s`.
-Structure and transforms change the largest tower only.
+for pruning (`50`, `2:4`), a rank for factors (`r16`), the percentage that stays for channels, heads and experts (`75`),
+for channels and heads with their importance if you like (`75-learned`), for channels `free-75` for more in some blocks
+than in others, the numbers for activations (`a8`, `fp8`), a loss for healing or none (`heal`, `heal-on_policy`),
+nothing for what needs none; `permute` goes by the pruner that follows it. `w8a8` is short for `w8+activations-a8`,
+`w4g64a8s` for `w4g64+activations-a8s`. Structure and transforms change the largest tower only.
 """
 
 import re
@@ -17,7 +17,7 @@ from gossamer.compress.passes import PHASES, Phase
 from gossamer.compress.registry import techniques
 from gossamer.core.errors import PlanError
 from gossamer.core.plan import Step
-from gossamer.models.hierarchy import Hierarchy
+from gossamer.models.hierarchy import Hierarchy, Layer
 from gossamer.models.number_formats import FLOATS
 from gossamer.models.packed import Scheme
 
@@ -53,11 +53,11 @@ def preset_steps(name: str, hierarchy: Hierarchy) -> tuple[Step, ...]:
     """The compression steps of a preset for one model.
 
     As in the field's uniform recipes every linear layer of the blocks and the projector is quantised, and the head
-    where it has its own tensor; embeddings, convolutions, norms, biases, stacked experts and tied heads stay at 16
-    bits. Where the group does not divide a layer's columns, the step for that layer names the largest group that does;
-    float formats, whose group is fixed, leave such a layer at 16 bits. Pruning, factors and activations leave the head
-    alone. Raises `PlanError` for an unknown name, passes that are not in the order of the phases, or a model without
-    linear layers.
+    where it has its own tensor, and every expert; embeddings, convolutions, norms, biases and tied heads stay at 16
+    bits. Where the group does not divide a layer's columns, the step for that layer names the largest group that does,
+    for experts one that fits all; float formats, whose group is fixed, leave such a layer at 16 bits. Pruning, factors
+    and activations leave the head alone, and the latter two experts, since nothing serves these with them. Raises
+    `PlanError` for an unknown name, passes that are not in the order of the phases, or a model without linear layers.
     """
     steps: list[Step] = []
     last = -1
@@ -129,8 +129,19 @@ def _steps(technique: str, phase: Phase, setting: Mapping[str, str | None], hier
         settings["sparsity"] = int(setting["percent"] or 0) / 100
     heads = {layer.path for modality in hierarchy.modalities if modality.name == "head" for layer in modality.layers}
     paths = uniform_schemes(hierarchy, scheme).keys() - heads
-    units = [unit for unit, layers in hierarchy.units().items() if {layer.path for layer in layers} <= paths]
-    return tuple(Step.model_validate({"at": unit, "do": technique, **settings}) for unit in units)
+    if phase != "sparsify":
+        paths -= {layer.path for layer in hierarchy.layers() if layer.index is not None}
+    sets = [at for at, layers in _sets(hierarchy).items() if {layer.path for layer in layers} <= paths]
+    return tuple(Step.model_validate({"at": at, "do": technique, **settings}) for at in sets)
+
+
+def _sets(hierarchy: Hierarchy) -> dict[str, tuple[Layer, ...]]:
+    """The fused sets by the globs that select them, those of all experts of a block as one."""
+    found: dict[str, tuple[Layer, ...]] = {}
+    for unit, layers in hierarchy.units().items():
+        at = unit if layers[0].index is None else layers[0].path.rsplit(".", 2)[0]
+        found[at] = (*found.get(at, ()), *layers)
+    return found
 
 
 def _given(setting: Mapping[str, str | None], *names: str) -> dict[str, Any]:
@@ -146,26 +157,27 @@ def _scheme(setting: Mapping[str, str | None]) -> Scheme:
 
 
 def uniform_schemes(hierarchy: Hierarchy, scheme: Scheme) -> dict[str, Scheme]:
-    """Layer path → scheme: every plain linear layer with its own tensor gets `scheme`, its group made to fit.
+    """Layer path → scheme: every plain linear layer with its own tensor, and every expert, gets a `scheme` that fits.
 
     Layers whose columns a float format's group does not divide are left out.
     """
     fitted = {
-        layer.path: (layer.columns, scheme.fitted(layer.columns))
+        layer.path: (hierarchy.grid_columns(layer), scheme.fitted(hierarchy.grid_columns(layer)))
         for layer in hierarchy.layers()
-        if layer.kind == "linear" and not layer.transposed and layer.tied_to is None
+        if layer.index is not None or (layer.kind == "linear" and not layer.transposed and layer.tied_to is None)
     }
     return {path: found for path, (columns, found) in fitted.items() if not found.group or columns % found.group == 0}
 
 
 def steps_of(hierarchy: Hierarchy, schemes: Mapping[str, Scheme], technique: str) -> tuple[Step, ...]:
-    """The plan steps that put each layer on its scheme: one for a fused set that agrees, else one for each layer."""
+    """The plan steps that put each layer on its scheme: one for a fused set that agrees, or for all experts of a block
+    if they do, else one for each layer."""
     steps = []
-    for unit, layers in hierarchy.units().items():
+    for at, layers in _sets(hierarchy).items():
         wanted = {schemes.get(layer.path) for layer in layers}
         first = schemes.get(layers[0].path)
-        if first is not None and len(wanted) == 1 and len(layers) == len(hierarchy.select(unit)):
-            steps.append(step(unit, technique, first))
+        if first is not None and len(wanted) == 1 and len(layers) == len(hierarchy.select(at)):
+            steps.append(step(at, technique, first))
         else:
             steps += [step(layer.path, technique, schemes[layer.path]) for layer in layers if layer.path in schemes]
     return tuple(steps)

@@ -77,19 +77,18 @@ class Accumulator:
     """Gathers the statistics of one layer: `add` each batch of its inputs, then `finish`.
 
     `path` names the layer in errors. Takes `nn.Linear`, transformers' `Conv1D`, `nn.Conv1d` and `nn.Conv2d` without
-    channel groups; raises `PlanError` for others. Memory: one (columns, columns) matrix, float64 up to 2,048 columns
-    and float32 beyond.
+    channel groups, or the number of columns of a matrix that is no module; raises `PlanError` for others. Memory:
+    one (columns, columns) matrix, float64 up to 2,048 columns and float32 beyond.
     """
 
-    def __init__(self, path: str, layer: nn.Module) -> None:
+    def __init__(self, path: str, layer: nn.Module | int) -> None:
         self._path = path
         self._layer = layer
-        self._columns = _columns(path, layer)
-        self._device = cast(Tensor, layer.weight).device
+        self._columns = layer if isinstance(layer, int) else _columns(path, layer)
         dtype = torch.float64 if self._columns <= _DOUBLE_COLUMNS else torch.float32
-        self._mean = torch.zeros(self._columns, self._columns, dtype=dtype, device=self._device)
+        self._mean = torch.zeros(self._columns, self._columns, dtype=dtype)
         self._cross: Tensor | None = None
-        self._largest = torch.zeros(self._columns, device=self._device)
+        self._largest = torch.zeros(self._columns)
         self._waiting: list[Tensor] = []
         self._unchanged: list[Tensor] = []
         self.tokens = 0
@@ -117,11 +116,11 @@ class Accumulator:
             yield rows if mask is None else rows[mask.reshape(-1)]
 
     def _add_rows(self, rows: Tensor, unchanged: Tensor | None) -> None:
-        rows = rows.detach().to(self._device, torch.float32)
+        rows = rows.detach().float()
         enough = sum(map(len, self._waiting)) + len(rows) >= _ROWS
         self._waiting.append(rows if enough else rows.clone())  # the model may write over an input it has used
         if unchanged is not None:
-            self._unchanged.append(unchanged.detach().to(self._device, torch.float32))
+            self._unchanged.append(unchanged.detach().float())
         if enough:
             self._fold()
 
@@ -133,6 +132,7 @@ class Accumulator:
         if count == 0:
             return
         self.tokens += count
+        self._mean, self._largest = self._mean.to(rows.device), self._largest.to(rows.device)
         self._largest = torch.maximum(self._largest, rows.abs().amax(0))
         weight = count / self.tokens
         for start in range(0, self._columns, _STRIP):

@@ -10,33 +10,38 @@ from torch import Tensor, nn
 from gossamer.core.errors import ModelError
 from gossamer.models.hierarchy import Layer
 from gossamer.models.packed import QuantizedTensor
-from gossamer.models.structure import read_matrix
+from gossamer.models.structure import read_matrix, write_matrix
 
 
 class Swap:
     """Replaces weights of one model by quantised ones, and remembers what was there.
 
     A replaced weight is a new parameter, so layers that shared a tensor (tied heads) part on the first replacement
-    and share again once both are restored.
+    and share again once both are restored. Of a stacked parameter only the layer's own part is written over.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._originals: dict[str, tuple[Layer, nn.Parameter]] = {}
+        self._originals: dict[str, tuple[Layer, Tensor]] = {}
 
     def put(self, layer: Layer, tensor: QuantizedTensor | None) -> None:
         """The layer computes with `tensor` from now on; None restores the original."""
         if tensor is not None:
             self.put_values(layer, tensor.to(self._model.get_parameter(layer.tensor).device).dequantize())
         elif layer.path in self._originals:
-            parameters = self._model.get_submodule(layer.module)._parameters
-            parameters[layer.parameter] = self._originals.pop(layer.path)[1]
+            original = self._originals.pop(layer.path)[1]
+            if layer.index is None:
+                self._model.get_submodule(layer.module)._parameters[layer.parameter] = cast(nn.Parameter, original)
+            else:
+                overwrite_weight(self._model, layer, original)
 
     def put_values(self, layer: Layer, values: Tensor) -> None:
         """The layer computes with `values` (rows, columns) from now on."""
-        parameters = self._model.get_submodule(layer.module)._parameters
-        self._originals.setdefault(layer.path, (layer, cast(nn.Parameter, parameters[layer.parameter])))
-        replace_weight(self._model, layer, values)
+        if layer.path not in self._originals:
+            parameter = self._model.get_parameter(layer.tensor)
+            original = parameter if layer.index is None else read_matrix(self._model, layer).clone()
+            self._originals[layer.path] = layer, original
+        (replace_weight if layer.index is None else overwrite_weight)(self._model, layer, values)
 
     def put_all(self, layers: Mapping[str, Layer], tensors: Mapping[str, QuantizedTensor]) -> None:
         """The model computes with exactly these tensors: what is not among them is restored."""
@@ -57,17 +62,15 @@ class Swap:
 
 
 def replace_weight(model: nn.Module, layer: Layer, values: Tensor) -> None:
-    """The layer computes with `values`, as a new parameter of the old one's type: other owners keep the old one."""
-    parameters = model.get_submodule(layer.module)._parameters
-    original = cast(nn.Parameter, parameters[layer.parameter])
-    parameters[layer.parameter] = nn.Parameter(values.to(original).reshape(original.shape), requires_grad=False)
+    """The layer computes with `values`, in a new parameter of the old one's type: other owners keep the old one."""
+    own = nn.Parameter(model.get_parameter(layer.tensor).detach().clone(), requires_grad=False)
+    model.get_submodule(layer.module)._parameters[layer.parameter] = own
+    overwrite_weight(model, layer, values)
 
 
 def overwrite_weight(model: nn.Module, layer: Layer, values: Tensor) -> None:
-    """Writes `values` into the layer's parameter, and so into all that share it, without more memory."""
-    parameter = cast(nn.Parameter, model.get_submodule(layer.module)._parameters[layer.parameter])
-    with torch.no_grad():
-        parameter.copy_(values.reshape(parameter.shape))
+    """Writes `values` (of any shape) into the layer's weight, and so into all that share it, without more memory."""
+    write_matrix(model, layer, values.reshape(layer.rows, layer.columns))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ of its ancestors**, so `vision.blocks.*` selects every layer of every vision blo
 """
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 from gossamer.core.errors import PlanError
@@ -49,3 +50,8 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 def matches(pattern: str, path: str) -> bool:
     """Whether `pattern` selects `path` (itself or through an ancestor)."""
     return compile_pattern(pattern).fullmatch(path) is not None
+
+
+def listed(paths: Sequence[str]) -> str:
+    """The first paths in a sentence, and how many more there are."""
+    return ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")

@@ -73,7 +73,7 @@ def schemes_for(
             raise PlanError(f"{rule.at!r} selects no layer of this model: gossamer inspect lists its paths")
         chosen.update((layer.path, rule.bits) for layer in selected)
     return {
-        layer.path: Scheme(width, group, symmetric).fitted(layer.columns)
+        layer.path: Scheme(width, group, symmetric).fitted(hierarchy.grid_columns(layer))
         for layer in hierarchy.layers()
         if (width := chosen.get(layer.path, FULL_BITS)) != FULL_BITS
     }
@@ -83,6 +83,7 @@ def account(opened: "Opened", schemes: "Mapping[str, Scheme]", *, scales: bool =
     """The bytes of `opened` with the layers in `schemes` (path → grid) quantised; `scales=False` leaves out all but
     the codes. Works on the meta device. Raises `PlanError` for a path that is not the model's."""
     from gossamer.models.containers import Containers
+    from gossamer.models.stacks import shared_schemes
     from gossamer.models.ties import Ties
 
     model = opened.model
@@ -91,8 +92,10 @@ def account(opened: "Opened", schemes: "Mapping[str, Scheme]", *, scales: bool =
     if unknown is not None:
         raise PlanError(f"the model has no layer {unknown}: gossamer inspect lists its layers")
     containers = Containers.of(model)
-    quantised = {layers[path].tensor: (layers[path], scheme) for path, scheme in schemes.items()}
-    broken = Ties.of(model, {layer.module for layer, _ in quantised.values()})
+    quantised: dict[str, list[tuple[Layer, Scheme]]] = {}
+    for path, scheme in shared_schemes(layers.values(), schemes).items():
+        quantised.setdefault(layers[path].tensor, []).append((layers[path], scheme))
+    broken = Ties.of(model, {layer.module for found in quantised.values() for layer, _ in found})
     whole = Ties.of(model, set())
     ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     weight_bytes = dense_bytes = scale_bytes = 0
@@ -103,14 +106,12 @@ def account(opened: "Opened", schemes: "Mapping[str, Scheme]", *, scales: bool =
         dense_bytes += 0 if name in whole.kept else plain
         if name in broken.kept:
             continue
-        if name in quantised:
-            layer, scheme = quantised[name]
+        for layer, scheme in quantised.get(name, ()):
             stored = containers.bytes(layer, scheme)
             codes = _code_bytes(layer, scheme, containers.form(layer, scheme))
             scale_bytes += stored - codes
             weight_bytes += stored if scales else codes
-        else:
-            weight_bytes += plain
+        weight_bytes += 0 if name in quantised else plain
     return Account(weight_bytes, dense_bytes, scale_bytes)
 
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from gossamer.core.errors import ModelError
 from gossamer.core.files import writing_directory
-from gossamer.models.compressed_tensors import parts, quantization_config
+from gossamer.models.compressed_tensors import Kind, all_alike, exactly, parts, quantization_config
 from gossamer.models.containers import constants
-from gossamer.models.layout import Layout, advice_on, dense_weight, layout_of, notes_on
+from gossamer.models.layout import Form, Layout, advice_on, dense_weight, layout_of, loaded_weight, notes_on
 from gossamer.models.packed import QuantizedTensor
 from gossamer.models.reloading import from_pretrained, lost_keys, parity, reload
+from gossamer.models.stacks import merged, taken_apart
 from gossamer.models.stored import stored_tensors
 from gossamer.models.widths import FIELD, write_code
 
@@ -85,8 +86,7 @@ def settle(opened: "Opened", tensors: Mapping[str, QuantizedTensor]) -> None:
         if tensor.is_floating_point():
             tensor.copy_(tensor.to(layout.dtype))
     for form in layout.forms:
-        value = dense_weight(form)
-        state[form.layer.tensor].copy_(value if form.compressed else value.to(layout.dtype))
+        form.layer.place(state[form.layer.tensor]).copy_(loaded_weight(form, layout.dtype))
 
 
 def _write(opened: "Opened", folder: Path, layout: Layout) -> None:
@@ -109,8 +109,8 @@ def _write(opened: "Opened", folder: Path, layout: Layout) -> None:
 def _state(model: Any, layout: Layout) -> dict[str, "Tensor"]:
     """The tensors of the file by the names that `save_pretrained` gives them, sorted.
 
-    Where saving would merge or split tensors (stacked experts), a file with compressed layers keeps the model's own
-    names for them: the loader's conversions would take the parts for packed ones.
+    Compressed experts have one name for each. Where saving would merge or split other tensors, a file with compressed
+    layers keeps the model's own names for them: the loader's conversions would take the parts for packed ones.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
@@ -120,28 +120,52 @@ def _state(model: Any, layout: Layout) -> dict[str, "Tensor"]:
     keys = {name: places.get((tensor.data_ptr(), tensor.shape), name) for name, tensor in dense.items()}
     if layout.compressed():
         saved = {keys[name]: tensor for name, tensor in dense.items()}
-    for form in layout.compressed():
+    for form in (form for form in layout.compressed() if form.layer.index is None):
         key = keys[form.layer.tensor]
         del saved[key]
         beside = constants(model.get_submodule(form.layer.module))
         inputs = form.inputs.constants() if form.inputs is not None else {}
         stored = {**beside, **inputs, **parts(form.tensor, form.container)}
         saved |= {f"{key.removesuffix('weight')}{name}": tensor for name, tensor in stored.items()}
+    for name, forms in _stacks(layout).items():
+        del saved[keys[name]]
+        for key, tensor in _apart(model, name, forms).items():
+            stored = parts(tensor, forms[0].container)
+            saved |= {f"{key.removesuffix('weight')}{part}": value for part, value in stored.items()}
     return {key: saved[key].contiguous() for key in sorted(saved)}
+
+
+def _stacks(layout: Layout) -> dict[str, list[Form]]:
+    """Stacked parameter → the forms of its matrices in order, for the compressed ones."""
+    found: dict[str, list[Form]] = {}
+    for form in layout.compressed():
+        if form.layer.index is not None:
+            found.setdefault(form.layer.tensor, []).append(form)
+    return {name: sorted(forms, key=lambda form: form.layer.index or 0) for name, forms in found.items()}
+
+
+def _apart(model: "nn.Module", name: str, forms: list[Form]) -> dict[str, QuantizedTensor]:
+    """Name of the dense weight in a checkpoint → its codes, for all matrices that make up a stacked parameter."""
+    import torch
+
+    codes = taken_apart(model, name, torch.stack([form.tensor.codes for form in forms]))
+    scales = taken_apart(model, name, torch.stack([form.tensor.scales for form in forms]))
+    scheme = forms[0].tensor.scheme
+    return {key: QuantizedTensor(scheme, tuple(codes[key].shape), codes[key], scales[key]) for key in codes}
 
 
 def _dense_state(model: "nn.Module", layout: Layout) -> dict[str, "Tensor"]:
     """The state dict with own memory for every tensor, floats at 16 bits, quantised layers on their grids."""
     ignored = layout.ties.kept | set(getattr(model, "_keys_to_ignore_on_save", None) or ())
-    values = {form.layer.tensor: dense_weight(form) for form in layout.forms}
-    return {
-        name: values.get(name, tensor)
-        .detach()
-        .to(layout.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
-        .contiguous()
+    state = {
+        name: tensor.detach().to(layout.dtype if tensor.is_floating_point() else tensor.dtype, copy=True).contiguous()
         for name, tensor in model.state_dict().items()
         if name not in ignored
     }
+    for form in layout.forms:
+        if form.layer.tensor in state:
+            form.layer.place(state[form.layer.tensor]).copy_(dense_weight(form))
+    return state
 
 
 def _config(model: Any, folder: Path, layout: Layout) -> dict[str, Any]:
@@ -158,10 +182,20 @@ def _config(model: Any, folder: Path, layout: Layout) -> dict[str, Any]:
         for name in way:
             section = section.setdefault(name, {})
         section["tie_word_embeddings"] = False
-    forms = {form.layer.module: (form.container, form.tensor.scheme, form.inputs) for form in layout.compressed()}
-    if forms:
+    forms = [form for form in layout.compressed() if form.layer.index is None]
+    kinds = {exactly(form.layer.module): (form.container, form.tensor.scheme, form.inputs) for form in forms}
+    experts: dict[str, Kind] = {}
+    stacks = _stacks(layout)
+    every = stacks.keys() == merged(model).keys()  # then few targets are enough, each of which loaders remark on
+    for name, members in stacks.items():
+        kind = members[0].container, members[0].tensor.scheme, None
+        keys = taken_apart(model, name, torch.empty_like(model.get_parameter(name), device="meta"))
+        experts |= {all_alike(key.removesuffix(".weight"), last=not every): kind for key in keys}
+    if kinds or experts:
+        packed = {form.layer.module for form in forms}
         linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-        config["quantization_config"] = quantization_config(forms, [name for name in linear if name not in forms])
+        dense = [name for name in linear if name not in packed]
+        config["quantization_config"] = quantization_config(kinds, experts, dense)
     return config
 
 
@@ -181,12 +215,15 @@ def _refused(opened: "nn.Module", folder: Path, layout: Layout) -> set[str]:
 
     Raises `ModelError` if anything else does not load, or if a broken tie would be tied again.
     """
-    model, info = from_pretrained(folder, type(opened), device_map="meta")
+    model, info = from_pretrained(folder, type(opened), device_map="meta", ignore_mismatched_sizes=True)
     tied = layout.ties.broken & set(model.all_tied_weights_keys)
     if tied:
         raise ModelError(f"the checkpoint would be tied again on loading: {', '.join(sorted(tied))}")
     modules = {form.layer.module for form in layout.compressed()}
-    lost = lost_keys(info)
+    # Without memory the loader only estimates the columns of packed experts with one scale for each row.
+    stacks = _stacks(layout)
+    mismatched = [key for key in info["mismatched_keys"] if key[0] not in stacks]
+    lost = lost_keys({**info, "mismatched_keys": mismatched})
     strangers = [key for key in lost if key.rpartition(".")[0] not in modules]
     if strangers:
         raise ModelError(f"the checkpoint does not load: {', '.join(strangers[:5])}")

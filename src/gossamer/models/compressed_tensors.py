@@ -55,24 +55,41 @@ def _nibbles(codes: Tensor) -> Tensor:
     return halves[:, ::2] | halves[:, 1::2] << 4
 
 
-Stored = tuple[Container, Scheme, InputGrid | None]
+Kind = tuple[Container, Scheme, InputGrid | None]
 """How a module is stored, and how its inputs are rounded."""
 
 
-def quantization_config(forms: Mapping[str, Stored], dense: list[str]) -> dict[str, Any]:
+def exactly(module: str) -> str:
+    """The target that is this module alone."""
+    return f"re:^{re.escape(module)}$"
+
+
+def all_alike(module: str, last: bool = False) -> str:
+    """The target that is all modules whose names differ from this one in numbers, or in the `last` number alone."""
+    pieces = module.split(".")
+    numbers = [place for place, piece in enumerate(pieces) if piece.isdigit()]
+    for place, piece in enumerate(pieces):
+        pieces[place] = r"\d+" if place in numbers[-1 if last else 0 :] else re.escape(piece)
+    return "re:^" + r"\.".join(pieces) + "$"
+
+
+def quantization_config(modules: Mapping[str, Kind], experts: Mapping[str, Kind], dense: list[str]) -> dict[str, Any]:
     """The `quantization_config` entry of `config.json`.
 
-    `forms` maps module names to how they are stored; `dense` names the other linear modules, listed under `ignore`.
+    `modules` and `experts` map targets to how what they name is stored; `dense` names the other linear modules, listed
+    under `ignore`. The experts' group comes first: transformers unpacks them by the first one that speaks of experts.
     """
     groups: dict[tuple[Any, ...], list[str]] = {}
-    kinds: dict[tuple[Any, ...], Stored] = {}
-    for module, kind in forms.items():
-        form, scheme, inputs = kind
-        entry = None if inputs is None else inputs.entry()
-        key = (form, scheme.bits, scheme.group or 0, scheme.symmetric, json.dumps(entry, sort_keys=True))
-        groups.setdefault(key, []).append(module)
-        kinds[key] = kind
-    formats = sorted({form for form, *_ in forms.values()})
+    kinds: dict[tuple[Any, ...], Kind] = {}
+    for targets in (experts, modules):
+        for target, kind in targets.items():
+            form, scheme, inputs = kind
+            entry = None if inputs is None else inputs.entry()
+            key = (form, scheme.bits, scheme.group or 0, scheme.symmetric, json.dumps(entry, sort_keys=True))
+            key = (targets is not experts, *key)
+            groups.setdefault(key, []).append(target)
+            kinds[key] = kind
+    formats = sorted({form for form, *_ in kinds.values()})
     return {
         "quant_method": "compressed-tensors",
         "format": formats[0] if len(formats) == 1 else "mixed-precision",
@@ -83,7 +100,7 @@ def quantization_config(forms: Mapping[str, Stored], dense: list[str]) -> dict[s
         "config_groups": {
             f"group_{index}": {
                 "format": kinds[key][0],
-                "targets": [f"re:^{re.escape(module)}$" for module in sorted(groups[key])],
+                "targets": sorted(groups[key]),
                 "input_activations": json.loads(key[-1]),
                 "output_activations": None,
                 "weights": _weights(kinds[key][1]),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from gossamer.models.packed import PACKED_FLOATS, Container, Scheme, container, stored_bytes
+from gossamer.models.stacks import merged
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,13 +25,15 @@ class Containers:
     """The forms that one model's layers load in.
 
     `unpackable` are linear modules that take 8-bit codes at best, `unserved` modules that stay dense at 16 bits
-    (convolutions, input-major linear layers, stacked experts, modules with several inputs); `beside` are bytes of
-    constants that a compressed module stores beside its weight (Gemma's embedding scale).
+    (convolutions, input-major linear layers, modules with several inputs); `beside` are bytes of constants that a
+    compressed module stores beside its weight (Gemma's embedding scale). `stacks` are the stacked parameters that
+    loading merges, with the number of stored matrices that make up one of theirs; others stay dense.
     """
 
     unpackable: frozenset[str]
     unserved: frozenset[str]
     beside: dict[str, int]
+    stacks: dict[str, int]
 
     @classmethod
     def of(cls, model: "nn.Module") -> "Containers":
@@ -39,10 +42,14 @@ class Containers:
         served = {name: module for name, module in modules.items() if _is_served(module)}
         beside = {name: sum(tensor.nbytes for tensor in constants(module).values()) for name, module in served.items()}
         unserved = frozenset(modules.keys() - served.keys())
-        return cls(weights_asked_for(model), unserved, {name: size for name, size in beside.items() if size})
+        beside = {name: size for name, size in beside.items() if size}
+        return cls(weights_asked_for(model), unserved, beside, merged(model))
 
     def form(self, layer: "Layer", scheme: Scheme | None) -> Container:
         """The on-disk form of `layer` on the grid `scheme`."""
+        if scheme is not None and layer.index is not None:
+            form = container("linear", scheme)
+            return form if form in ("pack-quantized", "float-quantized") and layer.tensor in self.stacks else "dense"
         if scheme is None or layer.module in self.unserved or layer.kind not in ("linear", "embedding"):
             return "dense"
         form = container(layer.kind, scheme)
@@ -51,10 +58,16 @@ class Containers:
         return "int-quantized" if form == "pack-quantized" and layer.module in self.unpackable else form
 
     def bytes(self, layer: "Layer", scheme: Scheme | None) -> int:
-        """Bytes of the layer in the checkpoint: codes, scales, zero points, shape and constants stored beside."""
+        """Bytes of the layer in the checkpoint: codes, scales, zero points, shape and constants stored beside.
+
+        Of an expert on a grid that all experts share (see `shared_schemes`).
+        """
         form = self.form(layer, scheme)
         if form == "dense":
             return stored_bytes(layer.kind, layer.shape, None)
+        if layer.index is not None:
+            shapes = 16 * (self.stacks[layer.tensor] - 1) if form == "pack-quantized" else 0
+            return stored_bytes("linear", layer.shape, scheme) + shapes
         kind = "embedding" if form == "int-quantized" else layer.kind
         return stored_bytes(kind, layer.shape, scheme) + self.beside.get(layer.module, 0)
 

@@ -16,9 +16,9 @@ from gossamer.core.paths import compile_pattern
 CROSS = ("encoder_attn.{q_proj}", "encoder_attn.{k_proj,v_proj}")
 ATTENTION = ("{q_proj,k_proj,v_proj}",)
 GATED = ("{gate_proj,up_proj}",)
-EXPERTS = ("experts.{gate_up_proj,down_proj}",)
+EXPERTS = ("experts.*.{gate_up_proj,gate_proj,up_proj,down_proj}",)
 BERT_ATTENTION = ("self.{query,key,value}",)
-FUSED = CROSS + ATTENTION + BERT_ATTENTION + GATED + EXPERTS
+FUSED = CROSS + ATTENTION + BERT_ATTENTION + EXPERTS + GATED
 
 TOWER = ("encoder.layers", "layers", "transformer.layers", "blocks", "encoder.layer")
 DECODER = ("layers", "blocks", "h", "decoder.layers")
@@ -114,7 +114,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("rwkv", ("rwkv",), (Part("embeddings", "@.embeddings"), Part("language", "@", ("blocks",))), fused=()),
     Family(
         "mamba",
-        ("mamba", "falcon_mamba"),
+        ("mamba", "mamba2", "falcon_mamba"),
         (Part("embeddings", "@.embeddings"), Part("language", "@", ("layers",))),
         fused=(),
     ),

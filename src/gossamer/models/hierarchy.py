@@ -2,28 +2,33 @@
 
 Paths: `MODALITY.blocks.N.REST` for a layer inside transformer block N, `MODALITY.REST` for one outside, where REST is
 the module's own name inside its block or part: `language.blocks.3.mlp.up_proj`, `vision.blocks.0.self_attn.q_proj`,
-`projector.linear_1`, `embeddings.embed_tokens`, `head.lm_head`.
+`projector.linear_1`, `embeddings.embed_tokens`, `head.lm_head`. The matrices of a stacked parameter have their number
+before the parameter's name: `language.blocks.3.mlp.experts.7.down_proj`.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from math import prod
-from typing import Literal
+from functools import cached_property
+from math import gcd, prod
+from typing import TYPE_CHECKING, Literal
 
 from gossamer.core.paths import matches
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LayerKind = Literal["linear", "embedding", "conv", "expert"]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One weight tensor that acts as a matrix of `rows` outputs × `columns` inputs.
+    """One weight that acts as a matrix of `rows` outputs × `columns` inputs.
 
-    `shape` is the stored weight's. A conv is seen as (shape[0], product of the rest); an `expert` tensor stacks the
-    matrices of all experts, (experts, rows, columns), and is seen as (experts · rows, columns); `transposed` tells that
-    the tensor is stored as inputs × outputs (the last two dimensions), as in GPT-2.
-    `unit` names the fused set that must share a setting (q/k/v, gate/up); layers with equal `unit` belong together, and
-    the name is a path glob that selects them.
+    `shape` is the stored weight's. A conv is seen as (shape[0], product of the rest); `transposed` tells that it is
+    stored as inputs × outputs, as in GPT-2. An `expert` is one of the matrices that a parameter stacks: the one at
+    `index`, of that `shape`.
+    `unit` names the fused set that must share a setting (q/k/v, gate/up, all of one expert); layers with equal `unit`
+    belong together, and the name is a path glob that selects them.
     `tied_to` is the path of the layer whose tensor this one shares (its parameters are counted there).
     `module` is the dotted path of the owner in the model and `parameter` the tensor's name in it.
     """
@@ -36,16 +41,17 @@ class Layer:
     tied_to: str | None = None
     parameter: str = "weight"
     transposed: bool = False
+    index: int | None = None
 
     @property
     def tensor(self) -> str:
-        """The weight's name in the model's state dict."""
+        """The name, in the model's state dict, of the parameter that is the weight or stacks it."""
         return f"{self.module}.{self.parameter}" if self.module else self.parameter
 
     @property
     def on_grid(self) -> bool:
-        """Whether it can be stored with few bits: stacked experts and input-major weights have no such form yet."""
-        return self.kind != "expert" and not self.transposed
+        """Whether it can be stored with few bits: input-major linear layers have no such form yet."""
+        return self.kind != "linear" or not self.transposed
 
     @property
     def parameters(self) -> int:
@@ -53,21 +59,22 @@ class Layer:
         return 0 if self.tied_to is not None else self.rows * self.columns
 
     @property
-    def experts(self) -> int:
-        """How many matrices the tensor stacks: 1 but for experts."""
-        return self.shape[0] if self.kind == "expert" else 1
-
-    @property
     def rows(self) -> int:
-        """Output rows of the weight seen as a matrix; those of all experts together."""
-        if self.kind == "expert":
-            return self.experts * self.shape[2 if self.transposed else 1]
+        """Output rows of the weight seen as a matrix."""
         return self.shape[1] if self.transposed else self.shape[0]
 
     @property
     def columns(self) -> int:
         """Input columns of the weight seen as a matrix."""
         return prod(self.shape) // self.rows if self.rows else 0
+
+    def stored(self, matrix: "Tensor") -> "Tensor":
+        """`matrix` (rows, columns) as the weight is stored, of `shape`; a view where the storage allows."""
+        return (matrix.T if self.transposed else matrix).reshape(self.shape)
+
+    def place(self, parameter: "Tensor") -> "Tensor":
+        """The part of the owner's `parameter` that is this weight, of `shape`: a view."""
+        return parameter if self.index is None else parameter[self.index]
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,15 @@ class Hierarchy:
         """Every block in order of the modalities."""
         for modality in self.modalities:
             yield from modality.blocks
+
+    @cached_property
+    def _expert_columns(self) -> int:
+        return gcd(*(layer.columns for layer in self.layers() if layer.index is not None))
+
+    def grid_columns(self, layer: Layer) -> int:
+        """The columns that a group must divide: the layer's, or for an expert those common to all experts of the model,
+        which checkpoints hold on one grid."""
+        return layer.columns if layer.index is None else self._expert_columns
 
     def mapped(self, change: Callable[[Layer], Layer], block: Callable[[str], str] = str) -> "Hierarchy":
         """The same with every layer as `change` gives it, and block paths as `block` does."""

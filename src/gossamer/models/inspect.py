@@ -27,6 +27,7 @@ def inspect(ref: str) -> dict[str, Any]:
 
 def inspect_opened(opened: "Opened") -> dict[str, Any]:
     """As `inspect`, for a model that is already open."""
+    from gossamer.models.stacks import merged
     from gossamer.models.work import work_of
 
     hierarchy = opened.hierarchy
@@ -37,8 +38,8 @@ def inspect_opened(opened: "Opened") -> dict[str, Any]:
         warnings.append(f"no row describes the family {hierarchy.family!r}: the hierarchy was found by inspection")
     if sizes.unplaced:
         warnings.append(f"{sizes.unplaced} stored bytes belong to no part of the model")
-    if any(layer.kind == "expert" for layer in hierarchy.layers()):
-        warnings.append("expert tensors are listed and can be replaced, but checkpoints store them at 16 bits")
+    if {layer.tensor for layer in hierarchy.layers() if layer.index is not None} - merged(opened.model).keys():
+        warnings.append("this family's checkpoints hold experts in one piece, which no loader unpacks: 16 bits it is")
     return {
         "model": opened.source,
         "family": hierarchy.family,
@@ -76,7 +77,7 @@ def _layer(layer: Layer, sizes: "_Sizes") -> dict[str, Any]:
         "shape": list(layer.shape),
         "unit": layer.unit,
         "parameters": layer.parameters,
-        "weight_bytes": 0 if layer.tied_to else sizes.parameters.get(layer.tensor, 0),
+        "weight_bytes": sizes.of_layer(layer),
     }
     return entry if layer.tied_to is None else {**entry, "tied_to": layer.tied_to}
 
@@ -84,8 +85,16 @@ def _layer(layer: Layer, sizes: "_Sizes") -> dict[str, Any]:
 class _Sizes:
     """Bytes of every parameter and of what holds them."""
 
-    def __init__(self, parameters: dict[str, int], modalities: dict[str, int], unplaced: int, basis: str) -> None:
+    def __init__(
+        self,
+        parameters: dict[str, int],
+        elements: dict[str, int],
+        modalities: dict[str, int],
+        unplaced: int,
+        basis: str,
+    ) -> None:
         self.parameters = parameters
+        self._elements = elements
         self.modalities = modalities
         self.unplaced = unplaced
         self.total = sum(parameters.values()) + unplaced
@@ -97,11 +106,19 @@ class _Sizes:
 
         parameters, unplaced = bytes_by_parameter(opened)
         basis = "stored"
+        elements = {name: tensor.numel() for name, tensor in opened.model.named_parameters()}
         if not parameters:
             basis = str(getattr(opened.config, "dtype", None) or "float16").removeprefix("torch.")
             width = _BYTES.get(basis, 2)
-            parameters = {name: width * tensor.numel() for name, tensor in opened.model.named_parameters()}
-        return cls(parameters, _by_modality(opened.model, opened.hierarchy, parameters), unplaced, basis)
+            parameters = {name: width * count for name, count in elements.items()}
+        return cls(parameters, elements, _by_modality(opened.model, opened.hierarchy, parameters), unplaced, basis)
+
+    def of_layer(self, layer: Layer) -> int:
+        """Bytes of a layer's weight; of a stacked parameter its share."""
+        size = self.parameters.get(layer.tensor, 0)
+        if layer.tied_to is not None:
+            return 0
+        return size if layer.index is None else size * layer.parameters // self._elements[layer.tensor]
 
     def within(self, module: str) -> int:
         """Bytes of all parameters inside a module."""

@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gossamer.core.errors import ModelError, PlanError
+from gossamer.core.paths import listed
 from gossamer.models.containers import Containers
 from gossamer.models.inputs import InputGrid, input_grid
 from gossamer.models.packed import PACKED_FLOATS, Container, QuantizedTensor
+from gossamer.models.stacks import on_grid, shared_schemes
 from gossamer.models.ties import Ties
 from gossamer.models.widths import CODE, FIELD
 
@@ -58,12 +60,19 @@ class Layout:
         return replace(self, forms=tuple(forms))
 
 
+_EXPERTS_DENSE = (
+    "transformers unpacks experts only where all of a stack, and all stacks alike, have codes of whole numbers without "
+    "zero points or E4M3 codes, in families whose checkpoints name each expert"
+)
+
+
 def layout_of(opened: "Opened", tensors: Mapping[str, QuantizedTensor]) -> Layout:
     """Decides how everything is stored. Raises `PlanError` for a path or shape that is not the model's."""
     import torch
 
     known = {layer.path: layer for layer in opened.hierarchy.layers()}
     containers = Containers.of(opened.model)
+    grids = shared_schemes(known.values(), {path: tensor.scheme for path, tensor in tensors.items() if path in known})
     forms = []
     for path in sorted(tensors):
         layer, tensor = known.get(path), tensors[path]
@@ -72,8 +81,13 @@ def layout_of(opened: "Opened", tensors: Mapping[str, QuantizedTensor]) -> Layou
         if tuple(tensor.codes.shape) != (layer.rows, layer.columns):
             rows, columns = tensor.codes.shape
             raise PlanError(f"layer {path} is {layer.rows} x {layer.columns}, its codes are {rows} x {columns}")
-        form = containers.form(layer, tensor.scheme)
+        form = containers.form(layer, grids.get(path))
         why = "the format serves linear and embedding modules with one input only" if form == "dense" else ""
+        if layer.index is not None:
+            why = _EXPERTS_DENSE if form == "dense" else ""
+            if form != "dense" and tensor.scheme != grids[path]:
+                why = f"{tensor.scheme.bits} bits, group {tensor.scheme.group or 'whole rows'}"
+                tensor = on_grid(tensor, grids[path])
         if form == "int-quantized" and layer.module in containers.unpackable:
             why = "transformers' code for this family does not load packed ones"
         inputs = input_grid(opened.model.get_submodule(layer.module))
@@ -82,7 +96,8 @@ def layout_of(opened: "Opened", tensors: Mapping[str, QuantizedTensor]) -> Layou
         forms.append(Form(layer, tensor, form, why, inputs))
     _check_inputs(opened.model, {form.layer.module for form in forms if form.compressed})
     ties = Ties.of(opened.model, {form.layer.module for form in forms})
-    dtype = _sixteen_bits(opened, {form.layer.tensor for form in forms})
+    gone = {form.layer.tensor for form in forms if form.layer.index is None or form.compressed}
+    dtype = _sixteen_bits(opened, gone)
     if any(form.container in PACKED_FLOATS.values() for form in forms):
         dtype = torch.bfloat16
     return Layout(tuple(forms), ties, dtype)
@@ -112,30 +127,47 @@ def _sixteen_bits(opened: "Opened", quantised: set[str]) -> "torch.dtype":
 
 def dense_weight(form: Form) -> "Tensor":
     """The dequantised weight in the layer's stored shape, float32."""
-    layer, matrix = form.layer, form.tensor.dequantize()
-    if layer.transposed:
-        *stack, inputs, outputs = layer.shape
-        return matrix.reshape(*stack, outputs, inputs).transpose(-1, -2)
-    return matrix.reshape(layer.shape)
+    layer = form.layer
+    return layer.stored(form.tensor.dequantize().reshape(layer.rows, layer.columns))
+
+
+def loaded_weight(form: Form, dtype: "torch.dtype") -> "Tensor":
+    """What a loaded model computes with: the values on the grid, rounded where loading rounds them."""
+    value = dense_weight(form)
+    if not form.compressed:
+        return value.to(dtype)
+    # Packed experts are unpacked in the type of their scales, all else in the type that the model is loaded in.
+    unpacked = form.layer.index is not None and form.container == "pack-quantized"
+    return value.to(form.tensor.scales.dtype) if unpacked else value
 
 
 def notes_on(layout: Layout) -> Iterator[str]:
     """One sentence for each way in which the file differs from the plan's grids."""
     dense: dict[str, list[str]] = {}
     wide: dict[str, list[str]] = {}
+    widened: list[str] = []
     for form in layout.forms:
         scheme, path = form.tensor.scheme, form.layer.path
+        if form.layer.index is not None and form.compressed:
+            widened += [f"{path} ({form.why})"] if form.why else []
+            continue
         if not form.compressed:
             dense.setdefault(form.why, []).append(path)
         elif form.container == "int-quantized" and scheme.bits < 8:
             why = form.why or f"packed {'embeddings' if scheme.symmetric else 'zero points'} do not load"
             wide.setdefault(why, []).append(f"{path} ({scheme.bits} bits)")
     for why, paths in sorted(wide.items()):
-        yield f"Stored with 8 bits for each code, since {why}: {_listed(paths)}."
+        yield f"Stored with 8 bits for each code, since {why}: {listed(paths)}."
+    if widened:
+        scheme = next(form.tensor.scheme for form in layout.compressed() if form.layer.index is not None)
+        yield (
+            f"Stored with {scheme.bits} bits for each code and a scale for every {scheme.group} columns, since "
+            f"transformers unpacks all experts of a model on one grid: {listed(widened)}."
+        )
     for why, paths in sorted(dense.items()):
-        yield f"Stored on their grid at 16 bits, since {why}: {_listed(paths)}."
+        yield f"Stored on their grid at 16 bits, since {why}: {listed(paths)}."
     if layout.ties.broken:
-        yield f"Stored on their own, since one side of the tie is quantised: {_listed(sorted(layout.ties.broken))}."
+        yield f"Stored on their own, since one side of the tie is quantised: {listed(sorted(layout.ties.broken))}."
     if any(form.container in PACKED_FLOATS.values() for form in layout.forms):
         yield "What is not quantised is stored as bfloat16, since the loader unpacks 4-bit floats to it."
     elif layout.dtype_name == "bfloat16":
@@ -154,7 +186,3 @@ def advice_on(model: Any, layout: Layout) -> Iterator[str]:
             "transformers unpacks weights on the first whole forward pass, and generate() calls the encoder alone "
             "before it: after a plain reload, call model.hf_quantizer.compressor.decompress_model(model) first."
         )
-
-
-def _listed(paths: list[str]) -> str:
-    return ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")

@@ -218,8 +218,8 @@ def container(kind: LayerKind, scheme: Scheme | None) -> Container:
     """The on-disk format that plain transformers reloads for a layer of this kind on this grid.
 
     Packed zero points and packed embeddings do not load (transformers 5.23, compressed-tensors 0.20), so those take
-    8 bits for each code; convolutions, stacked experts, embeddings in float formats, and layers without a scheme stay
-    dense at 16 bits.
+    8 bits for each code; convolutions, embeddings in float formats, and layers without a scheme stay dense at 16 bits.
+    Experts are asked for as linear (see `stacks.py`).
     """
     if scheme is None or kind not in ("linear", "embedding"):
         return "dense"

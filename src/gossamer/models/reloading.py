@@ -67,14 +67,17 @@ def gap(one: "Tensor", other: "Tensor") -> float:
 def plain(directory: Path) -> Any:
     """Plain `from_pretrained` in float32, with the check that nothing was left over or left out.
 
-    Weights that transformers unpacks to another type are brought to float32, which holds the same values.
+    Weights that transformers unpacks to a 16-bit type whatever is asked for (experts, 4-bit floats) are brought to
+    float32, which holds the same values.
     """
+    import torch
+
     model = _loaded(directory)
     if _unpacks_to_bfloat16(model):
         model.hf_quantizer.compressor.decompress_model(model)
-        for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.is_floating_point():
-                tensor.data = tensor.data.float()
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dtype in (torch.float16, torch.bfloat16):
+            tensor.data = tensor.data.float()
     return model
 
 

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 def hierarchy_of(model: "nn.Module", config: Any) -> Hierarchy:
     """The hierarchy of a model of any kind, on any device (meta included).
 
-    Every Linear, Embedding, convolution and stacked expert tensor becomes a layer; norms, biases and vectors are
-    counted as `other_parameters`. The sum is the model's parameter count, shared tensors once. Where no family row
-    covers the model type, or the row does not fit, the structure is guessed and `guessed` is set.
+    Every Linear, Embedding, convolution and matrix of an expert becomes a layer; norms, biases and vectors are
+    counted as `other_parameters`, and so are those of state spaces and time mixing with the short filters before them
+    (convolutions with channel groups): nothing quantises these. The sum is the model's parameter count, shared tensors
+    once. Where no family row covers the model type, or the row does not fit, the structure is guessed and `guessed` is
+    set.
     """
     name = getattr(config, "model_type", "") or type(model).__name__.lower()
     family = family_of(name)
@@ -32,9 +34,9 @@ def hierarchy_of(model: "nn.Module", config: Any) -> Hierarchy:
 
 def read_matrix(model: "nn.Module", layer: Layer) -> "Tensor":
     """A layer's weight as (rows, columns), detached; a view where the storage allows."""
-    weight = model.get_parameter(layer.tensor).detach()
+    weight = layer.place(model.get_parameter(layer.tensor).detach())
     if layer.transposed:
-        weight = weight.transpose(-1, -2)
+        weight = weight.T
     return weight.reshape(layer.rows, layer.columns)
 
 
@@ -44,12 +46,8 @@ def write_matrix(model: "nn.Module", layer: Layer, matrix: "Tensor") -> None:
 
     if tuple(matrix.shape) != (layer.rows, layer.columns):
         raise ModelError(f"{layer.path} takes a matrix of {(layer.rows, layer.columns)}, not {tuple(matrix.shape)}")
-    weight = model.get_parameter(layer.tensor)
-    if layer.transposed:
-        swapped = (*layer.shape[:-2], layer.shape[-1], layer.shape[-2])
-        matrix = matrix.reshape(swapped).transpose(-1, -2)
     with torch.no_grad():
-        weight.copy_(matrix.reshape(layer.shape))
+        layer.place(model.get_parameter(layer.tensor)).copy_(layer.stored(matrix))
 
 
 def modality_of(model: "nn.Module", hierarchy: Hierarchy) -> dict[str, str]:
@@ -133,7 +131,7 @@ def _assemble(model: "nn.Module", name: str, guessed: bool, places: list[_Place]
     order = list(dict.fromkeys([place.modality for place in places if place.modality != "head"] + ["head"]))
     held = _held(places)
     bins: dict[tuple[str, str], _Bin] = {}
-    paths: dict[int, str] = {}
+    paths: dict[tuple[int, int | None], str] = {}
     counted: set[int] = set()
     for found in _weights(model):
         modality, block, relative = _locate(found.layer.tensor, held)
@@ -141,8 +139,9 @@ def _assemble(model: "nn.Module", name: str, guessed: bool, places: list[_Place]
         inner = found.layer.path[len(relative) + 1 if relative else 0 :]
         stem = f"{modality}.blocks.{block.rpartition('.')[2]}" if block else modality
         path = f"{stem}.{inner}"
-        layer = replace(found.layer, path=path, unit=unit_of(path, fused), tied_to=paths.get(id(found.tensor)))
-        paths.setdefault(id(found.tensor), path)
+        weight = id(found.tensor), found.layer.index
+        layer = replace(found.layer, path=path, unit=unit_of(path, fused), tied_to=paths.get(weight))
+        paths.setdefault(weight, path)
         counted.add(id(found.tensor))
         holder.layers.append(layer)
     for tensor, parameter in model.named_parameters():
@@ -200,12 +199,14 @@ def _weights(model: "nn.Module") -> Iterator[_Found]:
     """Every weight matrix in module order, shared ones at each place; paths are still the module's own."""
     for module_path, module in model.named_modules(remove_duplicate=False):
         if _is_experts(module):
-            for name, parameter in module.named_parameters(recurse=False):
-                if parameter.dim() == 3:
-                    path = f"{module_path}.{name}"
-                    transposed = bool(getattr(module, "is_transposed", False))
-                    shape = tuple(parameter.shape)
-                    yield _Found(Layer(path, module_path, "expert", shape, path, None, name, transposed), parameter)
+            stacks = {name: stack for name, stack in module.named_parameters(recurse=False) if stack.dim() == 3}
+            transposed = bool(getattr(module, "is_transposed", False))
+            for index in range(max(map(len, stacks.values()))):
+                for name, stack in stacks.items():
+                    if index < len(stack):
+                        path, shape = f"{module_path}.{index}.{name}", tuple(stack.shape[1:])
+                        layer = Layer(path, module_path, "expert", shape, path, None, name, transposed, index)
+                        yield _Found(layer, stack)
             continue
         kind = _kind(module)
         weight: Any = getattr(module, "weight", None)
@@ -222,7 +223,9 @@ def _kind(module: "nn.Module") -> LayerKind | None:
         return "linear"
     if isinstance(module, nn.Embedding):
         return "embedding"
-    return "conv" if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else None
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and module.groups == 1:
+        return "conv"
+    return None
 
 
 def _is_experts(module: "nn.Module") -> bool:

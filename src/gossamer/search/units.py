@@ -57,7 +57,8 @@ def units_of(
 ) -> tuple[Unit, ...]:
     """Every unit with more than one choice, in the hierarchy's order.
 
-    Convolutions and position embeddings have no low-bit container and are no units. A token embedding may take 8 bits
+    Convolutions and position embeddings have no low-bit container and are no units. The experts of all blocks form one,
+    since the public loaders unpack all of them with one setting. A token embedding may take 8 bits
     (its container's width); where the head shares its tensor, both form one unit, because quantising either unties
     them and the checkpoint then stores two tensors.
     """
@@ -67,28 +68,33 @@ def units_of(
         for number, block in enumerate(modality.blocks):
             members = [layer for layer in block.layers if _is_plain(layer)]
             if granularity == "block":
-                units.append(_linear_unit(block.path, modality.name, number, members, containers, grid))
+                units.append(_unit(block.path, modality.name, number, members, hierarchy, containers, grid))
             else:
                 for name in dict.fromkeys(layer.unit for layer in members):
                     fused = [layer for layer in members if layer.unit == name]
-                    units.append(_linear_unit(name, modality.name, number, fused, containers, grid))
+                    units.append(_unit(name, modality.name, number, fused, hierarchy, containers, grid))
         for name in dict.fromkeys(layer.unit for layer in modality.layers):
             members = [layer for layer in modality.layers if layer.unit == name and layer.tied_to is None]
             linear = [layer for layer in members if _is_plain(layer)]
             if linear:
-                units.append(_linear_unit(name, modality.name, None, linear, containers, grid))
+                units.append(_unit(name, modality.name, None, linear, hierarchy, containers, grid))
             for layer in members:
                 if layer.kind == "embedding" and modality.name == "embeddings":
                     units.append(_embedding_unit(layer, tied.get(layer.path), modality.name, containers, grid))
+    experts = [layer for layer in hierarchy.layers() if layer.index is not None and layer.tensor in containers.stacks]
+    if experts:
+        modality = experts[0].path.partition(".")[0]
+        units.append(_unit(_any_number(experts[0].unit), modality, None, experts, hierarchy, containers, grid))
     return tuple(unit for unit in units if len(unit.choices) > 1)
+
+
+def _any_number(path: str) -> str:
+    """The glob of all paths that differ from this one in numbers."""
+    return ".".join("*" if piece.isdigit() else piece for piece in path.split("."))
 
 
 def _is_plain(layer: Layer) -> bool:
     return layer.kind == "linear" and not layer.transposed
-
-
-def _fit(scheme: Scheme, layer: Layer) -> Scheme:
-    return scheme.fitted(layer.columns)
 
 
 def describe(scheme: Scheme) -> str:
@@ -98,19 +104,21 @@ def describe(scheme: Scheme) -> str:
     return f"{scheme.bits} bits " + (f"g{scheme.group}" if scheme.group else "per channel")
 
 
-def _linear_unit(
+def _unit(
     name: str,
     modality: str,
     block: int | None,
     layers: list[Layer],
+    hierarchy: Hierarchy,
     containers: Containers,
     grid: Sequence[Scheme],
 ) -> Unit:
     dense = Choice("16 bits", 16, (), sum(containers.bytes(layer, None) for layer in layers))
     choices: dict[tuple[tuple[str, Scheme], ...], Choice] = {}
     for scheme in grid:
-        fitted = tuple((layer.path, _fit(scheme, layer)) for layer in layers)
-        size = sum(containers.bytes(layer, _fit(scheme, layer)) for layer in layers)
+        schemes = [scheme.fitted(hierarchy.grid_columns(layer)) for layer in layers]
+        fitted = tuple((layer.path, one) for layer, one in zip(layers, schemes, strict=True))
+        size = sum(containers.bytes(layer, one) for layer, one in zip(layers, schemes, strict=True))
         choices.setdefault(fitted, Choice(describe(scheme), scheme.bits, fitted, size))
     ordered = sorted(choices.values(), key=lambda choice: (choice.bytes, choice.bits))
     return Unit(name, modality, block, tuple(layers), (dense, *ordered))
@@ -127,7 +135,7 @@ def _embedding_unit(
         return Unit(layer.path, modality, None, (layer,), (dense, choice))
     choices = []
     for scheme in grid:
-        fitted = _fit(scheme, head)
+        fitted = scheme.fitted(head.columns)
         size = small + containers.bytes(head, fitted)
         label = f"embedding 8 bits, head {describe(scheme)}"
         choices.append(Choice(label, scheme.bits, ((layer.path, eight), (head.path, fitted)), size))

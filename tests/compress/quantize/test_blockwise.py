@@ -137,17 +137,17 @@ def descended(monkeypatch, scale, rates, tokens=10**6):
     def move(step, slopes):
         layer.scale.sub_(slopes[0].sign(), alpha=rates[step])
 
-    found = learn(block, {"weight": layer}, runs, len(rates), move)
+    found = learn(block, {("weight", None): layer}, runs, len(rates), move)
     assert torch.equal(block.weight, before)
     return found, seen
 
 
 def test_the_best_state_on_the_way_is_kept(monkeypatch):
     found, seen = descended(monkeypatch, 1.5, [0.25, 0.25, 0.0, 0.0, 0.0, 0.0, -0.5, 0.5])
-    assert float(found["weight"].scales[0]) == 1.0
+    assert float(found["weight", None].scales[0]) == 1.0
     assert seen == [3] * 8
     found, _ = descended(monkeypatch, 1.5, [0.25, 0.25, 0.0, 0.0, 3.0, 0.0, 0.0, 0.0])
-    assert float(found["weight"].scales[0]) == 1.0, "the end is worse than what was found half-way"
+    assert float(found["weight", None].scales[0]) == 1.0, "the end is worse than what was found half-way"
 
 
 def test_nothing_is_returned_that_does_not_beat_the_present_roundings(monkeypatch):

@@ -14,7 +14,7 @@ from gossamer.compress.standins import StandIns
 from gossamer.models.hierarchy import Hierarchy, Layer
 from gossamer.models.low_rank import LowRank
 from gossamer.models.packed import QuantizedTensor
-from gossamer.models.structure import modality_of
+from gossamer.models.structure import modality_of, read_matrix
 
 Train = Literal["scales", "lora", "weights"]
 
@@ -83,7 +83,7 @@ class _Matrix:
         return [one for one in (self.scales, self.rest, *(self.factors or ())) if one is not None]
 
     def value(self, like: Tensor) -> Tensor:
-        """The whole weight, of the stored parameter's shape and type."""
+        """The whole weight, of the stored weight's shape, and of the type of `like`."""
         layer, parts, device = self.layer, self.parts, like.device
         matrix = torch.zeros(layer.rows, layer.columns, device=device)
         if self.scales is not None and parts.tensor is not None:
@@ -96,10 +96,7 @@ class _Matrix:
             matrix = matrix + self.factors[0].value() @ self.factors[1].value()
         elif parts.low_rank is not None:
             matrix = matrix + parts.low_rank.dense().to(device)
-        if layer.transposed:
-            swapped = (*layer.shape[:-2], layer.shape[-1], layer.shape[-2])
-            matrix = matrix.reshape(swapped).transpose(-1, -2)
-        return matrix.reshape(layer.shape).to(like.dtype)
+        return layer.stored(matrix).to(like.dtype)
 
     def stored(self) -> Parts:
         """The parts as they are now."""
@@ -132,12 +129,10 @@ class Student:
         draw: torch.Generator,
     ) -> None:
         layers = [layer for layer in hierarchy.layers() if layer.path in parts]
-        self._matrices = {
-            layer.tensor: _Matrix.of(
-                layer, model.get_parameter(layer.tensor).detach(), parts[layer.path], train, rank, draw
-            )
-            for layer in layers
-        }
+        self._matrices: dict[str, list[_Matrix]] = {}
+        for layer in layers:
+            matrix = _Matrix.of(layer, read_matrix(model, layer), parts[layer.path], train, rank, draw)
+            self._matrices.setdefault(layer.tensor, []).append(matrix)
         touched = {layer.path.partition(".")[0] for layer in layers}
         self._vectors = {
             name: Free(model.get_parameter(name), _size(model.get_parameter(name)))
@@ -151,11 +146,12 @@ class Student:
     @property
     def free(self) -> list[Free]:
         """All that is learnt."""
-        return [one for matrix in self._matrices.values() for one in matrix.free] + list(self._vectors.values())
+        matrices = [matrix for found in self._matrices.values() for matrix in found]
+        return [one for matrix in matrices for one in matrix.free] + list(self._vectors.values())
 
     def parts(self) -> dict[str, Parts]:
         """The layers' parts as they are now, by path."""
-        return {matrix.layer.path: matrix.stored() for matrix in self._matrices.values()}
+        return {matrix.layer.path: matrix.stored() for found in self._matrices.values() for matrix in found}
 
     def running(self) -> AbstractContextManager[None]:
         """Inside, the model computes with the present values (see `StandIns.running`)."""
@@ -171,7 +167,10 @@ class Student:
         original = self._originals[name]
         if name in self._vectors:
             return self._vectors[name].value().to(original.dtype)
-        return self._matrices[name].value(original)
+        found = {matrix.layer.index: matrix.value(original) for matrix in self._matrices[name]}
+        if None in found:
+            return found[None]
+        return torch.stack([found.get(index, part) for index, part in enumerate(original.detach().unbind())])
 
 
 def _size(values: Tensor) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gossamer.compress.calibrate import token_mask
-from gossamer.compress.passes import BlockRun
+from gossamer.compress.passes import BlockRun, Place
 from gossamer.data.batch import Batch
 from gossamer.engine.walk import Entry
 from gossamer.models.packed import QuantizedTensor
@@ -42,23 +42,23 @@ Move = Callable[[int, Sequence[Tensor]], None]
 """Moves all unknowns, given the step's number from 0 and their gradients."""
 
 
-def unknowns_of(layers: Mapping[str, Learnt]) -> list[Tensor]:
+def unknowns_of(layers: Mapping[Place, Learnt]) -> list[Tensor]:
     """The unknowns of all layers, in the order in which `learn` hands over their gradients."""
     return [unknown for layer in layers.values() for unknown in layer.unknowns]
 
 
 def learn(
-    block: nn.Module, layers: Mapping[str, Learnt], runs: Sequence[BlockRun], iterations: int, move: Move
-) -> dict[str, QuantizedTensor]:
-    """Learns the unknowns of `layers`, by the names of their parameters in `block`; empty if nothing better was found.
+    block: nn.Module, layers: Mapping[Place, Learnt], runs: Sequence[BlockRun], iterations: int, move: Move
+) -> dict[Place, QuantizedTensor]:
+    """Learns the unknowns of `layers`, by their places in `block`; empty if nothing better was found.
 
     See `descend`; the block starts as it stands, and its parameters are not changed.
     """
 
-    def soft() -> dict[str, Tensor]:
+    def soft() -> dict[Place, Tensor]:
         return {name: layer.soft() for name, layer in layers.items()}
 
-    def settled() -> tuple[dict[str, QuantizedTensor], dict[str, Tensor]]:
+    def settled() -> tuple[dict[Place, QuantizedTensor], dict[Place, Tensor]]:
         found = {name: layer.hard() for name, layer in layers.items()}
         return found, {name: tensor.dequantize() for name, tensor in found.items()}
 
@@ -68,14 +68,14 @@ def learn(
 def descend(
     block: nn.Module,
     unknowns: Sequence[Tensor],
-    soft: Callable[[], Mapping[str, Tensor]],
-    settled: Callable[[], tuple[T, Mapping[str, Tensor]]],
-    start: Mapping[str, Tensor],
+    soft: Callable[[], Mapping[Place, Tensor]],
+    settled: Callable[[], tuple[T, Mapping[Place, Tensor]]],
+    start: Mapping[Place, Tensor],
     runs: Sequence[BlockRun],
     iterations: int,
     move: Move,
 ) -> T | None:
-    """Learns `unknowns` on which parameters of `block` depend, given by name: `soft` with gradients, `settled` as they
+    """Learns `unknowns` on which parameters of `block` depend, given by place: `soft` with gradients, `settled` as they
     would be, with what is to be kept then, `start` as they are. None if nothing better than the start was found.
 
     Each step descends on the mean squared difference to the unchanged model's output for a few rows of one run, drawn
@@ -161,19 +161,35 @@ def _drawn(run: BlockRun, draw: torch.Generator) -> BlockRun:
     return sliced(run, torch.randperm(len(run.target), generator=draw)[:count])
 
 
-def _output(block: nn.Module, weights: Mapping[str, Tensor], run: BlockRun) -> Tensor:
-    shaped = {name: weight.reshape(block.get_parameter(name).shape) for name, weight in weights.items()}
-    output = functional_call(block, shaped, run.args, run.kwargs)
+def _output(block: nn.Module, weights: Mapping[Place, Tensor], run: BlockRun) -> Tensor:
+    output = functional_call(block, _parameters(block, weights), run.args, run.kwargs)
     found: Tensor = output[0] if isinstance(output, tuple) else output
     return found
 
 
-def _loss(block: nn.Module, weights: Mapping[str, Tensor], run: BlockRun) -> Tensor:
+def _parameters(block: nn.Module, weights: Mapping[Place, Tensor]) -> dict[str, Tensor]:
+    """The block's parameters, by name, that hold these weights (rows, columns)."""
+    stacks: dict[str, dict[int, Tensor]] = {}
+    found: dict[str, Tensor] = {}
+    for (name, index), weight in weights.items():
+        if index is None:
+            found[name] = weight.reshape(block.get_parameter(name).shape)
+        else:
+            stacks.setdefault(name, {})[index] = weight
+    for name, parts in stacks.items():
+        stack = block.get_parameter(name)
+        owner: Any = block.get_submodule(name.rpartition(".")[0])
+        turned = {index: part.T if owner.is_transposed else part for index, part in parts.items()}
+        found[name] = torch.stack([turned.get(index, part) for index, part in enumerate(stack.detach().unbind())])
+    return found
+
+
+def _loss(block: nn.Module, weights: Mapping[Place, Tensor], run: BlockRun) -> Tensor:
     """Mean squared difference of the block's output, computed with these weights, to the target, over real tokens."""
     difference = _output(block, weights, run) - run.target
     return (difference if run.mask is None else difference[run.mask]).square().mean()
 
 
 @torch.no_grad()
-def _whole_loss(block: nn.Module, weights: Mapping[str, Tensor], runs: Sequence[BlockRun]) -> float:
+def _whole_loss(block: nn.Module, weights: Mapping[Place, Tensor], runs: Sequence[BlockRun]) -> float:
     return sum(float(_loss(block, weights, run)) for run in runs)

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from gossamer.compress.passes import BlockRun, Needs, Quantized, Rounded, usable
+from gossamer.compress.passes import BlockRun, Needs, Place, Quantized, Rounded, usable
 from gossamer.compress.quantize.blockwise import learn, passing_round, unknowns_of
 from gossamer.compress.quantize.grid import fit_grid
 from gossamer.compress.quantize.on_grid import OnGrid
@@ -60,8 +60,8 @@ class OmniQuant(OnGrid):
         return self.nearest(weight, grid, statistics)
 
     def polish(
-        self, block: nn.Module, layers: Mapping[str, Rounded], runs: Sequence[BlockRun]
-    ) -> dict[str, QuantizedTensor]:
+        self, block: nn.Module, layers: Mapping[Place, Rounded], runs: Sequence[BlockRun]
+    ) -> dict[Place, QuantizedTensor]:
         """Better roundings of the block's layers by the names of their parameters in it; empty if none was found."""
         learnt = {name: _Clipped.of(layer) for name, layer in layers.items()}
         unknowns = unknowns_of(learnt)

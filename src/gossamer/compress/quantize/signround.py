@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from gossamer.compress.passes import BlockRun, Rounded
+from gossamer.compress.passes import BlockRun, Place, Rounded
 from gossamer.compress.quantize.blockwise import learn, passing_round
 from gossamer.compress.quantize.gptq import targets_of
 from gossamer.compress.quantize.qronos import Qronos
@@ -41,8 +41,8 @@ class SignRound(Qronos):
             raise ValueError(f"iterations cannot be {self.iterations}: there is at least 1")
 
     def polish(
-        self, block: nn.Module, layers: Mapping[str, Rounded], runs: Sequence[BlockRun]
-    ) -> dict[str, QuantizedTensor]:
+        self, block: nn.Module, layers: Mapping[Place, Rounded], runs: Sequence[BlockRun]
+    ) -> dict[Place, QuantizedTensor]:
         """Better roundings of the block's layers by the names of their parameters in it; empty if none was found."""
         learnt = {name: _Learnt.of(layer, self) for name, layer in layers.items()}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gossamer.compress.calibrate import Stream
 from gossamer.compress.links import Link, columns_of, shiftable
-from gossamer.compress.passes import Aim, Phase
+from gossamer.compress.passes import Aim, Phase, Place
 from gossamer.compress.quantize.blockwise import descend, runs_of
 from gossamer.compress.scaling import linked_blocks
 from gossamer.compress.soft_rounding import SoftRounding
@@ -69,7 +69,10 @@ class LearnedScales:
         wanted = {
             layer.path: aim.weight
             for layer in layers
-            if layer.on_grid and (aim := aims.get(layer.path)) is not None and aim.weight is not None
+            if layer.on_grid
+            and layer.index is None
+            and (aim := aims.get(layer.path)) is not None
+            and aim.weight is not None
         }
         if not wanted:
             raise PlanError("learned_scales learns for grids, and no later step quantises what it selects: add one")
@@ -100,13 +103,13 @@ class LearnedScales:
         unknowns = [unknown for one in moving for unknown in one.unknowns]
         optimiser = torch.optim.Adam(unknowns, self.rate)
 
-        def soft() -> dict[str, Tensor]:
+        def soft() -> dict[Place, Tensor]:
             found = _moved(model, moving)
             found |= {name: model.get_parameter(name) for name in roundings if name not in found}
             found = {name: roundings[name](value) if name in roundings else value for name, value in found.items()}
-            return {name.removeprefix(f"{block.module}."): value for name, value in found.items()}
+            return {(name.removeprefix(f"{block.module}."), None): value for name, value in found.items()}
 
-        def settled() -> tuple[list[tuple[Tensor, Tensor | None]], dict[str, Tensor]]:
+        def settled() -> tuple[list[tuple[Tensor, Tensor | None]], dict[Place, Tensor]]:
             for rounding in roundings.values():
                 rounding.refit()
             return [one.now() for one in moving], soft()

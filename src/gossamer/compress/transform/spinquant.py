@@ -120,7 +120,10 @@ class _Turning:
         roundings = {
             layer.tensor: SoftRounding(aim.weight)
             for layer in hierarchy.layers()
-            if layer.on_grid and (aim := aims.get(layer.path)) is not None and aim.weight is not None
+            if layer.on_grid
+            and layer.index is None
+            and (aim := aims.get(layer.path)) is not None
+            and aim.weight is not None
         }
         if not turns.keys() & roundings.keys():
             raise PlanError("spinquant learns for grids, and no later step quantises what it turns: add one, or rotate")

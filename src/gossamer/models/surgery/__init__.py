@@ -6,8 +6,20 @@ Only widths that differ by block have an entry of our own, and a class that read
 """
 
 from gossamer.models.surgery.blocks import drop_blocks
+from gossamer.models.surgery.experts import experts_of
 from gossamer.models.surgery.narrow import narrow
 from gossamer.models.surgery.rebuild import Reshaped, adopt
 from gossamer.models.surgery.units import Part, Units, channels_of, heads_of, tower_of
 
-__all__ = ["Part", "Reshaped", "Units", "adopt", "channels_of", "drop_blocks", "heads_of", "narrow", "tower_of"]
+__all__ = [
+    "Part",
+    "Reshaped",
+    "Units",
+    "adopt",
+    "channels_of",
+    "drop_blocks",
+    "experts_of",
+    "heads_of",
+    "narrow",
+    "tower_of",
+]

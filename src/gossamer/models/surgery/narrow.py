@@ -1,4 +1,4 @@
-"""Removing channels or head groups from the blocks of a tower."""
+"""Removing channels, head groups or experts from the blocks of a tower."""
 
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,8 @@ def narrow(model: "nn.Module", hierarchy: Hierarchy, units: Units, keep: Mapping
             places = part.positions[keep[path]]
             # Positions run along the axis in its own order: first of each unit, second of each, for fused matrices.
             order = places.flatten().sort().values.to(old.device)
-            tensors[part.tensor] = nn.Parameter(old.detach().index_select(part.dim, order), old.requires_grad)
+            new = old.detach().index_select(part.dim, order)
+            tensors[part.tensor] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
             changed[part.tensor] = tuple(tensors[part.tensor].shape)
     wanted = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for fresh in _described(model, units, counts, changed):

@@ -1,4 +1,5 @@
-"""What can be taken out of the blocks of a tower: channels of its MLPs, groups of its attention heads.
+"""What can be taken out of the blocks of a tower: channels of its MLPs, groups of its attention heads (and experts, see
+`experts.py`).
 
 Nothing is looked up by the names of modules. An entry of the config is changed, the model that it describes is built
 without memory, and the shapes that differ tell which axes of which tensors belong to the unit.
@@ -29,9 +30,9 @@ class Part:
 class Units:
     """The `count` units of each block of a tower.
 
-    `parts` are by block path, in order; `readers` are the layers whose columns read what the units write. `scaled`
-    gives for each entry of the config that grows with the number of units its value for one, `fixed` what else must be
-    stated; `listed` tells whether the entries hold a number for each block.
+    `parts` are by block path, in order; `readers` are the layers whose columns read what the units write, where only
+    columns do. `scaled` gives for each entry of the config that grows with the number of units its value for one,
+    `fixed` what else must be stated; `listed` tells whether the entries hold a number for each block.
     """
 
     count: int
