@@ -16,7 +16,7 @@ from gossamer.compress.passes import Aim, Phase, Place
 from gossamer.compress.quantize.blockwise import descend, runs_of
 from gossamer.compress.scaling import linked_blocks
 from gossamer.compress.soft_rounding import SoftRounding
-from gossamer.compress.transform.aimed import rounded_inputs
+from gossamer.compress.transform.aimed import grids_of, rounded_inputs
 from gossamer.core.errors import DataError, PlanError
 from gossamer.core.progress import SILENT
 from gossamer.core.technique import technique
@@ -66,14 +66,7 @@ class LearnedScales:
         """
         if not batches:
             raise DataError("learned_scales needs calibration data: what blocks give for it is what it learns from")
-        wanted = {
-            layer.path: aim.weight
-            for layer in layers
-            if layer.on_grid
-            and layer.index is None
-            and (aim := aims.get(layer.path)) is not None
-            and aim.weight is not None
-        }
+        wanted = {layer.path: grid for layer, grid in grids_of(layers, aims).items()}
         if not wanted:
             raise PlanError("learned_scales learns for grids, and no later step quantises what it selects: add one")
         stream = Stream(Walk(model, hierarchy, batches[0].inputs), batches)
@@ -81,7 +74,7 @@ class LearnedScales:
         for block, here, links in linked_blocks(model, hierarchy, stream, wanted.keys(), SILENT):
             usable = [link for link in links if all(layer in here for layer in link.consumers)]
             if usable:
-                roundings = {layer.tensor: SoftRounding(scheme) for layer in here if (scheme := wanted[layer.path])}
+                roundings = {layer.tensor: SoftRounding(wanted[layer.path]) for layer in here}
                 self._learn(model, stream, block, usable, roundings, aims)
             linked = {layer.path for link in usable for layer in link.consumers}
             left = [path for path in left if path not in linked]

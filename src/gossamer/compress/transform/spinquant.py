@@ -11,7 +11,7 @@ from gossamer.compress.distill.lessons import Lesson
 from gossamer.compress.passes import Aim
 from gossamer.compress.soft_rounding import SoftRounding
 from gossamer.compress.standins import StandIns
-from gossamer.compress.transform.aimed import rounded_inputs
+from gossamer.compress.transform.aimed import grids_of, rounded_inputs
 from gossamer.compress.transform.answers import lessons_of
 from gossamer.compress.transform.rotate import Rotate
 from gossamer.compress.transform.spaces import Space, turned
@@ -117,14 +117,7 @@ class _Turning:
         for number, space in enumerate(spaces):
             for use in space.uses:
                 turns.setdefault(use.parameter, []).append((number, use.axis.dim))
-        roundings = {
-            layer.tensor: SoftRounding(aim.weight)
-            for layer in hierarchy.layers()
-            if layer.on_grid
-            and layer.index is None
-            and (aim := aims.get(layer.path)) is not None
-            and aim.weight is not None
-        }
+        roundings = {layer.tensor: SoftRounding(grid) for layer, grid in grids_of(hierarchy.layers(), aims).items()}
         if not turns.keys() & roundings.keys():
             raise PlanError("spinquant learns for grids, and no later step quantises what it turns: add one, or rotate")
         return cls(
