@@ -85,8 +85,9 @@ class Narrowing:
                     f"as {missing[0].rpartition('.')[0]}.* does"
                 )
             units = find(found.model, tower)
+            count = kept(units.count)
             scores = importance(found.model, units, self.importance, batches)
-            count, chosen = kept(units.count), {path: score for path, score in scores.items() if path in waiting}
+            chosen = {path: score for path, score in scores.items() if path in waiting}
             counts = dict.fromkeys(chosen, count) if spread is None else spread(chosen, count)
             keep = {
                 path: score.topk(counts.get(path, units.count)).indices.sort().values for path, score in scores.items()
