@@ -92,7 +92,10 @@ def test_gossamer_runs_no_code_of_a_checkpoint(tmp_path):
     opened, inputs = parted("llama")
     save_compressed(opened, {}, tmp_path / "checkpoint")
     settle(opened, {})
-    file = tmp_path / "checkpoint" / CODE
+    file, config = tmp_path / "checkpoint" / CODE, tmp_path / "checkpoint" / "config.json"
+    config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "auto_map"}))
+    with pytest.raises(ModelError, match="names no auto class"):
+        reload(tmp_path / "checkpoint")
     assert file.read_bytes() == Path(modeling_gossamer.__file__).read_bytes()
     file.write_text("raise SystemExit('ran')\n")
     own = open_model(str(tmp_path / "checkpoint"))

@@ -14,10 +14,10 @@ from torch import nn
 PREFIX = "Gossamer"
 
 
-class Widths:
+class Widths(nn.Module):
     """What comes before a class of transformers to give its linear layers the sizes in `config.gossamer_widths`."""
 
-    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         for path, (rows, columns) in config.gossamer_widths.items():
             old = self.get_submodule(path)

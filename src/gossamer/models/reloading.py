@@ -109,7 +109,7 @@ def from_pretrained(directory: Path, kind: Any = None, **settings: Any) -> tuple
 
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     if kind is None and FIELD in config:
-        kind = trusted_class(directory, min(config["auto_map"]))
+        kind = trusted_class(directory, config)
         settings["trust_remote_code"] = True
     elif kind is None:
         name = (config.get("architectures") or [""])[0]

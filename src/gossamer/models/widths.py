@@ -53,11 +53,17 @@ def auto_classes(model: "nn.Module") -> Iterator[str]:
                 yield name
 
 
-def trusted_class(directory: Path, auto: str) -> Any:
-    """The auto class that loads `directory` with the code there. Raises `ModelError` unless that is Gossamer's own."""
+def trusted_class(directory: Path, config: dict[str, Any]) -> Any:
+    """The auto class that loads `directory`, of this `config`, with the code there.
+
+    Raises `ModelError` unless that code is Gossamer's own, and where the config names no auto class.
+    """
     import transformers
 
     ours, theirs = Path(__file__).with_name(CODE), directory / CODE
     if not theirs.is_file() or theirs.read_bytes() != ours.read_bytes():
         raise ModelError(f"{theirs} is missing or is not the file of this version of Gossamer: write the model anew")
-    return getattr(transformers, auto)
+    auto = getattr(transformers, min(config.get("auto_map") or [""]), None)
+    if auto is None:
+        raise ModelError(f"{directory}: the auto_map of config.json names no auto class of transformers")
+    return auto

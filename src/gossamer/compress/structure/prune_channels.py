@@ -36,6 +36,8 @@ class PruneChannels(Narrowing):
         super().__post_init__()
         if self.align < 1:
             raise ValueError(f"align cannot be {self.align}: it is at least 1")
+        if self.widths == "free" and self.importance == "learned":
+            raise ValueError("importance cannot be learned with free widths: masks hold every block to one share")
         if self.widths == "free" and not 0 <= self.minimum <= self.keep:
             raise ValueError(f"minimum cannot be {self.minimum}: it is a share from 0 to keep, which is {self.keep}")
 

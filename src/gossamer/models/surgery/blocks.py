@@ -56,7 +56,7 @@ def _drop(model: "nn.Module", hierarchy: Hierarchy, tower: str, paths: Collectio
 
     gone = tuple(f"{block.module}." for block in blocks if block.path in paths)
     state, known = model.state_dict(keep_vars=True), entries(model.config)
-    widths = {} if (FIELD,) not in known else {(FIELD,): _renumbered(known[FIELD,], number_of, gone)}
+    widths: Edits = {} if (FIELD,) not in known else {(FIELD,): _renumbered(known[FIELD,], number_of, gone)}
     for edits in _candidates(known, len(blocks), left):
         fresh = built(model, {**edits, **widths})
         if fresh is None:

@@ -51,6 +51,6 @@ def _described(model: "nn.Module", units: Units, counts: list[int], changed: Sha
     """The models that may have `counts` units in the blocks, those that need no code beside the checkpoint first."""
     yield built(model, units.edits(counts))
     kind = class_with_widths(type(model).__name__)
-    if len(set(counts)) > 1 and kind is not None:
+    if len(set(counts)) > 1 and kind is not None and issubclass(kind, type(model)):
         sizes = {name.removesuffix(".weight"): list(shape) for name, shape in changed.items() if len(shape) == 2}
         yield built(model, {(FIELD,): {**getattr(model.config, FIELD, {}), **sizes}}, kind)
