@@ -45,6 +45,8 @@ PRESETS = (
     *(f"rotate+gptq-w{bits}g64" for bits in (2, 3)),
     *(f"gptq-w{bits}g64+correction-r8" for bits in (2, 3)),
     "gptq-w2g64+heal",
+    "gptq-w2g64+heal-reverse",
+    "gptq-w2g64+heal-on_policy",
     "rtn-w8a8",
     "gptq-w8a8",
     "gptq-w8a8s",
@@ -65,6 +67,7 @@ PRESETS = (
     "losparse-r8",
     "losparse-r8+gptq-w4g64",
     "prune_channels-75",
+    *(f"prune_{what}-80-{kind}" for what in ("channels", "heads") for kind in ("taylor", "taylor2", "learned")),
 )
 
 
