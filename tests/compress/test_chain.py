@@ -119,7 +119,11 @@ def test_techniques_on_whole_towers_serve_a_family_or_say_why_not(family, name):
     try:
         done = apply_steps(model, hierarchy, [*first, step(at, name, **WHOLE[name])], batches * 2)
     except PlanError as refused:
-        assert "\n" not in str(refused)
+        said = str(refused)
+    else:
+        said = ""
+    if said:
+        assert "\n" not in said
         assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
         assert name != "permute"
         assert family not in ("llama", "qwen2", "llava", "qwen2_vl")

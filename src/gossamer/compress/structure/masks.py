@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer.compress.distill.lessons import Prediction, token_log_probs
+from gossamer.compress.distill.lessons import Prediction
+from gossamer.compress.structure.outputs import log_probs_of
 from gossamer.core.errors import ModelError
 from gossamer.data.batch import Batch
 from gossamer.models.surgery import Units
@@ -51,7 +52,7 @@ def learned(
     for step in range(1, steps + 1):
         order = order or torch.randperm(len(batches), generator=draw).tolist()
         number = order.pop()
-        lesson = lessons[number] or Prediction.of(model, batches[number], token_log_probs, TOP_K, 1.0, False)
+        lesson = lessons[number] or Prediction.of(model, batches[number], log_probs_of, TOP_K, 1.0, False)
         lessons[number] = lesson
         aim = 1 - (1 - share) * min(1.0, step / (WARM_UP * steps))
         with torch.enable_grad():
