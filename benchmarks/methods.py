@@ -51,6 +51,8 @@ PRESETS = (
     "learned_scales+omniquant-w3g64",
     *(f"gptq-w{bits}g64+correction-r8" for bits in (2, 3)),
     "gptq-w2g64+heal",
+    "gptq-w2g64+heal-reverse",
+    "gptq-w2g64+heal-on_policy",
     "rtn-w8a8",
     "gptq-w8a8",
     "gptq-w8a8s",
@@ -71,6 +73,7 @@ PRESETS = (
     "losparse-r8",
     "losparse-r8+gptq-w4g64",
     *(f"prune_channels-{widths}{share}" for share in (75, 50) for widths in ("", "free-")),
+    *(f"prune_{what}-80-{kind}" for what in ("channels", "heads") for kind in ("taylor", "taylor2", "learned")),
 )
 
 

@@ -45,8 +45,7 @@ def test_a_shut_gate_is_a_unit_that_is_gone():
     model, hierarchy, _ = opened("qwen2")
     batches = text(2, 0)
     units = heads_of(model, selected_blocks(hierarchy, "language.blocks.*"))
-    gates = {path: torch.tensor([1.0, 0.0]) for path in units.parts}
-    with gated(model, units, gates):
+    with gated(model, units, lambda path, rows: torch.tensor([[1.0, 0.0]]).expand(rows, -1)):
         found = logits(model, batches)
     for path, layer in units.readers.items():
         weight = read_matrix(model, layer).clone()

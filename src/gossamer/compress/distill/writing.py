@@ -113,8 +113,8 @@ class OwnText:
     @staticmethod
     def _next(model: nn.Module, text: Batch, rows: Tensor, at: Tensor) -> Tensor:
         """The probabilities (rows, vocabulary), float64, of the tokens at these places."""
-        logits = logits_of(forward(model, text.inputs)).cpu()
-        return logits[rows, at - 1].double().softmax(-1)
+        logits = logits_of(forward(model, text.inputs))
+        return logits[rows, at - 1].cpu().double().softmax(-1)
 
     def _log_probs(self, model: nn.Module, text: Batch) -> Tensor:
         """The log-probabilities (places, vocabulary), float32, of the tokens at all places."""

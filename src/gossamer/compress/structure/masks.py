@@ -4,7 +4,7 @@ Hard-concrete gates (arXiv 1712.01312) on what each unit hands on, held to the w
 multipliers, as in Sheared LLaMA (arXiv 2310.06694); the weights themselves stay as they are.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from math import log
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer.compress.distill.lessons import Prediction, token_log_probs
+from gossamer.compress.distill.lessons import Prediction
+from gossamer.compress.structure.outputs import log_probs_of
 from gossamer.core.errors import ModelError
 from gossamer.data.batch import Batch
 from gossamer.models.surgery import Units
@@ -39,7 +40,7 @@ def learned(
     """Block path → a parameter (units,), float32, for each unit's gate: the higher, the more the model hangs on it.
 
     `share` in (0, 1) of each block's gates shall be open in the end. Each of `steps` takes one of `batches`, whose loss
-    is KL(unchanged ‖ gated), and `seed` draws the gates. Time: about three forward passes for each step.
+    is KL(unchanged ‖ gated), and `seed` draws the gates, for each example anew. Time: about three forward passes for each step.
     """
     draw = torch.Generator().manual_seed(seed)
     lessons: list[Prediction | None] = [None] * len(batches)
@@ -51,12 +52,11 @@ def learned(
     for step in range(1, steps + 1):
         order = order or torch.randperm(len(batches), generator=draw).tolist()
         number = order.pop()
-        lesson = lessons[number] or Prediction.of(model, batches[number], token_log_probs, TOP_K, 1.0, False)
+        lesson = lessons[number] or Prediction.of(model, batches[number], log_probs_of, TOP_K, 1.0, False)
         lessons[number] = lesson
         aim = 1 - (1 - share) * min(1.0, step / (WARM_UP * steps))
         with torch.enable_grad():
-            opened = {path: _sampled(gate, draw) for path, gate in gates.items()}
-            with gated(model, units, opened):
+            with gated(model, units, lambda path, rows: _sampled(gates[path], rows, draw)):
                 loss = lesson.losses(model).mean()
             for path, gate in gates.items():
                 excess = _chance(gate).mean() - aim
@@ -70,25 +70,37 @@ def learned(
 
 
 @contextmanager
-def gated(model: nn.Module, units: Units, gates: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, what each unit hands on is multiplied by its gate, by block path (units,)."""
+def gated(model: nn.Module, units: Units, gates: Callable[[str, int], Tensor]) -> Iterator[None]:
+    """Inside, what each unit hands on is multiplied by its gate: those of a block path are asked for as (rows, units).
 
-    def hook(factors: Tensor) -> Any:
-        return lambda _module, args: (args[0] * factors.to(args[0].device, args[0].dtype), *args[1:])
+    A row is an example where the layer sees examples apart, else all of the batch.
+    """
+
+    def hook(path: str, columns: Tensor) -> Callable[..., Any]:
+        place = columns.flatten().argsort()
+
+        def gate(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            inputs = args[0]
+            rows = len(inputs) if inputs.dim() == 3 else 1
+            factors = gates(path, rows).repeat_interleave(columns.shape[1], dim=1)[:, place]
+            factors = factors.unsqueeze(1) if inputs.dim() == 3 else factors
+            return inputs * factors.to(inputs.device, inputs.dtype), *args[1:]
+
+        return gate
 
     with ExitStack() as stack:
-        for path, gate in gates.items():
-            layer, columns = units.readers[path], units.columns(path)
+        for path, layer in units.readers.items():
+            columns = units.columns(path)
             if columns.numel() != layer.columns:
                 raise ModelError(f"{layer.path} reads more than the units of its block: their masks cannot be learnt")
-            factors = gate.repeat_interleave(columns.shape[1])[columns.flatten().argsort()]
-            stack.callback(model.get_submodule(layer.module).register_forward_pre_hook(hook(factors)).remove)
+            module = model.get_submodule(layer.module)
+            stack.callback(module.register_forward_pre_hook(hook(path, columns)).remove)
         yield
 
 
-def _sampled(gate: Tensor, draw: torch.Generator) -> Tensor:
-    """Gates in [0, 1] drawn from the hard-concrete distributions with these parameters, with gradients."""
-    noise = torch.rand(gate.shape, generator=draw).clamp(1e-6, 1 - 1e-6).logit()
+def _sampled(gate: Tensor, rows: int, draw: torch.Generator) -> Tensor:
+    """Gates (rows, units) in [0, 1] from the hard-concrete distributions of these parameters, with gradients."""
+    noise = torch.rand(rows, len(gate), generator=draw).clamp(1e-6, 1 - 1e-6).logit()
     return (torch.sigmoid((noise + gate) / BETA) * (MOST - LEAST) + LEAST).clamp(0, 1)
 
 
