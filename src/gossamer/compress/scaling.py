@@ -46,7 +46,8 @@ def fold_scales(
     for step in progress.track(sorted(steps), "scale block by block"):
         if step >= 0:
             stage = walk.stages[step]
-            wanted = [layer for layer in stage.block.layers if layer.path in left]
+            # No link reaches an expert (see `find_links`), so nothing need be known of it.
+            wanted = [layer for layer in stage.block.layers if layer.path in left and layer.index is None]
             if wanted:
                 entry = stream.entry(0)
                 assert entry is not None
