@@ -12,7 +12,7 @@ from gossamer.compress.registry import techniques
 from gossamer.compress.transform.trial import change, results
 from gossamer.core.errors import DataError, PlanError
 from gossamer.core.technique import known_techniques
-from gossamer.engine.forward import forward as run
+from gossamer.engine.forward import forward
 from gossamer.models.structure import read_matrix
 
 CHAINS = {

@@ -178,8 +178,11 @@ def _compress(
     walk = Walk(model, hierarchy, batches[0].inputs)
     if any(isinstance(chain.quantise, Scaling) for chain in chains.values()):
         wanted = {path: chain.quantise for path, chain in chains.items()}
-        for path in fold_scales(model, hierarchy, walk, batches, wanted, progress):
-            result.notes.append(f"{path}: nothing before it can make up for scales; quantised without")
+        left = fold_scales(model, hierarchy, walk, batches, wanted, progress)
+        experts = [path for path in left if layers[path].index is not None]
+        alone = [path for path in left if path not in experts]
+        for names in (*alone, *([listed(experts)] if experts else [])):
+            result.notes.append(f"{names}: nothing before it can make up for scales; quantised without")
     steps_layers = layers_by_step(walk, hierarchy)
     stream = Stream(walk, batches)
     unchanged = Stream(walk, batches) if "both models" in needs else None

@@ -249,6 +249,7 @@ class _Watch:
         self._seen: list[list[tuple[ref[Tensor], str]]] = [[] for _ in stream.batches]
         self._accumulators: dict[str, Accumulator] = {}
         self._finished: dict[str, Statistics] = {}
+        self._experts: set[str] = set()
         self.leaders: dict[str, str] = {}
         self.number = 0
 
@@ -268,6 +269,8 @@ class _Watch:
         mask = _fitting(self._masks[self.number], inputs, routed)
         if routed is not None and mask is not None and not bool(mask.any()):
             return
+        if routed is not None:
+            self._experts.add(path)
         if path not in self.leaders:
             twin = next((other for tensor, other in before if tensor() is inputs), None)
             self.leaders[path] = twin or path
@@ -286,6 +289,8 @@ class _Watch:
         leader = self.leaders.get(path)
         if leader is None:
             return None
+        if path in self._experts:  # which are many, and share with nobody
+            return self._accumulators.pop(path).finish()
         if leader not in self._finished:
             self._finished[leader] = self._accumulators.pop(leader).finish()
         return self._finished[leader]

@@ -61,7 +61,8 @@ def linked_blocks(
     for step in progress.track(sorted(layers_by_step(walk, hierarchy)), "scale block by block"):
         if step >= 0:
             stage = walk.stages[step]
-            wanted = tuple(layer for layer in stage.block.layers if layer.path in paths)
+            # No link reaches an expert (see `find_links`), so nothing need be known of it.
+            wanted = tuple(layer for layer in stage.block.layers if layer.path in paths and layer.index is None)
             if wanted:
                 entry = stream.entry(0)
                 assert entry is not None

@@ -84,7 +84,7 @@ class Job:
         cls, opened: "Opened", schemes: "Mapping[str, Scheme]", calibration: Calibration, calibrated: bool = True
     ) -> "Job":
         """The job that puts `schemes` (layer path → grid) on a model; `calibrated`: by a technique that needs data."""
-        from gossamer.models.work import work_of
+        from gossamer.models.work import active_share, work_of
 
         hierarchy = opened.hierarchy
         work = work_of(hierarchy, opened.config)
@@ -105,7 +105,7 @@ class Job:
             state_bytes=_state_bytes(opened, each, calibration.samples) if calibrated else 0,
             hessian_bytes=max((_hessian_bytes(block, solved) for block in hierarchy.blocks()), default=0),
             logit_bytes=4 * batch * tokens * vocabulary if calibrated else 0,
-            operations=passes + _solving(hierarchy, solved, each, calibration.samples),
+            operations=passes + _solving(hierarchy, solved, each, calibration.samples, active_share(opened.config)),
             steps=sum(layer.columns for layer in solved),
         )
 
@@ -168,16 +168,19 @@ def _passes(opened: "Opened", work: "Work", each: dict[str, int], samples: int, 
     return 2.0 * (samples * inside + 3 * batch * whole)
 
 
-def _solving(hierarchy: Hierarchy, solved: list[Layer], each: dict[str, int], samples: int) -> float:
-    """Operations on Hessians: the upper half of each, a Cholesky factor, the diffusion and two losses for a layer."""
+def _solving(hierarchy: Hierarchy, solved: list[Layer], each: dict[str, int], samples: int, active: float) -> float:
+    """Operations on Hessians: the upper half of each, a Cholesky factor, the diffusion and two losses for a layer.
+
+    An expert sees the `active` share of the vectors.
+    """
     wanted = {layer.path for layer in solved}
     total = 0.0
     for modality in hierarchy.modalities:
         vectors = samples * each.get(modality.name, each["language"])
         layers = [layer for block in modality.blocks for layer in block.layers] + list(modality.layers)
         layers = [layer for layer in layers if layer.path in wanted]
-        inputs = {layer.unit: layer.columns for layer in layers}
-        total += sum(float(vectors) * columns**2 + columns**3 / 3 for columns in inputs.values())
+        for columns, index in _inputs(layers):
+            total += vectors * (1.0 if index is None else active) * columns**2 + columns**3 / 3
         total += sum(3.0 * layer.rows * layer.columns**2 for layer in layers)
     return total
 
@@ -198,11 +201,19 @@ def _state_bytes(opened: "Opened", each: dict[str, int], samples: int) -> int:
 
 
 def _hessian_bytes(block: Block, solved: list[Layer]) -> int:
-    """A Hessian and a factor for each distinct input of a block's layers, and the work of gathering the largest."""
+    """A Hessian and a factor for each distinct input of a block's layers, but of experts for one at a time, and the work
+    of gathering the largest."""
     wanted = {layer.path for layer in solved}
-    inputs = {layer.unit: layer.columns for layer in block.layers if layer.path in wanted}
-    largest = max(inputs.values(), default=0)
-    return sum(8 * columns**2 for columns in inputs.values()) + 3 * 4 * largest**2
+    inputs = _inputs([layer for layer in block.layers if layer.path in wanted])
+    largest = max((columns for columns, _ in inputs), default=0)
+    one = max((columns for columns, index in inputs if index is not None), default=0)
+    return sum(8 * columns**2 for columns, index in inputs if index is None) + 8 * one**2 + 3 * 4 * largest**2
+
+
+def _inputs(layers: list[Layer]) -> list[tuple[int, int | None]]:
+    """(columns, number of the expert that reads them) of each distinct input: fused layers share one."""
+    distinct = {(layer.unit, layer.columns): layer.index for layer in layers}
+    return [(columns, index) for (_, columns), index in distinct.items()]
 
 
 def _width(config: Any) -> int:

@@ -76,11 +76,14 @@ def one_by_one(module: nn.Module, read: Read | None = None, written: Written | N
             total.index_add_(0, tokens, (states * routed.weights.unsqueeze(-1)).to(total.dtype))
         return total
 
+    before = module.__dict__.get("forward")
     module.__dict__["forward"] = forward
     try:
         yield
     finally:
         del module.__dict__["forward"]
+        if before is not None:
+            module.__dict__["forward"] = before
 
 
 def _first(experts: Any) -> str:

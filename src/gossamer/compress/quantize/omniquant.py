@@ -62,7 +62,7 @@ class OmniQuant(OnGrid):
     def polish(
         self, block: nn.Module, layers: Mapping[Place, Rounded], runs: Sequence[BlockRun]
     ) -> dict[Place, QuantizedTensor]:
-        """Better roundings of the block's layers by the names of their parameters in it; empty if none was found."""
+        """Better roundings of the block's layers by their places in it; empty if none was found."""
         learnt = {name: _Clipped.of(layer) for name, layer in layers.items()}
         unknowns = unknowns_of(learnt)
         optimiser = torch.optim.AdamW(unknowns, self.rate, weight_decay=0.0)

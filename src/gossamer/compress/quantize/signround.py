@@ -43,7 +43,7 @@ class SignRound(Qronos):
     def polish(
         self, block: nn.Module, layers: Mapping[Place, Rounded], runs: Sequence[BlockRun]
     ) -> dict[Place, QuantizedTensor]:
-        """Better roundings of the block's layers by the names of their parameters in it; empty if none was found."""
+        """Better roundings of the block's layers by their places in it; empty if none was found."""
         learnt = {name: _Learnt.of(layer, self) for name, layer in layers.items()}
 
         def move(step: int, slopes: Sequence[Tensor]) -> None:
