@@ -40,7 +40,8 @@ def learned(
     """Block path → a parameter (units,), float32, for each unit's gate: the higher, the more the model hangs on it.
 
     `share` in (0, 1) of each block's gates shall be open in the end. Each of `steps` takes one of `batches`, whose loss
-    is KL(unchanged ‖ gated), and `seed` draws the gates, for each example anew. Time: about three forward passes for each step.
+    is KL(unchanged ‖ gated), and `seed` draws the gates, for each example anew. Time: about three forward passes for
+    each step.
     """
     draw = torch.Generator().manual_seed(seed)
     lessons: list[Prediction | None] = [None] * len(batches)
