@@ -51,7 +51,7 @@ MOVES = {
 
 @pytest.mark.parametrize("name", sorted(BUILDERS))
 def test_every_familys_function_stays(name):
-    wide = name not in ("mixtral", "qwen3_moe")  # whose expert kernels know no float64
+    wide = name not in ("mixtral", "qwen2_moe", "qwen3_moe")  # whose expert kernels know no float64
     model, hierarchy, batch = opened(name, wide)
     before = results(forward(model, batch.inputs))
     weights = {key: value.clone() for key, value in model.state_dict().items()}
