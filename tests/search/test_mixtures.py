@@ -42,7 +42,7 @@ def test_a_preset_is_exported_as_it_was_made(mixture, tmp_path, preset):
     assert config["num_experts"] == (3 if "experts" in preset else 4)
     if "gptq" in preset:
         targets = config["quantization_config"]["config_groups"]["group_0"]["targets"]
-        assert all(".experts." in target for target in targets)
+        assert all(r"\.experts\." in target for target in targets)
         assert not any("experts" in note and "16 bits" in note for note in result["notes"]), result["notes"]
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.isfinite(model(torch.arange(1, 13)[None]).logits).all()
