@@ -56,8 +56,9 @@ def preset_steps(name: str, hierarchy: Hierarchy) -> tuple[Step, ...]:
     where it has its own tensor, and every expert; embeddings, convolutions, norms, biases and tied heads stay at 16
     bits. Where the group does not divide a layer's columns, the step for that layer names the largest group that does,
     for experts one that fits all; float formats, whose group is fixed, leave such a layer at 16 bits. Pruning, factors
-    and activations leave the head alone, and the latter two experts, since nothing serves these with them. Raises
-    `PlanError` for an unknown name, passes that are not in the order of the phases, or a model without linear layers.
+    and activations leave the head alone, the latter two also experts, since nothing serves these with them, and factors
+    what has too few rows or columns for their rank. Raises `PlanError` for an unknown name, passes that are not in the
+    order of the phases, or a model without linear layers.
     """
     steps: list[Step] = []
     last = -1
@@ -117,12 +118,12 @@ def _steps(technique: str, phase: Phase, setting: Mapping[str, str | None], hier
         given = _given(setting, "loss", "pattern", "score")
         return tuple(Step.model_validate({"at": f"{tower.name}.**", "do": technique, **given}) for tower in chosen)
     settings: dict[str, Any] = {}
-    scheme = Scheme(8)
+    rank, scheme = 0, Scheme(8)
     if phase == "activations":
         scheme = _scheme({"group": None, "asymmetric": None, **setting})
         settings = {"format": scheme.format, "bits": scheme.bits, "dynamic": setting["static"] is None}
     elif setting.get("rank"):
-        settings["rank"] = int(setting["rank"] or 0)
+        settings["rank"] = rank = int(setting["rank"] or 0)
     elif setting["pattern"]:
         settings["pattern"] = setting["pattern"]
     else:
@@ -131,6 +132,7 @@ def _steps(technique: str, phase: Phase, setting: Mapping[str, str | None], hier
     paths = uniform_schemes(hierarchy, scheme).keys() - heads
     if phase != "sparsify":
         paths -= {layer.path for layer in hierarchy.layers() if layer.index is not None}
+    paths -= {layer.path for layer in hierarchy.layers() if min(layer.rows, layer.columns) < rank}
     sets = [at for at, layers in _sets(hierarchy).items() if {layer.path for layer in layers} <= paths]
     return tuple(Step.model_validate({"at": at, "do": technique, **settings}) for at in sets)
 

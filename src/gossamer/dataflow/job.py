@@ -201,8 +201,8 @@ def _state_bytes(opened: "Opened", each: dict[str, int], samples: int) -> int:
 
 
 def _hessian_bytes(block: Block, solved: list[Layer]) -> int:
-    """A Hessian and a factor for each distinct input of a block's layers, but of experts for one at a time, and the
-    work of gathering the largest."""
+    """A Hessian and a factor for each distinct input of a block's layers, of experts for one at a time, and the work of
+    gathering the largest."""
     wanted = {layer.path for layer in solved}
     inputs = _inputs([layer for layer in block.layers if layer.path in wanted])
     largest = max((columns for columns, _ in inputs), default=0)

@@ -49,7 +49,8 @@ class Containers:
         """The on-disk form of `layer` on the grid `scheme`."""
         if scheme is not None and layer.index is not None:
             form = container("linear", scheme)
-            return form if form in ("pack-quantized", "float-quantized") and layer.tensor in self.stacks else "dense"
+            held = layer.tensor in self.stacks and not layer.transposed
+            return form if held and form in ("pack-quantized", "float-quantized") else "dense"
         if scheme is None or layer.module in self.unserved or layer.kind not in ("linear", "embedding"):
             return "dense"
         form = container(layer.kind, scheme)
