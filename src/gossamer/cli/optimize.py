@@ -6,17 +6,22 @@ from functools import partial
 from pathlib import Path
 
 from gossamer.cli.options import (
+    Context,
     Data,
+    Device,
     DryRun,
     Effort,
     EffortOption,
+    Energy,
     Granularity,
     GranularityOption,
     Json,
+    Latency,
     MaxLoss,
     Memory,
     Model,
     Out,
+    PeakMemory,
     Ratio,
     Search,
     SearchOption,
@@ -38,6 +43,11 @@ def command(
     out: Out,
     memory: Memory = None,
     ratio: Ratio = None,
+    peak_memory: PeakMemory = None,
+    latency: Latency = None,
+    energy: Energy = None,
+    device: Device = None,
+    context: Context = None,
     max_loss: MaxLoss = None,
     task: Task = None,
     data: Data = None,
@@ -69,6 +79,11 @@ def command(
             test_data=test_data,
             weight_bytes=memory,
             ratio=ratio,
+            peak_memory_bytes=peak_memory,
+            latency_ms=latency,
+            energy_mj=energy,
+            device=device,
+            context=context,
             max_loss_percent=max_loss,
             seed=seed,
             granularity=granularity.value,
@@ -93,6 +108,10 @@ def draw(out: Path, result: Result) -> None:
         (named(key), *(quantity(key, side.get(key, "")) for side in (before, after)))
         for key in dict.fromkeys([*before, *after])
         if not key.endswith("_ratio")  # the notes tell them
+    ]
+    rows += [
+        (f"{named(key)}, estimated", *(quantity(key, side["estimated"][key]) for side in (result["baseline"], result)))
+        for key in result["estimated"]
     ]
     table(f"Measured [{spread(after)}]", ("", "before, 16 bits", "after"), rows)
     notes(result)

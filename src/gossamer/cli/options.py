@@ -84,6 +84,31 @@ Ratio = Annotated[
         help="The same limit as a share of the 16-bit size, such as 0.3 or 30%.",
     ),
 ]
+PeakMemory = Annotated[
+    int | None,
+    typer.Option(
+        parser=parse_bytes,
+        metavar="SIZE",
+        show_default=False,
+        help="Estimated bytes of weights, cache of --context tokens and activations together.",
+    ),
+]
+Latency = Annotated[
+    float | None,
+    typer.Option(metavar="MS", show_default=False, help="Estimated milliseconds of a token (or example) on --device."),
+]
+Energy = Annotated[
+    float | None,
+    typer.Option(metavar="MJ", show_default=False, help="Estimated millijoules of the same."),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(metavar="DEVICE", show_default=False, help="A device preset such as laptop-cpu, or a YAML file."),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(metavar="TOKENS", show_default="2048", help="Tokens in the cache in those estimates."),
+]
 MaxLoss = Annotated[
     float | None,
     typer.Option(

@@ -39,7 +39,7 @@ def work_of(hierarchy: Hierarchy, config: Any) -> Work:
     generates = "language" in parts
     per_token = None
     if language is not None:
-        active = _active_share(config)
+        active = active_share(config)
         per_token = sum(_matrix_macs(layer, active) for block in language.blocks for layer in block.layers)
         per_token += sum(_matrix_macs(layer, active) for layer in head) if generates else 0
     basis = ["matrices; attention scores left out per token"] if language is not None else []
@@ -115,7 +115,8 @@ def _matrix_macs(layer: Layer, active: float = 1.0) -> int:
     return round(count * active) if layer.kind == "expert" else count
 
 
-def _active_share(config: Any) -> float:
+def active_share(config: Any) -> float:
+    """The share of a model's experts that a token runs; 1 where there are none."""
     text = getattr(config, "text_config", config)
     total = next((n for key in ("num_local_experts", "num_experts") if (n := getattr(text, key, None))), None)
     return int(getattr(text, "num_experts_per_tok", total)) / int(total) if total else 1.0

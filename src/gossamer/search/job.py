@@ -23,10 +23,11 @@ from gossamer.models.open import Opened
 from gossamer.models.packed import QuantizedTensor
 from gossamer.search.applied import Applier
 from gossamer.search.finish import batch_size
+from gossamer.search.limits import Limits
 from gossamer.search.parts import Parts, key_of
 from gossamer.search.request import OptimizeRequest, Sizes
 from gossamer.search.scorer import Score, Scorer
-from gossamer.search.units import Assignment, Unit
+from gossamer.search.units import Assignment, Costs, Unit, choice_in
 
 BANK_TECHNIQUE = "gptq"
 """What candidates are made with; the chosen plan is carried out by the technique that the request names."""
@@ -46,6 +47,7 @@ class Job:
     budget: Budget
     units: tuple[Unit, ...]
     fixed: int
+    limits: Limits
     progress: Progress
 
     @cached_property
@@ -58,6 +60,19 @@ class Job:
         """What every result of this job depends on, besides its own inputs."""
         parts = key_of(self.parts, self.sizes, self.request.seed)
         return [gossamer.__version__, self.opened.fingerprint, parts, BANK_TECHNIQUE]
+
+    @cached_property
+    def room(self) -> Costs:
+        """What the choices of all units may take under the limits."""
+        return self.limits.room(self.units)
+
+    def room_within(self, weight_bytes: int) -> Costs:
+        """The same for a checkpoint of at most so many bytes."""
+        return (min(self.room[0], weight_bytes - self.fixed), *self.room[1:])
+
+    def choices(self, assignment: Assignment) -> list[int]:
+        """The choice of every unit that makes an assignment."""
+        return [choice_in(unit, assignment) for unit in self.units]
 
     @property
     def dense_bytes(self) -> int:
@@ -148,4 +163,5 @@ class Job:
                 settings=parts.settings,
             ),
             compression=tuple(steps),
+            hardware=self.limits.hardware,
         )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from gossamer.core.budget import Budget
-from gossamer.core.errors import BudgetError
+from gossamer.core.device import load_device
 from gossamer.core.files import write_json
 from gossamer.core.progress import SILENT, Progress
 from gossamer.core.units import format_bytes
@@ -23,13 +23,14 @@ from gossamer.search.alternatives import alternatives, does_it_pay
 from gossamer.search.bank import Bank, fill_bank
 from gossamer.search.finish import prove
 from gossamer.search.job import BANK_TECHNIQUE, Job
+from gossamer.search.limits import limits_of
 from gossamer.search.outcome import Found, result_of
 from gossamer.search.parts import open_parts
 from gossamer.search.request import OptimizeRequest, sizes_for
 from gossamer.search.samples import continuations
 from gossamer.search.sensitivity import Sensitivity, measure_sensitivity
-from gossamer.search.steps import allocated, byte_limit, guarded, pareto, searched
-from gossamer.search.units import Granularity, Unit, assignment_of, describe, fixed_bytes, units_of
+from gossamer.search.steps import allocated, guarded, pareto, room_of, searched
+from gossamer.search.units import Granularity, assignment_of, describe, fixed_bytes, least_costs, units_of
 
 LARGE = 50_000_000
 """Above this many parameters sensitivity is measured at the anchors only and the plan is not refined by measuring
@@ -51,12 +52,14 @@ def optimize(request: OptimizeRequest, progress: Progress = SILENT) -> dict[str,
     started = time.monotonic()
     job = open_job(request, progress)
     if request.dry_run:
+        least = least_costs(job.units)
         return {
             "dry_run": True,
             "budget": job.budget.model_dump(exclude_none=True),
             "estimated": {
-                "smallest_weight_bytes": job.fixed + _least(job.units),
+                "smallest_weight_bytes": job.fixed + int(least[0]),
                 "dense_weight_bytes": job.dense_bytes,
+                **{f"smallest_{key}": value for key, value in job.limits.estimates(least).items()},
                 "units": len(job.units),
                 "evaluations": sum(len(unit.choices) - 1 for unit in job.units),
             },
@@ -72,14 +75,16 @@ def open_job(request: OptimizeRequest, progress: Progress = SILENT) -> Job:
     opened = open_model(request.model)
     dense = account(opened, {}).weight_bytes
     budget = request.budget(dense)
+    device = load_device(request.device) if request.device is not None else None
     units = units_of(opened.hierarchy, Containers.of(opened.model), _granularity(request, opened))
     fixed = fixed_bytes(dense, units)
-    _check_feasible(budget, units, fixed)
+    units, limits = limits_of(opened, units, fixed, budget, device, request.context)
+    limits.check(units)
     sizes = sizes_for(request.task or str(opened.defaults.get("task")), request.effort)
     if _thrifty(request, opened):
         sizes = replace(sizes, rounds=0)
     parts = open_parts(request, opened, sizes)
-    return Job(request, opened, parts, sizes, budget, units, fixed, progress)
+    return Job(request, opened, parts, sizes, budget, units, fixed, limits, progress)
 
 
 def profile(job: Job) -> tuple[Bank, Sensitivity]:
@@ -96,10 +101,10 @@ def search(job: Job) -> Found:
     bank, sensitivity = profile(job)
     trials = alternatives(job)
     points, uniforms = pareto(job, bank, sensitivity)
-    limit = byte_limit(job, bank, points)
-    refined = allocated(job, bank, sensitivity, limit)
-    chosen, comparison = searched(job, bank, sensitivity, limit, refined.chosen)
-    verdict = guarded(job, assignment_of(job.units, chosen), uniforms, limit)
+    room = room_of(job, bank, points)
+    refined = allocated(job, bank, sensitivity, room)
+    chosen, comparison = searched(job, bank, sensitivity, room, refined.chosen)
+    verdict = guarded(job, assignment_of(job.units, chosen), uniforms, room)
     selected = job.score(verdict.winner.applied.tensors, "select")
     out, model = job.request.out, job.opened.model
     job.plan(job.steps(verdict.winner.assignment), job.budget).save(out / "plan.yaml")
@@ -130,13 +135,9 @@ def search(job: Job) -> Found:
         after=after,
         rival=rival,
         texts=texts,
-        limit=limit,
+        room=room,
         running=running,
     )
-
-
-def _least(units: tuple[Unit, ...]) -> int:
-    return sum(min(choice.bytes for choice in unit.choices) for unit in units)
 
 
 def _thrifty(request: OptimizeRequest, opened: Opened) -> bool:
@@ -148,14 +149,3 @@ def _granularity(request: OptimizeRequest, opened: Opened) -> Granularity:
     if request.granularity != "auto":
         return request.granularity
     return "block" if opened.hierarchy.parameters > BLOCKWISE else "layer"
-
-
-def _check_feasible(budget: Budget, units: tuple[Unit, ...], fixed: int) -> None:
-    """Raises `BudgetError` if not even the smallest choices fit the bytes."""
-    least = fixed + _least(units)
-    if budget.weight_bytes is not None and budget.weight_bytes < least:
-        raise BudgetError(
-            f"the weight budget of {format_bytes(budget.weight_bytes)} cannot be met: {format_bytes(fixed)} must stay "
-            f"at 16 bits and the smallest choices for the rest bring the total to {format_bytes(least)}; "
-            f"the nearest feasible is --memory {least}"
-        )

@@ -14,6 +14,9 @@ from gossamer.models.hierarchy import Hierarchy, Layer
 from gossamer.models.packed import Scheme
 
 Granularity = Literal["layer", "block"]
+Costs = tuple[float, ...]
+"""Amounts of resources that are limited: bytes first, then what else is."""
+
 Assignment = dict[str, Scheme]
 """Layer path → scheme; a path that is not in it stays at 16 bits."""
 
@@ -33,12 +36,21 @@ GRID: tuple[Scheme, ...] = (
 
 @dataclass(frozen=True)
 class Choice:
-    """One setting of a unit. `bits` and `label` describe the lowest-bit layer; 16 bits has no schemes."""
+    """One setting of a unit. `bits` and `label` describe the lowest-bit layer; 16 bits has no schemes.
+
+    `others` is what it takes of further resources than bytes (see `limits.py`).
+    """
 
     label: str
     bits: int
     schemes: tuple[tuple[str, Scheme], ...]
     bytes: int
+    others: tuple[float, ...] = ()
+
+    @property
+    def costs(self) -> Costs:
+        """What it takes of every resource, bytes first."""
+        return (self.bytes, *self.others)
 
 
 @dataclass(frozen=True)
@@ -151,6 +163,30 @@ def choice_in(unit: Unit, assignment: Assignment) -> int:
     """The number of the unit's choice that an assignment makes. Raises `ValueError` where it has no such choice."""
     schemes = tuple((layer.path, assignment[layer.path]) for layer in unit.layers if layer.path in assignment)
     return [choice.schemes for choice in unit.choices].index(schemes)
+
+
+def total_costs(units: Sequence[Unit], chosen: Sequence[int]) -> Costs:
+    """What all units take of every resource when unit u takes its choice number chosen[u]."""
+    each = (unit.choices[index].costs for unit, index in zip(units, chosen, strict=True))
+    return tuple(map(sum, zip(*each, strict=True)))
+
+
+def least_costs(units: Sequence[Unit]) -> Costs:
+    """The least that all units can take of every resource, each for itself."""
+    each = ([choice.costs for choice in unit.choices] for unit in units)
+    return tuple(map(sum, zip(*(map(min, zip(*costs, strict=True)) for costs in each), strict=True)))
+
+
+TOLERANCE = 1e-9
+"""Rounding of sums of fractions, as a share of a resource's room; bytes are whole and have none."""
+
+
+def fits(units: Sequence[Unit], chosen: Sequence[int], room: Costs) -> bool:
+    """Whether the choices take no more than `room` of any resource."""
+    size, *others = total_costs(units, chosen)
+    return size <= room[0] and all(
+        cost <= most + TOLERANCE * abs(most) for cost, most in zip(others, room[1:], strict=True)
+    )
 
 
 def total_bytes(units: Sequence[Unit], chosen: Sequence[int]) -> int:
