@@ -80,6 +80,25 @@ def test_another_search_is_compared_with_the_exact_one(done, model, text, tmp_pa
     assert not any("found by" in note["text"] for note in exact["notes"])
 
 
+def test_limits_on_a_device_are_kept_and_reported_as_estimates(done, model, text, tmp_path):
+    from gossamer.report.build import write_report
+
+    run = tmp_path / "run"
+    shutil.copytree(done[0], run)
+    asked = {"latency_ms": 0.0015, "peak_memory_bytes": 150_000, "energy_mj": 0.05}
+    result = job.optimize(request(model, text, run, device="laptop-cpu", context=32, **asked))
+    assert {key: result["budget"][key] for key in asked} == asked
+    for key, most in asked.items():
+        assert 0 < result["estimated"][key] <= most < result["baseline"]["estimated"][key]
+    assert result["uniform"] is None or all(result["uniform"]["estimated"][key] <= asked[key] for key in asked)
+    (told,) = [note["text"] for note in result["notes"] if note["text"].startswith("Estimated, not measured")]
+    assert "a token after 32 tokens of context" in told
+    assert "laptop-cpu" in told
+    assert load_plan(run / "plan.yaml").hardware == {"device": "laptop-cpu", "context": 32}
+    write_report(run, result)
+    assert "mJ allowed" in (run / "report.html").read_text()
+
+
 def test_both_sides_are_stored_and_run_side_by_side(done):
     out, result = done
     before, after = result["baseline"]["measured"], result["measured"]

@@ -23,6 +23,8 @@ from gossamer.cli.options import (
     Out,
     PeakMemory,
     Ratio,
+    Runtime,
+    RuntimeOption,
     Search,
     SearchOption,
     Seed,
@@ -31,6 +33,8 @@ from gossamer.cli.options import (
     TechniqueOption,
     TestData,
     Threads,
+    Transform,
+    TransformOption,
 )
 from gossamer.cli.terminal import Result, figures, job, line, named, notes, quantity, show, spread, table
 from gossamer.core.errors import RequirementError
@@ -56,6 +60,8 @@ def command(
     effort: EffortOption = Effort.standard,
     technique: TechniqueOption = Technique.qronos,
     search: SearchOption = Search.exact,
+    transform: TransformOption = Transform.none,
+    runtime: RuntimeOption = Runtime.transformers,
     dry_run: DryRun = False,
     seed: Seed = 0,
     threads: Threads = None,
@@ -90,6 +96,8 @@ def command(
             effort=effort.value,
             technique=technique.value,
             search=search.value,
+            transform=transform.value,
+            runtime=runtime.value,
             dry_run=dry_run,
             command=shlex.join(["gossamer", *sys.argv[1:]]),
         )

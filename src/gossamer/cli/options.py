@@ -34,6 +34,23 @@ class Search(StrEnum):
     tiered = "tiered"
 
 
+class Transform(StrEnum):
+    """What is done to the model before the search, without changing its function (see docs/compression.md)."""
+
+    none = "none"
+    rotate = "rotate"
+    smoothquant = "smoothquant"
+    awq = "awq"
+
+
+class Runtime(StrEnum):
+    """What is to run the result (see docs/search.md)."""
+
+    transformers = "transformers"
+    vllm = "vllm"
+    llama_cpp = "llama.cpp"
+
+
 class Effort(StrEnum):
     """How much is tried and measured."""
 
@@ -131,4 +148,6 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done;
 GranularityOption = Annotated[Granularity, typer.Option(help="What gets a setting of its own.")]
 TechniqueOption = Annotated[Technique, typer.Option(help="What carries the chosen plan out.")]
 SearchOption = Annotated[Search, typer.Option(help="How the plan is found; others are compared with exact.")]
+TransformOption = Annotated[Transform, typer.Option(help="Done to the model first; its function stays.")]
+RuntimeOption = Annotated[Runtime, typer.Option(help="What is to run the result; no other formats are used.")]
 EffortOption = Annotated[Effort, typer.Option(help="How much is tried and measured.")]

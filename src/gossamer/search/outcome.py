@@ -75,6 +75,14 @@ def result_of(job: Job, found: Found, seconds: float) -> Json:
         )
         notes.append({"kind": "note", "text": text})
     notes += [{"kind": "note", "text": text} for text in job.limits.sentences()]
+    if job.transform:
+        names = ", ".join(step.do for step in job.transform)
+        text = f"The model was changed by {names} first, which keeps what it computes; baselines are of that form."
+        notes.append({"kind": "note", "text": text})
+    notes += [{"kind": "note", "text": text} for text in job.transform_notes]
+    if job.runtime.name != "transformers":
+        text = f"Layers take only formats that {job.runtime.name} runs; all others stay at 16 bits."
+        notes.append({"kind": "note", "text": text})
     unmet = []
     if floor is not None and lost > floor:
         unit = "percentage points" if task.higher_is_better else "%"

@@ -12,6 +12,8 @@ from gossamer.core.errors import BudgetError
 Effort = Literal["quick", "standard", "thorough"]
 Technique = Literal["gptq", "gptaq", "qronos", "signround"]
 Search = Literal["exact", "evolution", "tiered"]
+Transform = Literal["none", "rotate", "smoothquant", "awq"]
+Runtime = Literal["transformers", "vllm", "llama.cpp"]
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,10 @@ class OptimizeRequest:
     `weight_bytes` or `ratio` (share of the 16-bit size) bound the exported checkpoint's tensors; `peak_memory_bytes`,
     `latency_ms` and `energy_mj` what one inference step takes by estimate, after `context` tokens, the last two on
     `device` (a preset or a YAML file). `max_loss_percent` is the quality floor; with a floor alone, the smallest model
-    that meets it is sought. `task`, `data` default to
-    what the model declares; `test_data` to a part of `data` that the search never sees. `technique` carries the plan
-    out; `search` finds it, and others than `exact` are compared with that. `command` is the command line that the
-    report names.
+    that meets it is sought. `task`, `data` default to what the model declares; `test_data` to a part of `data` that the
+    search never sees. `transform` changes the model first, without changing its function; `technique` carries the plan
+    out; `search` finds it, and others than `exact` are compared with that; `runtime` is what must run it. `command` is
+    the command line that the report names.
     """
 
     model: str
@@ -45,6 +47,8 @@ class OptimizeRequest:
     effort: Effort = "standard"
     technique: Technique = "qronos"
     search: Search = "exact"
+    runtime: Runtime = "transformers"
+    transform: Transform = "none"
     dry_run: bool = False
     command: str = ""
 

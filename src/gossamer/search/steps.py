@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from gossamer.compress.calibrate import Stream, layers_by_step
-from gossamer.compress.presets import uniform_schemes
 from gossamer.core.errors import RequirementError
 from gossamer.evaluate.task import Task
 from gossamer.search.allocate import allocate
 from gossamer.search.bank import Bank
 from gossamer.search.evolution import evolve
-from gossamer.search.front import UNIFORM, Point, allocations, options_of, undefeated
+from gossamer.search.front import Point, allocations, options_of, undefeated
 from gossamer.search.guard import Contender, Verdict, judge
 from gossamer.search.job import Job
 from gossamer.search.propose import halving, population
@@ -62,7 +61,8 @@ def pareto(job: Job, bank: Bank, sensitivity: Sensitivity) -> tuple[list[Point],
 
 
 def _uniforms(job: Job, bank: Bank, sensitivity: Sensitivity) -> list[Point]:
-    assignments = [uniform_schemes(job.opened.hierarchy, scheme) for scheme in UNIFORM]
+    schemes = job.runtime.uniform
+    assignments = [job.uniform(scheme) for scheme in schemes]
 
     def compute() -> Any:
         found = []
@@ -71,9 +71,9 @@ def _uniforms(job: Job, bank: Bank, sensitivity: Sensitivity) -> list[Point]:
             found.append([score.mean_kl, score.kl_stderr])
         return found
 
-    scores = job.folder.step("uniform", [job.key, [describe(scheme) for scheme in UNIFORM]], compute)
+    scores = job.folder.step("uniform", [job.key, job.runtime.name, [describe(scheme) for scheme in schemes]], compute)
     points = []
-    for scheme, assignment, (kl, stderr) in zip(UNIFORM, assignments, scores, strict=True):
+    for scheme, assignment, (kl, stderr) in zip(schemes, assignments, scores, strict=True):
         predicted = sum(sensitivity.kl[u][c] for u, c in enumerate(job.choices(assignment)))
         size = job.bytes_of(assignment)
         points.append(Point(f"uniform {describe(scheme)}", assignment, size, predicted, kl, stderr))
@@ -185,7 +185,7 @@ def searched(
 
 def _uniform_start(job: Job, room: Costs) -> list[list[int]]:
     """The largest uniform setting within `room` as a choice of every unit; none if none fits."""
-    plans = [job.choices(uniform_schemes(job.opened.hierarchy, scheme)) for scheme in UNIFORM]
+    plans = [job.choices(job.uniform(scheme)) for scheme in job.runtime.uniform]
     fitting = [plan for plan in plans if fits(job.units, plan, room)]
     return [max(fitting, key=lambda plan: total_bytes(job.units, plan))] if fitting else []
 

@@ -5,7 +5,7 @@ large models, a whole block. A choice names a scheme for every layer of its unit
 stores them, so that a container that the public loaders force on a layer is paid for here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +32,16 @@ GRID: tuple[Scheme, ...] = (
     Scheme(8, None),
 )
 """The schemes that every linear layer may take, besides 16 bits. Symmetric: packed zero points do not reload."""
+
+EIGHT = Scheme(8, None)
+"""What a token embedding may take: its container's width."""
+
+Serves = Callable[[Containers, Layer, Scheme], bool]
+"""Whether the runtime at hand runs a layer on a grid (see `runtimes.py`)."""
+
+
+def _any(_containers: Containers, _layer: Layer, _scheme: Scheme) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
@@ -65,9 +75,15 @@ class Unit:
 
 
 def units_of(
-    hierarchy: Hierarchy, containers: Containers, granularity: Granularity, grid: Sequence[Scheme] = GRID
+    hierarchy: Hierarchy,
+    containers: Containers,
+    granularity: Granularity,
+    grid: Sequence[Scheme] = GRID,
+    serves: Serves = _any,
 ) -> tuple[Unit, ...]:
     """Every unit with more than one choice, in the hierarchy's order.
+
+    Choices are made of the schemes in `grid` that the runtime `serves`.
 
     Convolutions and position embeddings have no low-bit container and are no units. A token embedding may take 8 bits
     (its container's width); where the head shares its tensor, both form one unit, because quantising either unties
@@ -79,19 +95,19 @@ def units_of(
         for number, block in enumerate(modality.blocks):
             members = [layer for layer in block.layers if _is_plain(layer)]
             if granularity == "block":
-                units.append(_linear_unit(block.path, modality.name, number, members, containers, grid))
+                units.append(_linear_unit(block.path, modality.name, number, members, containers, grid, serves))
             else:
                 for name in dict.fromkeys(layer.unit for layer in members):
                     fused = [layer for layer in members if layer.unit == name]
-                    units.append(_linear_unit(name, modality.name, number, fused, containers, grid))
+                    units.append(_linear_unit(name, modality.name, number, fused, containers, grid, serves))
         for name in dict.fromkeys(layer.unit for layer in modality.layers):
             members = [layer for layer in modality.layers if layer.unit == name and layer.tied_to is None]
             linear = [layer for layer in members if _is_plain(layer)]
             if linear:
-                units.append(_linear_unit(name, modality.name, None, linear, containers, grid))
+                units.append(_linear_unit(name, modality.name, None, linear, containers, grid, serves))
             for layer in members:
                 if layer.kind == "embedding" and modality.name == "embeddings":
-                    units.append(_embedding_unit(layer, tied.get(layer.path), modality.name, containers, grid))
+                    units.append(_embedding_unit(layer, tied.get(layer.path), modality.name, containers, grid, serves))
     return tuple(unit for unit in units if len(unit.choices) > 1)
 
 
@@ -117,32 +133,50 @@ def _linear_unit(
     layers: list[Layer],
     containers: Containers,
     grid: Sequence[Scheme],
+    serves: Serves,
 ) -> Unit:
     dense = Choice("16 bits", 16, (), sum(containers.bytes(layer, None) for layer in layers))
     choices: dict[tuple[tuple[str, Scheme], ...], Choice] = {}
     for scheme in grid:
-        fitted = tuple((layer.path, _fit(scheme, layer)) for layer in layers)
-        size = sum(containers.bytes(layer, _fit(scheme, layer)) for layer in layers)
-        choices.setdefault(fitted, Choice(describe(scheme), scheme.bits, fitted, size))
+        fitted = served(layers, scheme, containers, serves)
+        size = sum(containers.bytes(layer, fitted.get(layer.path)) for layer in layers)
+        choice = Choice(describe(scheme), scheme.bits, tuple(fitted.items()), size)
+        choices.setdefault(choice.schemes, choice)
+    choices.pop((), None)
     ordered = sorted(choices.values(), key=lambda choice: (choice.bytes, choice.bits))
     return Unit(name, modality, block, tuple(layers), (dense, *ordered))
 
 
+def served(layers: Sequence[Layer], scheme: Scheme, containers: Containers, serves: Serves = _any) -> dict[str, Scheme]:
+    """Layer path → `scheme` fitted to its columns, of the fused sets among the layers that are served as a whole."""
+    fitted = {layer.path: _fit(scheme, layer) for layer in layers}
+    left = {layer.unit for layer in layers if not serves(containers, layer, fitted[layer.path])}
+    return {layer.path: fitted[layer.path] for layer in layers if layer.unit not in left}
+
+
 def _embedding_unit(
-    layer: Layer, head: Layer | None, modality: str, containers: Containers, grid: Sequence[Scheme]
+    layer: Layer,
+    head: Layer | None,
+    modality: str,
+    containers: Containers,
+    grid: Sequence[Scheme],
+    serves: Serves,
 ) -> Unit:
     dense = Choice("16 bits", 16, (), containers.bytes(layer, None))
-    eight = Scheme(8, None)
-    small = containers.bytes(layer, eight)
+    small = containers.bytes(layer, EIGHT)
+    if not serves(containers, layer, EIGHT):
+        return Unit(layer.path, modality, None, (layer,), (dense,))
     if head is None:
-        choice = Choice(describe(eight), 8, ((layer.path, eight),), small)
+        choice = Choice(describe(EIGHT), 8, ((layer.path, EIGHT),), small)
         return Unit(layer.path, modality, None, (layer,), (dense, choice))
     choices = []
     for scheme in grid:
         fitted = _fit(scheme, head)
+        if not serves(containers, head, fitted):
+            continue
         size = small + containers.bytes(head, fitted)
         label = f"embedding 8 bits, head {describe(scheme)}"
-        choices.append(Choice(label, scheme.bits, ((layer.path, eight), (head.path, fitted)), size))
+        choices.append(Choice(label, scheme.bits, ((layer.path, EIGHT), (head.path, fitted)), size))
     ordered = sorted(choices, key=lambda choice: choice.bytes)
     return Unit(layer.path, modality, None, (layer, head), (dense, *ordered))
 
