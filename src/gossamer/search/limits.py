@@ -20,7 +20,7 @@ from gossamer.models.open import Opened
 from gossamer.models.packed import Scheme
 from gossamer.search.units import Costs, Unit, least_costs, total_costs
 
-_WORDS = {"peak_memory_bytes": "peak memory", "latency_ms": "latency", "energy_mj": "energy"}
+_WORDS = {"weight_bytes": "weight", "peak_memory_bytes": "peak memory", "latency_ms": "latency", "energy_mj": "energy"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Limits:
         """What the estimates are of."""
         if self.inference is None:
             return []
-        named = ", ".join(words for key, words in _WORDS.items() if key in {one.key for one in self.resources})
+        named = ", ".join(_WORDS[resource.key] for resource in self.resources if resource.key != "weight_bytes")
         return [f"Estimated, not measured: {named} of {self.inference.assumptions(self.device)}."]
 
     def check(self, units: Sequence[Unit]) -> None:
@@ -89,10 +89,11 @@ class Limits:
             if resource.most is None or nearest <= resource.most:
                 continue
             show = format_bytes if resource.key.endswith("_bytes") else _plain
+            stated = math.ceil(nearest) if show is format_bytes else _rounded_up(nearest)
             raise BudgetError(
-                f"{resource.option} {show(resource.most)} cannot be met: {show(resource.constant)} stay whatever is "
-                f"chosen, and the smallest choices bring the total to {show(nearest)}; the nearest feasible is "
-                f"{resource.option} {math.ceil(nearest) if show is format_bytes else _rounded_up(nearest)}"
+                f"the {_WORDS[resource.key]} limit of {show(resource.most)} cannot be met: {show(resource.constant)} are "
+                f"there whatever is chosen and the smallest choices bring it to {show(nearest)}; the nearest feasible is "
+                f"{resource.option} {stated}"
             )
 
 
