@@ -91,9 +91,9 @@ class Limits:
             show = format_bytes if resource.key.endswith("_bytes") else _plain
             stated = math.ceil(nearest) if show is format_bytes else _rounded_up(nearest)
             raise BudgetError(
-                f"the {_WORDS[resource.key]} limit of {show(resource.most)} cannot be met: {show(resource.constant)} are "
-                f"there whatever is chosen and the smallest choices bring it to {show(nearest)}; the nearest feasible is "
-                f"{resource.option} {stated}"
+                f"the {_WORDS[resource.key]} limit of {show(resource.most)} cannot be met: {show(resource.constant)} "
+                f"are there whatever is chosen and the smallest choices bring it to {show(nearest)}; the nearest "
+                f"feasible is {resource.option} {stated}"
             )
 
 
