@@ -56,11 +56,7 @@ class OptimizeRequest:
         """The budget in bytes. Raises `BudgetError` if none is stated, two are, or it is absurd."""
         if self.weight_bytes is not None and self.ratio is not None:
             raise BudgetError("give either --memory or --ratio, not both: they state the same limit")
-        estimated = {
-            "peak_memory_bytes": self.peak_memory_bytes,
-            "latency_ms": self.latency_ms,
-            "energy_mj": self.energy_mj,
-        }
+        estimated = {"--peak-memory": self.peak_memory_bytes, "--latency": self.latency_ms, "--energy": self.energy_mj}
         if all(limit is None for limit in (self.weight_bytes, self.ratio, self.max_loss_percent, *estimated.values())):
             raise BudgetError(
                 "no budget: give --memory (such as 3MB), --ratio (such as 0.3), --max-loss (such as 1%), "
@@ -73,7 +69,7 @@ class OptimizeRequest:
             )
         for name, limit in estimated.items():
             if limit is not None and not (limit > 0 and isfinite(limit)):
-                raise BudgetError(f"a limit of {limit} for {name} is not possible: give a positive number")
+                raise BudgetError(f"{name} {limit} is not possible: give a positive number")
         if self.context is not None and self.context < 1:
             raise BudgetError(f"a context of {self.context} tokens is not possible: give a positive number")
         if self.weight_bytes is not None and self.weight_bytes <= 0:
@@ -81,7 +77,13 @@ class OptimizeRequest:
         if self.ratio is not None and not 0 < self.ratio <= 1:
             raise BudgetError(f"ratio {self.ratio} is out of range: it is a share of the 16-bit size, up to 1")
         size = self.weight_bytes if self.ratio is None else int(self.ratio * dense_bytes)
-        return Budget(weight_bytes=size, max_loss_percent=self.max_loss_percent, **estimated)
+        return Budget(
+            weight_bytes=size,
+            peak_memory_bytes=self.peak_memory_bytes,
+            latency_ms=self.latency_ms,
+            energy_mj=self.energy_mj,
+            max_loss_percent=self.max_loss_percent,
+        )
 
 
 @dataclass(frozen=True)
