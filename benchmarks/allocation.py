@@ -90,10 +90,10 @@ def contest(name: str, source: dict[str, str | None], effort: str, on: str, prog
         uniform = uniform_schemes(job.opened.hierarchy, scheme)
         limit = job.bytes_of(uniform)
         bank, sensitivity = profile(job)
-        exact = allocated(job, bank, sensitivity, limit).chosen
+        exact = allocated(job, bank, sensitivity, job.room_within(limit)).chosen
         chosen = assignment_of(job.units, exact)
         evolving = replace(job, request=replace(job.request, search="evolution"))
-        evolved = assignment_of(job.units, searched(evolving, bank, sensitivity, limit, exact)[0])
+        evolved = assignment_of(job.units, searched(evolving, bank, sensitivity, job.room_within(limit), exact)[0])
         baseline = job.scorer("test").baseline_loss
         ours, theirs, others = (
             job.score(job.applier(job.steps(plan), progress).tensors, "test") for plan in (chosen, uniform, evolved)

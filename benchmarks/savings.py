@@ -38,7 +38,7 @@ def rows_of(name: str, source: dict[str, str | None], effort: str, on: str, prog
     bank, sensitivity = profile(job)
     for saving, target in TARGETS.items():
         limit = int((1 - saving) * job.dense_bytes)
-        chosen = assignment_of(job.units, allocated(job, bank, sensitivity, limit).chosen)
+        chosen = assignment_of(job.units, allocated(job, bank, sensitivity, job.room_within(limit)).chosen)
         score = job.score(job.applier(job.steps(chosen), progress).tensors, "test")
         before = job.score({}, "test").loss
         value, low, high = increase(before, score.loss, score.weight)

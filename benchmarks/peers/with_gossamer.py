@@ -51,7 +51,7 @@ def searched(task: Task) -> Prepared:
 
     def call() -> Applied:
         bank, sensitivity = profile(job)
-        chosen = assignment_of(job.units, allocated(job, bank, sensitivity, limit).chosen)
+        chosen = assignment_of(job.units, allocated(job, bank, sensitivity, job.room_within(limit)).chosen)
         return apply_steps(job.opened.model, job.opened.hierarchy, learning(job.steps(chosen), task), batches(task))
 
     note = f"widths searched with quick effort within AutoScheme's bytes, carried out by {technique}"

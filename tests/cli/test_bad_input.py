@@ -129,7 +129,15 @@ def test_a_file_that_is_no_model(gossamer, tmp_path: Path) -> None:
         (["--ratio", "0.5", "--max-loss", "-1%"], ("'-1%'",)),
         (["--ratio", "0.5", "--max-loss", "little"], ("'little'",)),
         (["--ratio", "0.5", "--memory", "3MB"], ("--memory", "--ratio", "not both")),
-        ([], ("--memory", "--ratio", "--max-loss")),
+        ([], ("--memory", "--ratio", "--max-loss", "--peak-memory", "--latency", "--energy")),
+        (["--latency", "5"], ("--device", "laptop-cpu", "h100")),
+        (["--energy", "5", "--device", "abacus"], ("abacus", "laptop-cpu")),
+        (["--energy", "-5", "--device", "h100"], ("-5", "positive")),
+        (["--latency", "nan", "--device", "h100"], ("nan", "positive")),
+        (["--ratio", "0.5", "--context", "0", "--peak-memory", "1GB"], ("context of 0",)),
+        (["--latency", "1e-9", "--device", "h100"], ("cannot be met", "nearest feasible is --latency")),
+        (["--peak-memory", "1kB"], ("cannot be met", "nearest feasible is --peak-memory")),
+        (["--ratio", "0.9", "--runtime", "abacus"], ("abacus", "vllm", "llama.cpp")),
     ],
 )
 def test_absurd_budgets(gossamer, lm: Path, out: Path, nothing_written, arguments: list[str], said: tuple[str]) -> None:

@@ -203,6 +203,11 @@ def test_techniques_on_whole_towers_serve_a_family_or_say_why_not(family, name):
         ),
         ([("gptq", {"bits": 4, "format": "mxfp4"})], "mxfp4 has 4 bits, group 32 and no zero point"),
         ([("wanda", {"sparsity": 0.3, "pattern": "2:4"})], "contradicts pattern 2:4"),
+        ([("rtn", {"bits": 4, "act_order": True})], "'rtn' has no setting 'act_order'"),
+        ([("wanda", {}), ("low_rank", {"rank": 2})], r"step 2: low_rank \(decompose\) comes too late"),
+        ([("wanda", {}), ("rotate", {})], r"step 2: rotate \(transform\) comes too late"),
+        ([("rtn", {"bits": 4}), ("drop_block", {})], r"step 2: drop_block \(structure\) comes too late"),
+        ([("drop_block", {})], r"step 1 \(drop_block at .*\): .* selects no whole block"),
     ],
 )
 def test_bad_chains_are_refused_before_work_starts(names, said):
@@ -211,6 +216,49 @@ def test_bad_chains_are_refused_before_work_starts(names, said):
     with pytest.raises(PlanError, match=said):
         apply_steps(model, hierarchy, steps(names), batches)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("at", "do", "said"),
+    [
+        ("embeddings.*", "rotate", r"step 2 \(rotate at 'embeddings.\*'\): it works on the linear layers of blocks"),
+        ("embeddings.*", "smoothquant", r"step 2 \(smoothquant .* none is selected"),
+        ("embeddings.*", "awq_scales", r"step 2 \(awq_scales .* none is selected"),
+        ("language.blocks.*", "drop_block", r"step 2 \(drop_block .*\): .* all 2 blocks would go; keep at least one"),
+        ("language.blocks.0.mlp.up_proj", "prune_heads", r"step 2 \(prune_heads .* selects no whole block"),
+    ],
+)
+def test_a_technique_on_blocks_that_it_cannot_serve_is_refused_with_its_entry(at, do, said):
+    model, hierarchy, batches = opened("llama")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    settings = {"keep": 0.5} if do == "prune_heads" else {}
+    with pytest.raises(PlanError, match=said) as refused:
+        apply_steps(model, hierarchy, [step("head.lm_head", bits=4), step(at, do, **settings)], batches)
+    assert "\n" not in str(refused.value)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("rounding", [{"do": "awq", "symmetric": False}, {"do": "hqq", "symmetric": False}])
+def test_a_mask_outlives_what_scales_columns_and_shifts_zeros(rounding):
+    model, hierarchy, batches = opened("llama")
+    at = "language.blocks.*.mlp.*"
+    chosen = [step(at, "wanda", pattern="2:4"), step(at, bits=3, **rounding)]
+    done = apply_steps(model, hierarchy, chosen, batches)
+    layers = {layer.path: layer for layer in hierarchy.layers()}
+    assert done.masks
+    for path, mask in done.masks.items():
+        assert not read_matrix(model, layers[path])[~mask].any()
+
+
+def test_awq_scales_keep_the_function_and_let_another_technique_round():
+    model, hierarchy, batches = opened("llama")
+    with torch.no_grad():
+        before = model(**batches[0].inputs).logits.clone()
+    norms = {name: value.clone() for name, value in model.state_dict().items() if "norm" in name}
+    apply_steps(model, hierarchy, [step("language.**", "awq_scales", bits=3, group=8, steps=5)], batches)
+    with torch.no_grad():
+        assert torch.allclose(model(**batches[0].inputs).logits, before, atol=1e-4)
+    assert any(not torch.equal(model.state_dict()[name], value) for name, value in norms.items())
 
 
 def test_healing_runs_last_and_needs_data_to_hold_it_to():

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gossamer.core.errors import BudgetError, PlanError
+from gossamer.core.errors import BudgetError, OutputError, PlanError
 from gossamer.core.outcome import Measure
 from gossamer.core.plan import load_plan
 from gossamer.evaluate.running import Running
@@ -80,6 +80,25 @@ def test_another_search_is_compared_with_the_exact_one(done, model, text, tmp_pa
     assert not any("found by" in note["text"] for note in exact["notes"])
 
 
+def test_limits_on_a_device_are_kept_and_reported_as_estimates(done, model, text, tmp_path):
+    from gossamer.report.build import write_report
+
+    run = tmp_path / "run"
+    shutil.copytree(done[0], run)
+    asked = {"latency_ms": 0.0015, "peak_memory_bytes": 150_000, "energy_mj": 0.05}
+    result = job.optimize(request(model, text, run, device="laptop-cpu", context=32, **asked))
+    assert {key: result["budget"][key] for key in asked} == asked
+    for key, most in asked.items():
+        assert 0 < result["estimated"][key] <= most < result["baseline"]["estimated"][key]
+    assert result["uniform"] is None or all(result["uniform"]["estimated"][key] <= asked[key] for key in asked)
+    (told,) = [note["text"] for note in result["notes"] if note["text"].startswith("Estimated, not measured")]
+    assert "a token after 32 tokens of context" in told
+    assert "laptop-cpu" in told
+    assert load_plan(run / "plan.yaml").hardware == {"device": "laptop-cpu", "context": 32}
+    write_report(run, result)
+    assert "mJ allowed" in (run / "report.html").read_text()
+
+
 def test_both_sides_are_stored_and_run_side_by_side(done):
     out, result = done
     before, after = result["baseline"]["measured"], result["measured"]
@@ -131,6 +150,57 @@ def test_plain_transformers_opens_the_checkpoint(done):
         logits = reload(out / "checkpoint")(torch.tensor([[5, 6, 7]])).logits
     assert bool(torch.isfinite(logits).all())
     assert result["parity"] <= 1e-3
+
+
+@pytest.mark.parametrize("transform", ["rotate", "awq"])
+def test_a_transform_before_the_search_is_in_the_plan_and_in_the_checkpoint(done, model, text, tmp_path, transform):
+    result = job.optimize(request(model, text, tmp_path / "run", ratio=0.75, transform=transform))
+    plan = load_plan(tmp_path / "run" / "plan.yaml")
+    assert plan.compression[0].do == {"rotate": "rotate", "awq": "awq_scales"}[transform]
+    assert {step.do for step in plan.compression[1:]} == {"qronos"}
+    assert result["parity"] <= 1e-3
+    assert result["measured"]["weight_bytes"]["value"] <= 0.75 * result["baseline"]["measured"]["weight_bytes"]["value"]
+    untouched = done[1]["baseline"]["measured"]
+    assert result["baseline"]["measured"]["weight_bytes"] == untouched["weight_bytes"]
+    assert result["baseline"]["measured"]["perplexity"]["value"] == pytest.approx(
+        untouched["perplexity"]["value"], rel=1e-3
+    )
+    assert any("which keeps what it computes" in note["text"] for note in result["notes"])
+    apply_job(str(tmp_path / "run" / "plan.yaml"), str(model), tmp_path / "again")
+    stored = [folder / "model.safetensors" for folder in (tmp_path / "run" / "checkpoint", tmp_path / "again")]
+    assert stored[0].read_bytes() == stored[1].read_bytes()
+
+
+def test_under_vllm_the_checkpoint_holds_only_what_it_serves(model, text, tmp_path):
+    least = job.optimize(request(model, text, tmp_path / "none", ratio=1.0, runtime="vllm", dry_run=True))["estimated"]
+    size = (least["smallest_weight_bytes"] + least["dense_weight_bytes"]) // 2
+    result = job.optimize(request(model, text, tmp_path / "run", weight_bytes=size, runtime="vllm"))
+    assert result["parity"] <= 1e-3
+    config = json.loads((tmp_path / "run" / "checkpoint" / "config.json").read_text())
+    groups = config["quantization_config"]["config_groups"].values()
+    assert {group["format"] for group in groups} == {"pack-quantized"}
+    assert {group["weights"]["num_bits"] for group in groups} <= {4, 8}
+    chosen = {layer["path"]: layer["choice"] for layer in result["layers"]}
+    assert chosen["embeddings.embed_tokens"] == chosen["head.lm_head"] == "16 bits"
+    for block in ("language.blocks.0", "language.blocks.1"):
+        assert len({chosen[f"{block}.self_attn.{name}_proj"] for name in "qkv"}) == 1
+        assert chosen[f"{block}.mlp.gate_proj"] == chosen[f"{block}.mlp.up_proj"]
+
+
+def test_a_run_folder_of_another_model_is_refused_before_work(done, text, monkeypatch):
+    out, _ = done
+    monkeypatch.setattr("gossamer.search.optimize.open_parts", lambda *_: pytest.fail("work has started"))
+    with pytest.raises(OutputError, match=r"holds the candidates of another model \(sha256:.*choose another --out"):
+        job.optimize(request(Path("tiny-lm"), text, out, ratio=0.65))
+
+
+def test_a_plan_that_asks_for_more_calibration_than_there_is_names_its_entry(done, model, tmp_path):
+    plan = load_plan(done[0] / "plan.yaml")
+    more = plan.model_copy(update={"calibration": plan.calibration.model_copy(update={"samples": 10_000})})
+    more.save(tmp_path / "plan.yaml")
+    with pytest.raises(PlanError, match=r"calibration.samples cannot be 10000 .*: the data holds .* give more data"):
+        apply_job(str(tmp_path / "plan.yaml"), str(model), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_technique_carries_the_plan_out_and_replays(model, text, tmp_path):

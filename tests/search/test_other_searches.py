@@ -17,7 +17,7 @@ def problem(blocks, weights):
         size = 10 * (1 + number % 3)
         choices = tuple(Choice(f"{bits} bits", bits, (), bits * size) for bits in BITS)
         units.append(Unit(f"u{number}", "language", number % blocks, (), choices))
-        options.append([Option(c.bytes, 0.0 if c.bits == 16 else weight * 4.0**-c.bits) for c in choices])
+        options.append([Option(c.costs, 0.0 if c.bits == 16 else weight * 4.0**-c.bits) for c in choices])
     return tuple(units), options
 
 
@@ -38,25 +38,25 @@ def test_both_keep_the_budget_and_improve_on_the_uniform_start(weights, tenths, 
         return loss(options, chosen)
 
     for found in (
-        tiered(units, options, budget, measure),
-        evolve(units, start, budget, measure, 10, 8, seed),
+        tiered(units, options, (budget,), measure),
+        evolve(units, start, (budget,), measure, 10, 8, seed),
     ):
         assert total_bytes(units, found) <= budget
         assert loss(options, found) <= loss(options, start) <= loss(options, uniform)
-    assert evolve(units, start, budget, measure, 3, 8, seed) == evolve(units, start, budget, measure, 3, 8, seed)
+    assert evolve(units, start, (budget,), measure, 3, 8, seed) == evolve(units, start, (budget,), measure, 3, 8, seed)
 
 
 def test_they_come_near_the_exact_optimum_of_an_additive_problem():
     units, options = problem(4, [0.1, 30, 1, 5, 0.3, 60, 2, 0.05])
     budget = total_bytes(units, [2] * len(units))
-    best, uniform = loss(options, allocate(options, budget)), loss(options, [2] * len(units))
+    best, uniform = loss(options, allocate(options, (budget,))), loss(options, [2] * len(units))
 
     def measure(chosen, share):
         return loss(options, chosen)
 
-    evolved = evolve(units, [2] * len(units), budget, measure, 60, 16, 0)
+    evolved = evolve(units, [2] * len(units), (budget,), measure, 60, 16, 0)
     assert best <= loss(options, evolved) < 0.5 * uniform
-    found = loss(options, tiered(units, options, budget, measure))
+    found = loss(options, tiered(units, options, (budget,), measure))
     assert best <= found < 0.7 * uniform
 
 
@@ -68,6 +68,6 @@ def test_the_tiered_search_does_not_measure_hopeless_proposals():
         asked.append(tuple(chosen))
         return loss(options, chosen)
 
-    tiered(units, options, total_bytes(units, [2] * len(units)), measure)
+    tiered(units, options, (total_bytes(units, [2] * len(units)),), measure)
     assert all(chosen[0] in (0, 2, 3, 4, 5, 6) for chosen in asked)
     assert len(asked) > 1

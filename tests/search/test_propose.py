@@ -9,7 +9,7 @@ from gossamer.search.allocate import Option, allocate
 from gossamer.search.propose import halving, population
 
 OPTIONS = [
-    [Option(16, 0.0), *(Option(bits, 4.0**-bits * (1 + number / 7)) for bits in (2, 3, 4, 5, 6, 8))]
+    [Option((16,), 0.0), *(Option((bits,), 4.0**-bits * (1 + number / 7)) for bits in (2, 3, 4, 5, 6, 8))]
     for number in range(8)
 ]
 
@@ -17,11 +17,11 @@ OPTIONS = [
 @settings(deadline=None, max_examples=25)
 @given(st.integers(20, 120), st.integers(1, 20), st.integers(0, 3))
 def test_the_population_is_diverse_and_affordable(budget, count, seed):
-    found = population(OPTIONS, budget, count, seed)
-    assert found[0] == allocate(OPTIONS, budget)
+    found = population(OPTIONS, (budget,), count, seed)
+    assert found[0] == allocate(OPTIONS, (budget,))
     assert len(found) == len({tuple(chosen) for chosen in found}) <= count
-    assert all(sum(OPTIONS[u][c].bytes for u, c in enumerate(chosen)) <= budget for chosen in found)
-    assert found == population(OPTIONS, budget, count, seed)
+    assert all(sum(OPTIONS[u][c].costs[0] for u, c in enumerate(chosen)) <= budget for chosen in found)
+    assert found == population(OPTIONS, (budget,), count, seed)
     if budget == 40 and count > 4:
         assert len(found) > 4
 

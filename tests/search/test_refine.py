@@ -52,7 +52,7 @@ def true_loss(bits):
 def test_it_moves_bytes_to_where_they_help_and_stays_within_the_budget():
     start = [2, 1, 1, 1]
     budget = total_bytes(UNITS, start)
-    found = refine(UNITS, start, budget, 3, scored(true_loss), scored(true_loss), around(true_loss))
+    found = refine(UNITS, start, (budget,), 3, scored(true_loss), scored(true_loss), around(true_loss))
     assert total_bytes(UNITS, found.chosen) <= budget
     assert UNITS[3].choices[found.chosen[3]].bits == 8
     assert found.rounds[0].kept
@@ -62,7 +62,7 @@ def test_it_moves_bytes_to_where_they_help_and_stays_within_the_budget():
 def test_a_gain_that_fresh_data_denies_is_not_kept():
     start = [2, 1, 1, 1]
     found = refine(
-        UNITS, start, total_bytes(UNITS, start), 3, scored(true_loss), scored(lambda bits: 1.0), around(true_loss)
+        UNITS, start, (total_bytes(UNITS, start),), 3, scored(true_loss), scored(lambda bits: 1.0), around(true_loss)
     )
     assert found.chosen == tuple(start)
     assert not any(item.kept for item in found.rounds)

@@ -40,7 +40,7 @@ def test_the_verdict_compares_the_best_plans_of_equal_bytes(budget):
     cheap = Change("drop", "language.blocks.0", 0.3, {"a": 0.0, "b": 0.0}, 10)
     dear = Change("drop", "language.blocks.1", 2.5, {"c": 0.0})
     cut = Change("cut", "language.blocks.1", 0.05, {"c": 0.75})
-    dropped, narrowed = does_structure_pay(UNITS, LOSSES, [dear, cheap, cut], budget)
+    dropped, narrowed = does_structure_pay(UNITS, LOSSES, [dear, cheap, cut], (budget,))
     alone = best(budget, {}, 0)
     for said, change, technique in ((dropped, cheap, "drop_block"), (narrowed, cut, "prune_channels")):
         wanted = best(budget + change.freed, change.shares, change.kl)
@@ -51,9 +51,9 @@ def test_the_verdict_compares_the_best_plans_of_equal_bytes(budget):
 
 def test_nothing_is_said_where_nothing_is_lost_or_known():
     drop = Change("drop", "language.blocks.0", 0.3, {"a": 0.0})
-    assert does_structure_pay(UNITS, LOSSES, [drop], 384) == []
-    assert does_structure_pay(UNITS, LOSSES, [], 100) == []
-    assert does_structure_pay(UNITS, LOSSES, [drop], 10) == []
+    assert does_structure_pay(UNITS, LOSSES, [drop], (384,)) == []
+    assert does_structure_pay(UNITS, LOSSES, [], (100,)) == []
+    assert does_structure_pay(UNITS, LOSSES, [drop], (10,)) == []
 
 
 def test_every_block_is_tried_both_ways(model, tmp_path):

@@ -6,19 +6,26 @@ from functools import partial
 from pathlib import Path
 
 from gossamer.cli.options import (
+    Context,
     Data,
+    Device,
     DryRun,
     Effort,
     EffortOption,
+    Energy,
     Granularity,
     GranularityOption,
     Json,
+    Latency,
     MaxLoss,
     Memory,
     Model,
     On,
     Out,
+    PeakMemory,
     Ratio,
+    Runtime,
+    RuntimeOption,
     Search,
     SearchOption,
     Seed,
@@ -27,6 +34,8 @@ from gossamer.cli.options import (
     TechniqueOption,
     TestData,
     Threads,
+    Transform,
+    TransformOption,
 )
 from gossamer.cli.terminal import Result, figures, job, line, named, notes, quantity, show, spread, table
 from gossamer.core.errors import RequirementError
@@ -39,6 +48,11 @@ def command(
     out: Out,
     memory: Memory = None,
     ratio: Ratio = None,
+    peak_memory: PeakMemory = None,
+    latency: Latency = None,
+    energy: Energy = None,
+    device: Device = None,
+    context: Context = None,
     max_loss: MaxLoss = None,
     task: Task = None,
     data: Data = None,
@@ -47,6 +61,8 @@ def command(
     effort: EffortOption = Effort.standard,
     technique: TechniqueOption = Technique.qronos,
     search: SearchOption = Search.exact,
+    transform: TransformOption = Transform.none,
+    runtime: RuntimeOption = Runtime.transformers,
     dry_run: DryRun = False,
     seed: Seed = 0,
     on: On = "cpu",
@@ -71,12 +87,19 @@ def command(
             test_data=test_data,
             weight_bytes=memory,
             ratio=ratio,
+            peak_memory_bytes=peak_memory,
+            latency_ms=latency,
+            energy_mj=energy,
+            device=device,
+            context=context,
             max_loss_percent=max_loss,
             seed=seed,
             granularity=granularity.value,
             effort=effort.value,
             technique=technique.value,
             search=search.value,
+            transform=transform.value,
+            runtime=runtime.value,
             dry_run=dry_run,
             on=on,
             command=shlex.join(["gossamer", *sys.argv[1:]]),
@@ -96,6 +119,10 @@ def draw(out: Path, result: Result) -> None:
         (named(key), *(quantity(key, side.get(key, "")) for side in (before, after)))
         for key in dict.fromkeys([*before, *after])
         if not key.endswith("_ratio")  # the notes tell them
+    ]
+    rows += [
+        (f"{named(key)}, estimated", *(quantity(key, side["estimated"][key]) for side in (result["baseline"], result)))
+        for key in result["estimated"]
     ]
     table(f"Measured [{spread(after)}]", ("", "before, 16 bits", "after"), rows)
     notes(result)

@@ -34,6 +34,23 @@ class Search(StrEnum):
     tiered = "tiered"
 
 
+class Transform(StrEnum):
+    """What is done to the model before the search, without changing its function (see docs/compression.md)."""
+
+    none = "none"
+    rotate = "rotate"
+    smoothquant = "smoothquant"
+    awq = "awq"
+
+
+class Runtime(StrEnum):
+    """What is to run the result (see docs/search.md)."""
+
+    transformers = "transformers"
+    vllm = "vllm"
+    llama_cpp = "llama.cpp"
+
+
 class Effort(StrEnum):
     """How much is tried and measured."""
 
@@ -87,6 +104,31 @@ Ratio = Annotated[
         help="The same limit as a share of the 16-bit size, such as 0.3 or 30%.",
     ),
 ]
+PeakMemory = Annotated[
+    int | None,
+    typer.Option(
+        parser=parse_bytes,
+        metavar="SIZE",
+        show_default=False,
+        help="Estimated bytes of weights, cache of --context tokens and activations together.",
+    ),
+]
+Latency = Annotated[
+    float | None,
+    typer.Option(metavar="MS", show_default=False, help="Estimated milliseconds of a token (or example) on --device."),
+]
+Energy = Annotated[
+    float | None,
+    typer.Option(metavar="MJ", show_default=False, help="Estimated millijoules of the same."),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(metavar="DEVICE", show_default=False, help="A device preset such as laptop-cpu, or a YAML file."),
+]
+Context = Annotated[
+    int | None,
+    typer.Option(metavar="TOKENS", show_default="2048", help="Tokens in the cache in those estimates."),
+]
 MaxLoss = Annotated[
     float | None,
     typer.Option(
@@ -109,4 +151,6 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done;
 GranularityOption = Annotated[Granularity, typer.Option(help="What gets a setting of its own.")]
 TechniqueOption = Annotated[Technique, typer.Option(help="What carries the chosen plan out.")]
 SearchOption = Annotated[Search, typer.Option(help="How the plan is found; others are compared with exact.")]
+TransformOption = Annotated[Transform, typer.Option(help="Done to the model first; its function stays.")]
+RuntimeOption = Annotated[Runtime, typer.Option(help="What is to run the result; no other formats are used.")]
 EffortOption = Annotated[Effort, typer.Option(help="How much is tried and measured.")]

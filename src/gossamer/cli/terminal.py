@@ -90,7 +90,7 @@ def quantity(key: str, value: Any) -> str:
         return str(value)
     if key.endswith("bytes"):
         return format_bytes(value)
-    for suffix, unit in (("_percent", " %"), ("_ms", " ms"), ("_s", " s")):
+    for suffix, unit in (("_percent", " %"), ("_ms", " ms"), ("_mj", " mJ"), ("_s", " s")):
         if key.endswith(suffix):
             return f"{value:.4g}{unit}" if abs(value) < 1e4 else f"{value:,.0f}{unit}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
@@ -106,7 +106,7 @@ def measured(key: str, value: Mapping[str, Any]) -> str:
 def named(key: str) -> str:
     """A key for people: `weight_bytes` is `weights`, `saving_percent` is `saving`."""
     stem = key
-    for suffix in ("_bytes", "_percent", "_ms", "_s"):
+    for suffix in ("_bytes", "_percent", "_ms", "_mj", "_s"):
         stem = stem.removesuffix(suffix)
     return _NAMES.get(stem, stem.replace("_", " ").replace("macs", "MACs"))
 

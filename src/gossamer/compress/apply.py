@@ -20,10 +20,11 @@ from gossamer.compress.scaling import Scaling, fold_scales
 from gossamer.compress.statistics import Statistics
 from gossamer.compress.structure import selected_blocks
 from gossamer.compress.swap import finite_weight, overwrite_weight, replace_weight
-from gossamer.core.errors import DataError
+from gossamer.core.errors import DataError, PlanError
 from gossamer.core.paths import listed
 from gossamer.core.plan import Step
 from gossamer.core.progress import SILENT, Progress
+from gossamer.core.technique import name_of
 from gossamer.data.batch import Batch
 from gossamer.engine.walk import Entry, Walk
 from gossamer.models.hierarchy import Block, Hierarchy, Layer
@@ -72,11 +73,14 @@ def apply_steps(
     healings = _lessons(model, hierarchy, assigned, batches)
     aims = {path: chain.aim for path, chain in assigned.chains.items()}
     for number, technique, at in assigned.whole:
-        if technique.phase == "structure":
-            hierarchy = technique.reshape(model, hierarchy, selected_blocks(hierarchy, at), batches)
-        elif technique.phase == "transform":
-            said = technique.transform(model, hierarchy, hierarchy.select(at), batches, aims)
-            notes.extend(f"compression step {number}: {note}" for note in said)
+        try:
+            if technique.phase == "structure":
+                hierarchy = technique.reshape(model, hierarchy, selected_blocks(hierarchy, at), batches)
+            elif technique.phase == "transform":
+                said = technique.transform(model, hierarchy, hierarchy.select(at), batches, aims)
+                notes.extend(f"compression step {number}: {note}" for note in said)
+        except PlanError as error:
+            raise PlanError(f"compression step {number} ({name_of(technique)} at {at!r}): {error}") from error
     result = Applied(retied(model, hierarchy), {}, {}, notes)
     assigned.check_shapes(result.hierarchy)
     _compress(model, assigned.chains, batches, progress, result)

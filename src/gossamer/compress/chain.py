@@ -28,6 +28,7 @@ from gossamer.compress.passes import (
 )
 from gossamer.compress.registry import techniques
 from gossamer.compress.statistics import Statistics
+from gossamer.compress.structure import selected_blocks
 from gossamer.core.errors import PlanError
 from gossamer.core.plan import Step
 from gossamer.core.technique import build
@@ -170,6 +171,7 @@ def assign(hierarchy: Hierarchy, steps: Sequence[Step]) -> Assigned:
                 chain[phase] = technique
                 _check(number, step, layer, chain, technique)
         if phase not in LAYER_PHASES:
+            _check_whole(f"compression step {number} ({step.do} at {step.at!r})", phase, hierarchy, step.at, selected)
             whole.append((number, technique, step.at))
     made = {path: Chain(**chain) for path, chain in chains.items()}
     for name, members in hierarchy.units().items():
@@ -212,6 +214,18 @@ def _check(number: int, step: Step, layer: Layer, chain: Mapping[str, Any], tech
         raise PlanError(
             f"{where}: it would not keep the zeros of {layer.path} that an earlier step makes; quantise by gptq instead"
         )
+
+
+def _check_whole(where: str, phase: Phase, hierarchy: Hierarchy, at: str, layers: Sequence[Layer]) -> None:
+    """Raises `PlanError` for a technique on blocks that selects none."""
+    if phase == "structure":
+        try:
+            selected_blocks(hierarchy, at)
+        except PlanError as error:
+            raise PlanError(f"{where}: {error}") from error
+    inside = {layer for block in hierarchy.blocks() for layer in block.layers if layer.kind == "linear"}
+    if phase == "transform" and inside.isdisjoint(layers):
+        raise PlanError(f"{where}: it works on the linear layers of blocks and none is selected; as in language.**")
 
 
 def _check_shape(technique: Any, layer: Layer, where: str) -> None:

@@ -1,10 +1,11 @@
 """Devices: what a machine can hold, move and compute. Presets ship as YAML; users add files of their own."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
 
 from gossamer.core.errors import DeviceError
 
@@ -17,7 +18,8 @@ class Device(BaseModel):
 
     `memory_bytes` is what models and data share; `bandwidth_bytes_per_s` that memory's. `operations_per_s` maps a
     precision to operations a second, a multiply-accumulate counting as two. `disk_bytes_per_s` is sequential reading.
-    `memory_joules_per_byte` and `power_watts` are given where published. `source` says where the figures are from.
+    `memory_joules_per_byte`, `joules_per_operation` (a precision → joules, as for rates) and `power_watts` are given
+    where published. `source` says where the figures are from.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,19 +29,38 @@ class Device(BaseModel):
     source: str
     memory_bytes: int = Field(gt=0)
     bandwidth_bytes_per_s: float = Field(gt=0)
-    operations_per_s: dict[Precision, float] = Field(min_length=1)
+    operations_per_s: dict[Precision, PositiveFloat] = Field(min_length=1)
     disk_bytes_per_s: float = Field(gt=0)
     memory_joules_per_byte: float | None = Field(default=None, gt=0)
+    joules_per_operation: dict[Precision, PositiveFloat] = {}
     power_watts: float | None = Field(default=None, gt=0)
 
     def rate(self, precision: Precision) -> float:
         """Operations a second at `precision`, or at the nearest precision above it that the device lists."""
-        order: tuple[Precision, ...] = ("int4", "int8", "float16", "bfloat16", "float32")
-        start = order.index(precision)
-        for candidate in (*order[start:], *reversed(order[:start])):
-            if candidate in self.operations_per_s:
-                return self.operations_per_s[candidate]
-        raise DeviceError(f"device {self.name} lists no compute rate: give operations_per_s for float32")
+        return _nearest(self.operations_per_s, precision)
+
+    def joules(self, read: float, operations: float, precision: Precision) -> float | None:
+        """Energy of reading so many bytes and computing so many operations; None where the device tells too little.
+
+        By the byte and the operation where both are listed, else `power_watts` for as long as `seconds` says.
+        """
+        if self.memory_joules_per_byte is not None and self.joules_per_operation:
+            each = _nearest(self.joules_per_operation, precision)
+            return read * self.memory_joules_per_byte + operations * each
+        if self.power_watts is not None:
+            return self.power_watts * self.seconds(read, operations, precision)
+        return None
+
+    def seconds(self, read: float, operations: float, precision: Precision) -> float:
+        """Time of reading so many bytes while computing so many operations, at the peaks: the longer of the two."""
+        return max(read / self.bandwidth_bytes_per_s, operations / self.rate(precision))
+
+
+def _nearest(table: Mapping[Precision, float], precision: Precision) -> float:
+    """The entry of a precision, else of the nearest one above it, else below."""
+    order: tuple[Precision, ...] = ("int4", "int8", "float16", "bfloat16", "float32")
+    start = order.index(precision)
+    return next(table[name] for name in (*order[start:], *reversed(order[:start])) if name in table)
 
 
 def device_names() -> tuple[str, ...]:

@@ -11,21 +11,38 @@ from gossamer.core.files import digest, write_json
 Json = Any
 
 
+MARKER = "gossamer-run.json"
+
+
+def check_run_folder(path: Path, owner: str | None = None) -> None:
+    """Raises `OutputError` if `path` cannot be a run folder of the model whose fingerprint is `owner`."""
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"cannot use {path} as a run folder: a file is in the way; choose a directory")
+    marker = path / MARKER
+    if not marker.exists():
+        if path.is_dir() and any(path.iterdir()):
+            raise OutputError(f"{path} is neither empty nor a run folder: choose another --out, or empty it first")
+        return
+    found = json.loads(marker.read_text(encoding="utf-8")).get("model")
+    if None not in (found, owner) and found != owner:
+        raise OutputError(
+            f"{path} holds the candidates of another model ({found[:19]}…, this one is {str(owner)[:19]}…): choose "
+            "another --out"
+        )
+
+
 class RunFolder:
     """A directory of step results. `steps/NAME-KEY.json` holds a result and the inputs that KEY is the digest of.
 
-    Raises `OutputError` if the folder cannot be written, or holds something that is not a run.
+    `owner` is the fingerprint of the model that it is about. Raises `OutputError` if the folder cannot be written, or
+    holds something that is not a run or another model's.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, owner: str | None = None) -> None:
         self.path = path
-        marker = path / "gossamer-run.json"
-        if path.exists() and not path.is_dir():
-            raise OutputError(f"cannot use {path} as a run folder: a file is in the way; choose a directory")
-        if path.is_dir() and not marker.exists() and any(path.iterdir()):
-            raise OutputError(f"{path} is neither empty nor a run folder: choose another --out, or empty it first")
-        if not marker.exists():
-            write_json(marker, {"gossamer_run": 1})
+        check_run_folder(path, owner)
+        if not (path / MARKER).exists():
+            write_json(path / MARKER, {"gossamer_run": 1, **({} if owner is None else {"model": owner})})
 
     def file(self, name: str, inputs: Json, suffix: str) -> Path:
         """Where the result of step `name` on `inputs` lives."""

@@ -74,7 +74,7 @@ def write_gguf(
     import torch
     from gguf import GGML_QUANT_VERSION, GGMLQuantizationType, GGUFWriter
 
-    architecture = _architecture(opened)
+    architecture = architecture_of(opened)
     config: Any = opened.model.config
     vocabulary = vocabulary_of(opened.tokenizer, config.vocab_size)
     stored = {name: kept for kept, name in parameter_names(architecture.name, opened.model).items()}
@@ -125,7 +125,7 @@ def read_back(path: Path, opened: "Opened") -> "nn.Module":
         return gguf_model(path, found)
 
 
-def _architecture(opened: "Opened") -> Architecture:
+def architecture_of(opened: "Opened") -> Architecture:
     config: Any = opened.model.config
     kind = config.model_type
     if kind not in ARCHITECTURES:

@@ -61,8 +61,9 @@ class Side(_Record):
     bits), `weight_disk_bytes` (in the files as they are), `weight_memory_bytes` (in memory while running),
     `saving_percent`, `loss`, `kl`, `latency_ms`, `prefill_ms`, `decode_ms`, `image_ms`, `tokens_per_s`,
     `peak_memory_bytes`, `disk_bytes`. Others are shown under their own name, with units taken from the suffix
-    (`_bytes`, `_ms`, `_s`, `_percent`). `METRIC_change`, a paired difference of the task's metric, and `KEY_ratio`, a
-    paired ratio of any figure to the baseline's, give the table's change column. `label` matters for `uniform` only.
+    (`_bytes`, `_ms`, `_mj`, `_s`, `_percent`). `METRIC_change`, a paired difference of the task's metric, and
+    `KEY_ratio`, a paired ratio of any figure to the baseline's, give the table's change column. `label` matters for
+    `uniform` only.
     """
 
     label: str = ""

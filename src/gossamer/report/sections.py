@@ -41,6 +41,12 @@ def _tiles(result: Result) -> Iterator[tuple[str, str, str, str]]:
         place = "within" if met else "over"
         verdict = "no byte budget" if limit is None else f"{place} the budget of {format_bytes(limit)}"
         yield "Weights", format_bytes(size.value), verdict, "" if met else "missed"
+    for key, most in result.budget.estimated().items():
+        found = result.estimated.get(key)
+        if found is not None:
+            place, state = ("within", "") if found <= most else ("over", "missed")
+            verdict = f"estimate, {place} the {words.show(key, most)} allowed"
+            yield words.name_of(key), words.show(key, found), verdict, state
     fall, floor = words.loss_percent(result), result.budget.max_loss_percent
     if fall is not None:
         met = floor is None or fall <= floor

@@ -28,6 +28,7 @@ NAMES = {
     "prefill_ms": "Prefill",
     "decode_ms": "Decode, per token",
     "image_ms": "Image encoding",
+    "energy_mj": "Energy",
     "tokens_per_s": "Decode rate",
     "time_s": "Time",
 }
@@ -62,7 +63,7 @@ def name_of(key: str) -> str:
     """A key as people read it: `peak_memory_bytes` → `Peak memory`."""
     if key in NAMES:
         return NAMES[key]
-    for suffix in ("_bytes", "_ms", "_s", "_percent"):
+    for suffix in ("_bytes", "_ms", "_mj", "_s", "_percent"):
         key = key.removesuffix(suffix)
     return key.replace("_", " ").replace(".", " · ").capitalize()
 
@@ -85,6 +86,8 @@ def show(key: str, value: float) -> str:
         return f"{_number(value, 3)} nats"
     if key.endswith("_ms"):
         return f"{_number(value, 3)} ms"
+    if key.endswith("_mj"):
+        return f"{_number(value, 3)} mJ"
     if key.endswith("per_s"):
         return f"{_number(value, 3)} /s"
     if key.endswith("_s"):

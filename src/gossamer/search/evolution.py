@@ -1,6 +1,6 @@
 """Evolution: whole plans mutate and the fittest stays (EvoPress, arXiv 2410.14649).
 
-An offspring moves some units down and others up, so that the bytes stay within the budget. Offspring are thinned by
+An offspring moves some units down and others up, so that the plan stays within its limits. Offspring are thinned by
 successive halving, the last ones are compared with their parent on all data, and the parent stays unless it is beaten.
 Nothing is assumed about how losses add up; the price is many evaluations of whole plans.
 """
@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 
 from gossamer.search.propose import Measure, halving
-from gossamer.search.units import Unit, total_bytes
+from gossamer.search.units import Costs, Unit, fits
 
 FINALISTS = 2
 """Offspring of a generation that are measured on all data."""
@@ -20,20 +20,20 @@ FINALISTS = 2
 def evolve(
     units: Sequence[Unit],
     start: Sequence[int],
-    budget: int,
+    room: Costs,
     measure: Measure,
     generations: int,
     offspring: int,
     seed: int,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> list[int]:
-    """The fittest choice found from `start` (total bytes ≤ `budget`, which every offspring keeps)."""
+    """The fittest choice found from `start` (within `room`, as is every offspring)."""
     random = np.random.default_rng(seed)
     ladders = [_ladder(unit) for unit in units]
     fitness = cache(measure)  # the last round of the halving has measured the finalists on all data
     parent = tuple(start)
     for _ in track(range(generations)):
-        young = {tuple(mutate(units, ladders, parent, budget, random)): None for _ in range(offspring)}
+        young = {tuple(mutate(units, ladders, parent, room, random)): None for _ in range(offspring)}
         young.pop(parent, None)
         finalists = [tuple(child) for child in halving(list(young), FINALISTS, fitness)]
         parent = min((parent, *finalists), key=lambda plan: fitness(plan, 1.0))
@@ -44,20 +44,20 @@ def mutate(
     units: Sequence[Unit],
     ladders: Sequence[Sequence[int]],
     parent: Sequence[int],
-    budget: int,
+    room: Costs,
     random: np.random.Generator,
 ) -> list[int]:
-    """A few random units one level up, then others one level down until the bytes fit the budget again."""
+    """A few random units one level up, then others one level down until they fit the room again."""
     child = list(parent)
     raised = random.choice(len(units), size=min(len(units), 1 + random.geometric(0.5)), replace=False).tolist()
     for u in raised:
         child[u] = _moved(ladders[u], child[u], +1)
     others = [u for u in random.permutation(len(units)).tolist() if u not in raised]
     for u in others:
-        if total_bytes(units, child) <= budget:
+        if fits(units, child, room):
             break
         child[u] = _moved(ladders[u], child[u], -1)
-    return child if total_bytes(units, child) <= budget else list(parent)
+    return child if fits(units, child, room) else list(parent)
 
 
 def _ladder(unit: Unit) -> list[int]:

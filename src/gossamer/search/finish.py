@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gossamer.compress.apply import Applied
-from gossamer.core.errors import GossamerError, PlanError, RequirementError
+from gossamer.core.errors import DataError, GossamerError, PlanError, RequirementError
 from gossamer.core.plan import Calibration
 from gossamer.data.batch import Batch
 from gossamer.evaluate.splits import draw, sources
@@ -49,7 +49,12 @@ def calibration_batches(calibration: Calibration | None, opened: Opened) -> list
             f"{str(pool.protocol['sha256'])[:12]}…, the plan names {calibration.sha256[:12]}…"
         )
     sizes = {"calibrate": calibration.samples}
-    drawn = draw(sources(pool), sizes, calibration.seed, SPREAD, calibration.pool)["calibrate"]
+    try:
+        drawn = draw(sources(pool), sizes, calibration.seed, SPREAD, calibration.pool)["calibrate"]
+    except DataError as error:
+        raise PlanError(
+            f"the plan's calibration.samples cannot be {calibration.samples} with pool {calibration.pool}: {error}"
+        ) from error
     return list(pool.subset(drawn).batches(batch_size(pool, opened)))
 
 

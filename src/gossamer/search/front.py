@@ -7,7 +7,7 @@ import numpy as np
 
 from gossamer.models.packed import Scheme
 from gossamer.search.allocate import Option, allocate, smallest
-from gossamer.search.units import Assignment, Unit
+from gossamer.search.units import Assignment, Costs, Unit
 
 UNIFORM: tuple[Scheme, ...] = (
     Scheme(2, 64),
@@ -35,18 +35,21 @@ class Point:
 def options_of(units: Sequence[Unit], losses: Sequence[Sequence[float]]) -> list[list[Option]]:
     """The allocation problem of units and the losses of their choices (nats)."""
     return [
-        [Option(choice.bytes, max(0.0, loss)) for choice, loss in zip(unit.choices, row, strict=True)]
+        [Option(choice.costs, max(0.0, loss)) for choice, loss in zip(unit.choices, row, strict=True)]
         for unit, row in zip(units, losses, strict=True)
     ]
 
 
-def allocations(units: Sequence[Unit], options: Sequence[Sequence[Option]], count: int) -> list[list[int]]:
-    """Different exact allocations for `count` budgets in geometric steps, from the least possible to 16 bits."""
-    dense = sum(unit.choices[0].bytes for unit in units)
-    budgets = [int(value) for value in np.geomspace(smallest(options), dense, count).round()]
-    return [
-        list(chosen) for chosen in dict.fromkeys(tuple(allocate(options, max(b, smallest(options)))) for b in budgets)
-    ]
+def allocations(
+    units: Sequence[Unit], options: Sequence[Sequence[Option]], count: int, others: Costs = ()
+) -> list[list[int]]:
+    """Different exact allocations for `count` sizes in geometric steps, from the least possible to 16 bits.
+
+    `others` is the room for further resources than bytes, which all of them keep.
+    """
+    dense, least = sum(unit.choices[0].bytes for unit in units), smallest(options)
+    sizes = [max(int(value), least) for value in np.geomspace(least, dense, count).round()]
+    return [list(chosen) for chosen in dict.fromkeys(tuple(allocate(options, (size, *others))) for size in sizes)]
 
 
 def undefeated(points: Sequence[Point]) -> list[Point]:

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import gossamer
-from gossamer.compress.presets import steps_of
+from gossamer.compress.presets import steps_of, uniform_schemes
 from gossamer.compress.swap import Swap
 from gossamer.core.budget import Budget
 from gossamer.core.plan import Calibration, ModelBinding, Plan, Step
@@ -18,15 +18,18 @@ from gossamer.engine.walk import Walk
 from gossamer.evaluate.task import Task
 from gossamer.evaluate.vqa import VqaTask
 from gossamer.models.accounting import account
+from gossamer.models.containers import Containers
 from gossamer.models.hierarchy import Layer
 from gossamer.models.open import Opened
-from gossamer.models.packed import QuantizedTensor
+from gossamer.models.packed import QuantizedTensor, Scheme
 from gossamer.search.applied import Applier
 from gossamer.search.finish import batch_size
+from gossamer.search.limits import Limits
 from gossamer.search.parts import Parts, key_of
 from gossamer.search.request import OptimizeRequest, Sizes
+from gossamer.search.runtimes import Runtime
 from gossamer.search.scorer import Score, Scorer
-from gossamer.search.units import Assignment, Unit
+from gossamer.search.units import Assignment, Costs, Unit, choice_in, served
 
 BANK_TECHNIQUE = "gptq"
 """What candidates are made with; the chosen plan is carried out by the technique that the request names."""
@@ -37,7 +40,11 @@ PACKED = 4
 
 @dataclass(frozen=True)
 class Job:
-    """One job. `fixed` are the bytes that no unit holds. The model is unchanged between the steps."""
+    """One job. The model is unchanged between the steps.
+
+    `fixed` are the bytes that no unit holds, `dense_bytes` the 16-bit size of the model as it came: the denominator of
+    every ratio. `transform` is what was done to the model before, `transform_notes` what there is to say of it.
+    """
 
     request: OptimizeRequest
     opened: Opened
@@ -46,24 +53,49 @@ class Job:
     budget: Budget
     units: tuple[Unit, ...]
     fixed: int
+    dense_bytes: int
+    limits: Limits
+    runtime: Runtime
     progress: Progress
+    transform: tuple[Step, ...] = ()
+    transform_notes: tuple[str, ...] = ()
 
     @cached_property
     def folder(self) -> RunFolder:
         """The run folder, made when it is first needed."""
-        return RunFolder(self.request.out)
+        return RunFolder(self.request.out, self.opened.fingerprint)
 
     @cached_property
     def key(self) -> Any:
         """What every result of this job depends on, besides its own inputs."""
         parts = key_of(self.parts, self.sizes, self.request.seed)
         place = [] if self.request.on == "cpu" else [self.request.on]  # elsewhere sums are rounded differently
-        return [gossamer.__version__, self.opened.fingerprint, parts, BANK_TECHNIQUE, *place]
+        model = [self.opened.fingerprint, self.request.transform]
+        return [gossamer.__version__, *model, parts, BANK_TECHNIQUE, *place]
 
-    @property
-    def dense_bytes(self) -> int:
-        """The 16-bit size: the denominator of every ratio."""
-        return self.fixed + sum(unit.choices[0].bytes for unit in self.units)
+    @cached_property
+    def room(self) -> Costs:
+        """What the choices of all units may take under the limits."""
+        return self.limits.room(self.units)
+
+    def room_within(self, weight_bytes: int) -> Costs:
+        """The same for a checkpoint of at most so many bytes."""
+        return (min(self.room[0], weight_bytes - self.fixed), *self.room[1:])
+
+    @cached_property
+    def containers(self) -> Containers:
+        """The forms that the model's layers load in."""
+        return Containers.of(self.opened.model)
+
+    def uniform(self, scheme: Scheme) -> Assignment:
+        """The uniform setting: every linear layer that the runtime serves on it."""
+        paths = uniform_schemes(self.opened.hierarchy, scheme)
+        layers = [self.layers[path] for path in paths]
+        return served(self.opened.hierarchy, layers, scheme, self.containers, self.runtime.serves)
+
+    def choices(self, assignment: Assignment) -> list[int]:
+        """The choice of every unit that makes an assignment."""
+        return [choice_in(unit, assignment) for unit in self.units]
 
     def bytes_of(self, assignment: Assignment) -> int:
         """Bytes of the checkpoint under an assignment."""
@@ -148,5 +180,7 @@ class Job:
                 seed=self.request.seed,
                 settings=parts.settings,
             ),
-            compression=tuple(steps),
+            compression=(*self.transform, *steps),
+            operation={"runtime": self.runtime.name},
+            hardware=self.limits.hardware,
         )

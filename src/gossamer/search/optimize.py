@@ -8,30 +8,37 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from gossamer.compress.apply import apply_steps
+from gossamer.compress.presets import preset_steps
 from gossamer.core.budget import Budget
-from gossamer.core.errors import BudgetError
+from gossamer.core.device import Device, load_device
+from gossamer.core.errors import ModelError
 from gossamer.core.files import write_json
 from gossamer.core.progress import SILENT, Progress
+from gossamer.core.runfolder import check_run_folder
 from gossamer.core.units import format_bytes
 from gossamer.engine.forward import device_of, named_device
 from gossamer.evaluate.running import measure_running
 from gossamer.models.accounting import account
 from gossamer.models.checkpoint import reload, save_compressed
 from gossamer.models.containers import Containers
+from gossamer.models.gguf_write import architecture_of
 from gossamer.models.open import Opened, open_model
 from gossamer.models.packed import Scheme
 from gossamer.search.alternatives import alternatives, does_it_pay
 from gossamer.search.bank import Bank, fill_bank
 from gossamer.search.finish import prove
 from gossamer.search.job import BANK_TECHNIQUE, Job
+from gossamer.search.limits import Limits, limits_of
 from gossamer.search.outcome import Found, result_of
 from gossamer.search.parts import open_parts
 from gossamer.search.request import OptimizeRequest, sizes_for
+from gossamer.search.runtimes import RUNTIMES, Runtime
 from gossamer.search.samples import continuations
 from gossamer.search.sensitivity import Sensitivity, measure_sensitivity
-from gossamer.search.steps import allocated, byte_limit, guarded, pareto, searched
+from gossamer.search.steps import allocated, guarded, pareto, room_of, searched
 from gossamer.search.structure import changes, does_structure_pay
-from gossamer.search.units import Granularity, Unit, assignment_of, describe, fixed_bytes, units_of
+from gossamer.search.units import Granularity, Unit, assignment_of, describe, fixed_bytes, least_costs, units_of
 
 LARGE = 50_000_000
 """Above this many parameters sensitivity is measured at the anchors only and the plan is not refined by measuring
@@ -39,6 +46,9 @@ around it, unless the effort is thorough."""
 
 ANCHORS = (Scheme(2, 64), Scheme(4, 64))
 """The choices at which the units of large models are measured."""
+
+TRANSFORMS = {"awq": "awq_scales"}
+"""Techniques whose names differ from what the request says."""
 
 BLOCKWISE = 1_000_000_000
 """Above this many parameters `auto` granularity searches block by block."""
@@ -53,12 +63,14 @@ def optimize(request: OptimizeRequest, progress: Progress = SILENT) -> dict[str,
     started = time.monotonic()
     job = open_job(request, progress)
     if request.dry_run:
+        least = least_costs(job.units)
         return {
             "dry_run": True,
             "budget": job.budget.model_dump(exclude_none=True),
             "estimated": {
-                "smallest_weight_bytes": job.fixed + _least(job.units),
+                "smallest_weight_bytes": job.fixed + int(least[0]),
                 "dense_weight_bytes": job.dense_bytes,
+                **{f"smallest_{key}": value for key, value in job.limits.estimates(least).items()},
                 "units": len(job.units),
                 "evaluations": sum(len(unit.choices) - 1 for unit in job.units),
             },
@@ -70,20 +82,50 @@ def optimize(request: OptimizeRequest, progress: Progress = SILENT) -> dict[str,
 
 
 def open_job(request: OptimizeRequest, progress: Progress = SILENT) -> Job:
-    """Opens the model and the data of a request and checks that its budget can be met. Writes nothing."""
-    device = named_device(request.on)
+    """Opens the model and the data of a request, checks that its limits can be kept, and transforms the model if asked.
+
+    Writes nothing; a dry run does not transform.
+    """
+    place = named_device(request.on)
     opened = open_model(request.model)
+    check_run_folder(request.out, opened.fingerprint)
+    runtime = RUNTIMES[request.runtime]
+    if runtime.name == "llama.cpp":
+        architecture_of(opened)
     dense = account(opened, {}).weight_bytes
     budget = request.budget(dense)
-    units = units_of(opened.hierarchy, Containers.of(opened.model), _granularity(request, opened))
-    fixed = fixed_bytes(dense, units)
-    _check_feasible(budget, units, fixed)
+    device = load_device(request.device) if request.device is not None else None
+    units, fixed, limits = _problem(request, opened, runtime, budget, device)
     sizes = sizes_for(request.task or str(opened.defaults.get("task")), request.effort)
     if _thrifty(request, opened):
         sizes = replace(sizes, rounds=0)
     parts = open_parts(request, opened, sizes)
-    opened.model.to(device)
-    return Job(request, opened, parts, sizes, budget, units, fixed, progress)
+    opened.model.to(place)
+    job = Job(request, opened, parts, sizes, budget, units, fixed, dense, limits, runtime, progress)
+    if request.transform == "none" or request.dry_run:
+        return job
+    steps = preset_steps(TRANSFORMS.get(request.transform, request.transform), opened.hierarchy)
+    done = apply_steps(opened.model, opened.hierarchy, steps, job.calibration, progress)
+    opened = replace(opened, hierarchy=done.hierarchy, config=opened.model.config)
+    units, fixed, limits = _problem(request, opened, runtime, budget, device)
+    return replace(
+        job, opened=opened, units=units, fixed=fixed, limits=limits, transform=steps, transform_notes=tuple(done.notes)
+    )
+
+
+def _problem(
+    request: OptimizeRequest, opened: Opened, runtime: Runtime, budget: Budget, device: Device | None
+) -> tuple[tuple[Unit, ...], int, Limits]:
+    """The units with their choices, the bytes that none of them holds, and the limits, which can be kept."""
+    units = units_of(
+        opened.hierarchy, Containers.of(opened.model), _granularity(request, opened), runtime.grid, runtime.serves
+    )
+    if not units:
+        raise ModelError(f"{request.model} has no layer that {runtime.name} runs in low bits: choose another --runtime")
+    fixed = fixed_bytes(account(opened, {}).weight_bytes, units)
+    units, limits = limits_of(opened, units, fixed, budget, device, request.context)
+    limits.check(units)
+    return units, fixed, limits
 
 
 def profile(job: Job) -> tuple[Bank, Sensitivity]:
@@ -100,10 +142,10 @@ def search(job: Job) -> Found:
     bank, sensitivity = profile(job)
     trials, reshaped = alternatives(job), changes(job)
     points, uniforms = pareto(job, bank, sensitivity)
-    limit = byte_limit(job, bank, points)
-    refined = allocated(job, bank, sensitivity, limit)
-    chosen, comparison = searched(job, bank, sensitivity, limit, refined.chosen)
-    verdict = guarded(job, assignment_of(job.units, chosen), uniforms, limit)
+    room = room_of(job, bank, points)
+    refined = allocated(job, bank, sensitivity, room)
+    chosen, comparison = searched(job, bank, sensitivity, room, refined.chosen)
+    verdict = guarded(job, assignment_of(job.units, chosen), uniforms, room)
     selected = job.score(verdict.winner.applied.tensors, "select")
     out, model = job.request.out, job.opened.model
     job.plan(job.steps(verdict.winner.assignment), job.budget).save(out / "plan.yaml")
@@ -128,7 +170,7 @@ def search(job: Job) -> Found:
         sensitivity=sensitivity,
         alternatives=[
             *does_it_pay(trials),
-            *does_structure_pay(job.units, sensitivity.kl, reshaped, limit - job.fixed),
+            *does_structure_pay(job.units, sensitivity.kl, reshaped, room),
         ],
         points=points,
         uniforms=uniforms,
@@ -140,13 +182,9 @@ def search(job: Job) -> Found:
         after=after,
         rival=rival,
         texts=texts,
-        limit=limit,
+        room=room,
         running=running,
     )
-
-
-def _least(units: tuple[Unit, ...]) -> int:
-    return sum(min(choice.bytes for choice in unit.choices) for unit in units)
 
 
 def _thrifty(request: OptimizeRequest, opened: Opened) -> bool:
@@ -158,14 +196,3 @@ def _granularity(request: OptimizeRequest, opened: Opened) -> Granularity:
     if request.granularity != "auto":
         return request.granularity
     return "block" if opened.hierarchy.parameters > BLOCKWISE else "layer"
-
-
-def _check_feasible(budget: Budget, units: tuple[Unit, ...], fixed: int) -> None:
-    """Raises `BudgetError` if not even the smallest choices fit the bytes."""
-    least = fixed + _least(units)
-    if budget.weight_bytes is not None and budget.weight_bytes < least:
-        raise BudgetError(
-            f"the weight budget of {format_bytes(budget.weight_bytes)} cannot be met: {format_bytes(fixed)} must stay "
-            f"at 16 bits and the smallest choices for the rest bring the total to {format_bytes(least)}; "
-            f"the nearest feasible is --memory {least}"
-        )

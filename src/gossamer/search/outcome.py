@@ -20,7 +20,7 @@ from gossamer.search.samples import answer_samples, continuation_samples
 from gossamer.search.scorer import Score
 from gossamer.search.sensitivity import Sensitivity
 from gossamer.search.steps import loss_percent
-from gossamer.search.units import describe, mean_bits
+from gossamer.search.units import Assignment, Costs, describe, fits, mean_bits, total_costs
 
 Json = dict[str, Any]
 
@@ -47,7 +47,7 @@ class Found:
     after: Any
     rival: Any
     texts: tuple[list[tuple[str, str]], list[tuple[str, str]]]
-    limit: int
+    room: Costs
     running: Running
 
 
@@ -67,12 +67,21 @@ def result_of(job: Job, found: Found, seconds: float) -> Json:
     notes += [{"kind": "warning", "text": text} for text in winner.applied.notes]
     if hierarchy.guessed:
         notes.append({"kind": "warning", "text": "The model's family is unknown: its structure was guessed."})
-    if found.limit >= job.dense_bytes:
+    if fits(job.units, [0] * len(job.units), found.room):
         notes.append({"kind": "note", "text": "The budget holds the whole 16-bit model: nothing had to be given up."})
     if not all(all(row) for row in found.sensitivity.measured):
         text = (
             "Sensitivity was measured at a few widths of every unit; the others were inferred from layer output errors."
         )
+        notes.append({"kind": "note", "text": text})
+    notes += [{"kind": "note", "text": text} for text in job.limits.sentences()]
+    if job.transform:
+        names = ", ".join(step.do for step in job.transform)
+        text = f"The model was changed by {names} first, which keeps what it computes; baselines are of that form."
+        notes.append({"kind": "note", "text": text})
+    notes += [{"kind": "note", "text": text} for text in job.transform_notes]
+    if job.runtime.name != "transformers":
+        text = f"Layers take only formats that {job.runtime.name} runs; all others stay at 16 bits."
         notes.append({"kind": "note", "text": text})
     unmet = []
     if floor is not None and lost > floor:
@@ -114,8 +123,10 @@ def result_of(job: Job, found: Found, seconds: float) -> Json:
         "baseline": {
             "label": "16 bits",
             "measured": _dump({**before, "weight_bytes": Measure.exact(job.dense_bytes), **unchanged}),
+            "estimated": _estimates(job, {}),
         },
         "measured": _dump(measured),
+        "estimated": _estimates(job, winner.assignment),
         "uniform": _uniform(job, found),
         "pareto": _pareto(job, found),
         "pareto_loss": f"KL from the 16-bit model, nats per position, on {len(job.parts.select)} search examples",
@@ -141,6 +152,10 @@ def _dump(measured: dict[str, Measure]) -> Json:
     return {name: measure.model_dump() for name, measure in measured.items()}
 
 
+def _estimates(job: Job, assignment: Assignment) -> dict[str, float]:
+    return job.limits.estimates(total_costs(job.units, job.choices(assignment)))
+
+
 def _kl(score: Score) -> Measure:
     return bootstrap_ratio(score.kl * score.weight, score.weight, over="guard examples")
 
@@ -155,7 +170,7 @@ def _uniform(job: Job, found: Found) -> Json | None:
         "kl": _kl(uniform.score),
         "bits": Measure.exact(mean_bits(job.opened.hierarchy, uniform.assignment)),
     }
-    return {"label": uniform.label, "measured": _dump(measured)}
+    return {"label": uniform.label, "measured": _dump(measured), "estimated": _estimates(job, uniform.assignment)}
 
 
 def _pareto(job: Job, found: Found) -> list[Json]:

@@ -6,10 +6,12 @@ losses is thinned by successive halving (Jamieson and Talwalkar, arXiv 1502.0794
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from gossamer.search.allocate import Option, allocate
+from gossamer.search.units import Costs
 
 SPREAD = (0.3, 0.6)
 """Standard deviations of the factors' logarithms, in turn."""
@@ -18,19 +20,19 @@ Measure = Callable[[Sequence[int], float], float]
 """The divergence of a whole choice on the first share (0 to 1) of the data."""
 
 
-def population(options: Sequence[Sequence[Option]], budget: int, count: int, seed: int) -> list[list[int]]:
-    """Up to `count` different choices within `budget`: the exact allocation, then those under perturbed losses."""
+def population(options: Sequence[Sequence[Option]], room: Costs, count: int, seed: int) -> list[list[int]]:
+    """Up to `count` different choices within `room`: the exact allocation, then those under perturbed losses."""
     random = np.random.default_rng(seed)
-    found = {tuple(allocate(options, budget)): None}
+    found = {tuple(allocate(options, room)): None}
     for number in range(2 * count):
         if len(found) >= count:
             break
         factors = [np.exp(SPREAD[number % len(SPREAD)] * random.standard_normal(len(row))) for row in options]
         perturbed = [
-            [Option(option.bytes, option.loss * float(factor)) for option, factor in zip(row, some, strict=True)]
+            [replace(option, loss=option.loss * float(factor)) for option, factor in zip(row, some, strict=True)]
             for row, some in zip(options, factors, strict=True)
         ]
-        found[tuple(allocate(perturbed, budget))] = None
+        found[tuple(allocate(perturbed, room))] = None
     return [list(chosen) for chosen in found]
 
 

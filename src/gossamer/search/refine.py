@@ -6,11 +6,11 @@ is better on the data that chose it *and* on a part that it has not seen, which 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gossamer.search.allocate import Option, allocate
 from gossamer.search.scorer import Score
-from gossamer.search.units import Unit, total_bytes
+from gossamer.search.units import Costs, Unit, fits
 
 Evaluate = Callable[[Sequence[int]], Score]
 """The score of a whole choice."""
@@ -42,13 +42,13 @@ class Refined:
 def refine(
     units: Sequence[Unit],
     chosen: Sequence[int],
-    budget: int,
+    room: Costs,
     rounds: int,
     select: Evaluate,
     confirm: Evaluate,
     neighbours: Neighbours,
 ) -> Refined:
-    """Improves `chosen` (total bytes ≤ `budget`, stays so) in up to `rounds` rounds.
+    """Improves `chosen` (within `room`, stays so) in up to `rounds` rounds.
 
     `select` and `confirm` score a whole choice on two disjoint parts, `neighbours` measures on the first of them.
     Each round costs two evaluations per unit.
@@ -63,12 +63,12 @@ def refine(
         options = []
         for u, row in enumerate(moves):
             known = {**dict(zip(others[u], measured[u], strict=True)), current[u]: here.mean_kl}
-            options.append([Option(units[u].choices[move].bytes, known[move] - here.mean_kl) for move in row])
+            options.append([Option(units[u].choices[move].costs, known[move] - here.mean_kl) for move in row])
         lowest = min(option.loss for row in options for option in row)
-        shifted = [[Option(option.bytes, option.loss - lowest) for option in row] for row in options]
-        proposal = [moves[u][index] for u, index in enumerate(allocate(shifted, budget))]
+        shifted = [[replace(option, loss=option.loss - lowest) for option in row] for row in options]
+        proposal = [moves[u][index] for u, index in enumerate(allocate(shifted, room))]
         kept = False
-        for candidate in _shortened(units, current, proposal, options, moves, budget):
+        for candidate in _shortened(units, current, proposal, options, moves, room):
             near, far = select(candidate), confirm(candidate)
             kept = near.mean_kl < here.mean_kl and far.mean_kl < there.mean_kl
             changed = sum(a != b for a, b in zip(candidate, current, strict=True))
@@ -97,7 +97,7 @@ def _shortened(
     proposal: Sequence[int],
     options: Sequence[Sequence[Option]],
     moves: Sequence[Sequence[int]],
-    budget: int,
+    room: Costs,
 ) -> list[list[int]]:
     """The proposal, then its best half and quarter, each filled up from the downward moves that pay for it."""
     changed = [u for u in range(len(units)) if proposal[u] != current[u]]
@@ -110,9 +110,9 @@ def _shortened(
         for u in gains[: max(1, round(share * len(gains)))]:
             candidate[u] = proposal[u]
         for u in payers:
-            if total_bytes(units, candidate) <= budget:
+            if fits(units, candidate, room):
                 break
             candidate[u] = proposal[u]
-        if candidate != list(current) and total_bytes(units, candidate) <= budget and candidate not in candidates:
+        if candidate != list(current) and fits(units, candidate, room) and candidate not in candidates:
             candidates.append(candidate)
     return candidates

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from gossamer.compress.calibrate import Stream, layers_by_step
-from gossamer.compress.presets import uniform_schemes
 from gossamer.core.errors import RequirementError
 from gossamer.evaluate.task import Task
 from gossamer.search.allocate import allocate
 from gossamer.search.bank import Bank
 from gossamer.search.evolution import evolve
-from gossamer.search.front import UNIFORM, Point, allocations, options_of, undefeated
+from gossamer.search.front import Point, allocations, options_of, undefeated
 from gossamer.search.guard import Contender, Verdict, judge
 from gossamer.search.job import Job
 from gossamer.search.propose import halving, population
@@ -22,7 +21,7 @@ from gossamer.search.refine import Refined, Round, refine
 from gossamer.search.scorer import Score
 from gossamer.search.sensitivity import Sensitivity, step_of_unit
 from gossamer.search.tiered import tiered
-from gossamer.search.units import Assignment, assignment_of, choice_in, describe, total_bytes
+from gossamer.search.units import Assignment, Costs, assignment_of, describe, fits, total_bytes
 
 FRONT_POINTS = 14
 
@@ -37,7 +36,7 @@ def _measured(job: Job, bank: Bank, assignment: Assignment, part: str, share: fl
 
 def pareto(job: Job, bank: Bank, sensitivity: Sensitivity) -> tuple[list[Point], list[Point]]:
     """The front of allocated plans, and the uniform ones, measured on the `select` part with the bank's candidates."""
-    choices = allocations(job.units, options_of(job.units, sensitivity.kl), FRONT_POINTS)
+    choices = allocations(job.units, options_of(job.units, sensitivity.kl), FRONT_POINTS, job.room[1:])
 
     def compute() -> Any:
         found = []
@@ -62,7 +61,8 @@ def pareto(job: Job, bank: Bank, sensitivity: Sensitivity) -> tuple[list[Point],
 
 
 def _uniforms(job: Job, bank: Bank, sensitivity: Sensitivity) -> list[Point]:
-    assignments = [uniform_schemes(job.opened.hierarchy, scheme) for scheme in UNIFORM]
+    schemes = job.runtime.uniform
+    assignments = [job.uniform(scheme) for scheme in schemes]
 
     def compute() -> Any:
         found = []
@@ -71,22 +71,23 @@ def _uniforms(job: Job, bank: Bank, sensitivity: Sensitivity) -> list[Point]:
             found.append([score.mean_kl, score.kl_stderr])
         return found
 
-    scores = job.folder.step("uniform", [job.key, [describe(scheme) for scheme in UNIFORM]], compute)
+    scores = job.folder.step("uniform", [job.key, job.runtime.name, [describe(scheme) for scheme in schemes]], compute)
     points = []
-    for scheme, assignment, (kl, stderr) in zip(UNIFORM, assignments, scores, strict=True):
-        predicted = sum(sensitivity.kl[u][choice_in(unit, assignment)] for u, unit in enumerate(job.units))
+    for scheme, assignment, (kl, stderr) in zip(schemes, assignments, scores, strict=True):
+        predicted = sum(sensitivity.kl[u][c] for u, c in enumerate(job.choices(assignment)))
         size = job.bytes_of(assignment)
         points.append(Point(f"uniform {describe(scheme)}", assignment, size, predicted, kl, stderr))
     return points
 
 
-def byte_limit(job: Job, bank: Bank, points: Sequence[Point]) -> int:
-    """The budget in bytes: as asked, or the smallest front point that keeps the quality floor on the `confirm` part.
+def room_of(job: Job, bank: Bank, points: Sequence[Point]) -> Costs:
+    """What the plan may take: under the limits, or where there is only a quality floor as much as the smallest front
+    point that keeps it on the `confirm` part.
 
     Raises `RequirementError` if no point keeps it.
     """
-    if job.budget.weight_bytes is not None:
-        return job.budget.weight_bytes
+    if job.limits.stated:
+        return job.room
     floor = job.budget.max_loss_percent
     assert floor is not None
     task: Task = job.parts.confirm
@@ -102,7 +103,7 @@ def byte_limit(job: Job, bank: Bank, points: Sequence[Point]) -> int:
     found = job.folder.step("floor", [job.key, floor, [point.weight_bytes for point in points]], compute)
     if found is None:
         raise RequirementError(f"no plan keeps the quality floor of {floor} %: allow more loss")
-    return int(found)
+    return job.room_within(int(found))
 
 
 def loss_percent(task: Task, before: float, after: float) -> float:
@@ -110,15 +111,15 @@ def loss_percent(task: Task, before: float, after: float) -> float:
     return 100 * (before - after) if task.higher_is_better else 100 * (after / before - 1)
 
 
-def allocated(job: Job, bank: Bank, sensitivity: Sensitivity, limit: int) -> Refined:
-    """The best proposal within `limit` bytes, refined by measuring around it.
+def allocated(job: Job, bank: Bank, sensitivity: Sensitivity, room: Costs) -> Refined:
+    """The best proposal within `room`, refined by measuring around it.
 
     The proposals are exact allocations (see `propose`) and the uniform setting that fills the budget best. The
     `select` part thins them to a few, and the divergence on it and `confirm` together decides.
     """
     options = options_of(job.units, sensitivity.kl)
-    proposals = population(options, limit - job.fixed, job.sizes.proposals, job.request.seed)
-    proposals += [chosen for chosen in _uniform_start(job, limit) if chosen not in proposals]
+    proposals = population(options, room, job.sizes.proposals, job.request.seed)
+    proposals += [chosen for chosen in _uniform_start(job, room) if chosen not in proposals]
 
     def evaluate(part: str, share: float = 1.0) -> Any:
         return lambda chosen: _measured(job, bank, assignment_of(job.units, chosen), part, share)
@@ -132,7 +133,7 @@ def allocated(job: Job, bank: Bank, sensitivity: Sensitivity, limit: int) -> Ref
         found = refine(
             job.units,
             min(finalists, key=lambda chosen: select(chosen).mean_kl + confirm(chosen).mean_kl),
-            limit - job.fixed,
+            room,
             job.sizes.rounds,
             select,
             confirm,
@@ -140,12 +141,12 @@ def allocated(job: Job, bank: Bank, sensitivity: Sensitivity, limit: int) -> Ref
         )
         return {"chosen": found.chosen, "rounds": [asdict(item) for item in found.rounds]}
 
-    record = job.folder.step("refine", [job.key, limit, proposals, job.sizes.rounds], compute)
+    record = job.folder.step("refine", [job.key, room, proposals, job.sizes.rounds], compute)
     return Refined(tuple(record["chosen"]), tuple(Round(**item) for item in record["rounds"]))
 
 
 def searched(
-    job: Job, bank: Bank, sensitivity: Sensitivity, limit: int, exact: Sequence[int]
+    job: Job, bank: Bank, sensitivity: Sensitivity, room: Costs, exact: Sequence[int]
 ) -> tuple[Sequence[int], str | None]:
     """The choice that the request's kind of search finds, and a sentence that compares it with the `exact` one.
 
@@ -165,15 +166,15 @@ def searched(
 
     def compute() -> Any:
         if kind == "tiered":
-            found = tiered(job.units, options, limit - job.fixed, measure, track)
+            found = tiered(job.units, options, room, measure, track)
         else:
-            start = (_uniform_start(job, limit) or [allocate(options, limit - job.fixed)])[0]
+            start = (_uniform_start(job, room) or [allocate(options, room)])[0]
             rounds = job.sizes.proposals
-            found = evolve(job.units, start, limit - job.fixed, measure, rounds, rounds, job.request.seed, track)
+            found = evolve(job.units, start, room, measure, rounds, rounds, job.request.seed, track)
         both = [_measured(job, bank, assignment_of(job.units, plan), "confirm").mean_kl for plan in (found, exact)]
         return {"chosen": found, "kl": both, "evaluations": spent}
 
-    record = job.folder.step("search", [job.key, kind, limit, list(exact), job.sizes.proposals], compute)
+    record = job.folder.step("search", [job.key, kind, room, list(exact), job.sizes.proposals], compute)
     ours, other = record["kl"]
     text = (
         f"The plan was found by {kind} search: KL {ours:.4g} nats on the confirmation part after "
@@ -182,14 +183,11 @@ def searched(
     return record["chosen"], text
 
 
-def _uniform_start(job: Job, limit: int) -> list[list[int]]:
-    """The largest uniform setting of at most `limit` bytes as a choice of every unit; none if none fits."""
-    assignments = [uniform_schemes(job.opened.hierarchy, scheme) for scheme in UNIFORM]
-    fitting = [assignment for assignment in assignments if job.bytes_of(assignment) <= limit]
-    if not fitting:
-        return []
-    largest = max(fitting, key=job.bytes_of)
-    return [[choice_in(unit, largest) for unit in job.units]]
+def _uniform_start(job: Job, room: Costs) -> list[list[int]]:
+    """The largest uniform setting within `room` as a choice of every unit; none if none fits."""
+    plans = [job.choices(job.uniform(scheme)) for scheme in job.runtime.uniform]
+    fitting = [plan for plan in plans if fits(job.units, plan, room)]
+    return [max(fitting, key=lambda plan: total_bytes(job.units, plan))] if fitting else []
 
 
 def _neighbours(job: Job, bank: Bank, chosen: Sequence[int], others: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -231,8 +229,9 @@ def contend(job: Job, label: str, assignment: Assignment) -> Contender:
     return Contender(label, job.bytes_of(assignment), assignment, applied, score)
 
 
-def guarded(job: Job, chosen: Assignment, uniforms: Sequence[Point], limit: int) -> Verdict:
-    """The searched plan, or the best uniform one within `limit` bytes if that is better on fresh data."""
-    fitting = sorted((p for p in uniforms if p.weight_bytes <= limit), key=lambda p: p.kl)[:1]
+def guarded(job: Job, chosen: Assignment, uniforms: Sequence[Point], room: Costs) -> Verdict:
+    """The searched plan, or the best uniform one within `room` if that is better on fresh data."""
+    affordable = [point for point in uniforms if fits(job.units, job.choices(point.assignment), room)]
+    best = sorted(affordable, key=lambda point: point.kl)[:1]
     searched = contend(job, "the searched plan", chosen)
-    return judge(searched, [contend(job, point.label, point.assignment) for point in fitting])
+    return judge(searched, [contend(job, point.label, point.assignment) for point in best])

@@ -16,12 +16,12 @@ from gossamer.compress.statistics import Statistics
 from gossamer.compress.structure.narrowing import refit
 from gossamer.compress.structure.outputs import passed_on
 from gossamer.compress.swap import Swap, finite_weight
-from gossamer.core.errors import PlanError
+from gossamer.core.errors import BudgetError, PlanError
 from gossamer.models.hierarchy import Layer
 from gossamer.models.surgery import Units, channels_of, tower_of
-from gossamer.search.allocate import Option, allocate, smallest
+from gossamer.search.allocate import Option, allocate
 from gossamer.search.job import Job
-from gossamer.search.units import Unit
+from gossamer.search.units import Costs, Unit
 
 KEEP = 0.75
 """The share of channels that stays where some go."""
@@ -120,19 +120,19 @@ def _share(layers: Sequence[Layer], cut: set[str]) -> float:
 
 
 def does_structure_pay(
-    units: Sequence[Unit], losses: Sequence[Sequence[float]], found: Sequence[Change], budget: int
+    units: Sequence[Unit], losses: Sequence[Sequence[float]], found: Sequence[Change], room: Costs
 ) -> list[str]:
-    """What the changes say for a plan whose units may take `budget` bytes, in sentences, one for each kind of change.
+    """What the changes say for a plan whose units have `room`, in sentences, one for each kind of change.
 
     `losses[u][c]` is the divergence of unit u at choice c (nats). Nothing is said where bits alone lose nothing.
     """
-    alone = _predicted(units, losses, budget)
+    alone = _predicted(units, losses, room)
     if alone is None or alone <= 0:
         return []
     sentences = []
     for kind in dict.fromkeys(change.kind for change in found):
         least = min((change for change in found if change.kind == kind), key=lambda one: one.kl / _freed(units, one))
-        with_it = _predicted(units, losses, budget, least)
+        with_it = _predicted(units, losses, room, least)
         if with_it is None:
             continue
         outcome = "it does not pay here" if with_it >= alone else f"it may pay here: see {_TECHNIQUES[kind]}"
@@ -153,19 +153,24 @@ def _freed(units: Sequence[Unit], change: Change) -> float:
 
 
 def _predicted(
-    units: Sequence[Unit], losses: Sequence[Sequence[float]], budget: int, change: Change | None = None
+    units: Sequence[Unit], losses: Sequence[Sequence[float]], room: Costs, change: Change | None = None
 ) -> float | None:
-    """The least total divergence within the budget after a change; None if nothing fits."""
+    """The least total divergence within the room after a change; None if nothing fits."""
     shares = change.shares if change else {}
     options = [
         [
-            Option(int(choice.bytes * shares.get(unit.name, 1.0)), max(0.0, loss))
+            Option(_shrunk(choice.costs, shares.get(unit.name, 1.0)), max(0.0, loss))
             for choice, loss in zip(unit.choices, row, strict=True)
         ]
         for unit, row in zip(units, losses, strict=True)
     ]
-    budget += change.freed if change else 0
-    if smallest(options) > budget:
+    try:
+        chosen = allocate(options, (room[0] + (change.freed if change else 0), *room[1:]))
+    except BudgetError:
         return None
-    chosen = allocate(options, budget)
     return sum(options[u][c].loss for u, c in enumerate(chosen)) + (change.kl if change else 0.0)
+
+
+def _shrunk(costs: Costs, share: float) -> Costs:
+    """What a `share` of a unit takes of every resource."""
+    return (int(costs[0] * share), *(cost * share for cost in costs[1:]))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from gossamer.search.allocate import Option
 from gossamer.search.propose import Measure
-from gossamer.search.units import Unit, total_bytes
+from gossamer.search.units import Costs, Unit, fits, total_bytes
 
 GATE = 1.5
 """A proposal is measured only if its summed loss is at most so many times that of the plan it would replace."""
@@ -17,19 +17,19 @@ GATE = 1.5
 def tiered(
     units: Sequence[Unit],
     options: Sequence[Sequence[Option]],
-    budget: int,
+    room: Costs,
     measure: Measure,
     track: Callable[[Iterable[Sequence[int]]], Iterable[Sequence[int]]] = iter,
 ) -> list[int]:
-    """The choice of every unit within `budget` bytes. `options` hold the units' own losses, by choice."""
+    """The choice of every unit within `room`. `options` hold the units' own losses, by choice."""
     ladders = [sorted(range(len(unit.choices)), key=lambda c: unit.choices[c].bytes) for unit in units]
-    plan = _global(units, ladders, budget)
+    plan = _global(units, ladders, room)
     best = measure(plan, 1.0)
     blocks = _blocks(units)
     alone = [[u] for u in range(len(units))]
     for tier in (blocks, alone) if len(blocks) < len(alone) else (alone,):
         for group in track(sorted(tier, key=lambda members: -_loss(options, plan, members))):
-            proposal = _raised(units, ladders, options, plan, group, tier, budget)
+            proposal = _raised(units, ladders, options, plan, group, tier, room)
             if proposal is None or _loss(options, proposal) > GATE * _loss(options, plan):
                 continue
             found = measure(proposal, 1.0)
@@ -38,13 +38,11 @@ def tiered(
     return plan
 
 
-def _global(units: Sequence[Unit], ladders: Sequence[Sequence[int]], budget: int) -> list[int]:
+def _global(units: Sequence[Unit], ladders: Sequence[Sequence[int]], room: Costs) -> list[int]:
     """Every unit at the same rung of its ladder, the highest that fits."""
     rungs = max(len(ladder) for ladder in ladders)
     plans = [[ladder[min(rung, len(ladder) - 1)] for ladder in ladders] for rung in range(rungs)]
-    return max(
-        (plan for plan in plans if total_bytes(units, plan) <= budget), key=lambda plan: total_bytes(units, plan)
-    )
+    return max((plan for plan in plans if fits(units, plan, room)), key=lambda plan: total_bytes(units, plan))
 
 
 def _blocks(units: Sequence[Unit]) -> list[list[int]]:
@@ -62,7 +60,7 @@ def _raised(
     plan: Sequence[int],
     group: Sequence[int],
     tier: Sequence[Sequence[int]],
-    budget: int,
+    room: Costs,
 ) -> list[int] | None:
     """The plan with `group` one rung up, paid for by the groups that lose least by going one down; None if none do."""
     proposal = _moved(ladders, plan, group, +1)
@@ -73,10 +71,10 @@ def _raised(
         key=lambda other: _loss(options, _moved(ladders, plan, other, -1), other) - _loss(options, plan, other),
     )
     for other in payers:
-        if total_bytes(units, proposal) <= budget:
+        if fits(units, proposal, room):
             return proposal
         proposal = _moved(ladders, proposal, other, -1)
-    return proposal if total_bytes(units, proposal) <= budget else None
+    return proposal if fits(units, proposal, room) else None
 
 
 def _moved(ladders: Sequence[Sequence[int]], plan: Sequence[int], group: Sequence[int], by: int) -> list[int]:
