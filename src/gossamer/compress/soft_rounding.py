@@ -33,10 +33,10 @@ class SoftRounding:
             self._share = grid.scales.float().unsqueeze(-1) / spans.detach()
             self._zeros = 0.0 if grid.zeros is None else grid.zeros.float().unsqueeze(-1)
         scales, zeros = spans * self._share, self._zeros
-        inside = (values / scales).clamp(self._scheme.low - zeros, self._scheme.high - zeros)
+        inside = (values / scales + zeros).clamp(self._scheme.low, self._scheme.high)
         with torch.no_grad():
-            numbers = self._scheme.round_(inside + zeros) - zeros
-        return ((inside + (numbers - inside).detach()) * scales).reshape(weight.shape).to(weight.dtype)
+            numbers = self._scheme.round_(inside.clone())
+        return ((inside + (numbers - inside).detach() - zeros) * scales).reshape(weight.shape).to(weight.dtype)
 
     def _grouped(self, weight: Tensor) -> Tensor:
         return weight.reshape(len(weight), self._scheme.groups(weight[0].numel()), -1)

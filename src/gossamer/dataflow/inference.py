@@ -99,8 +99,8 @@ def _activation_bytes(hierarchy: Hierarchy, vectors: Mapping[str, int]) -> int:
     most = 0
     for modality in hierarchy.modalities:
         inside = [layer for block in modality.blocks for layer in block.layers if layer.kind != "embedding"]
-        width = max((min(layer.rows // layer.experts, layer.columns) for layer in inside), default=0)
-        widest = max((max(layer.rows // layer.experts, layer.columns) for layer in inside), default=0)
+        width = max((min(layer.rows, layer.columns) for layer in inside), default=0)
+        widest = max((max(layer.rows, layer.columns) for layer in inside), default=0)
         most = max(most, 2 * vectors.get(modality.name, vectors["language"]) * (3 * width + widest))
     heads = [layer.rows for part in hierarchy.modalities if part.name == "head" for layer in part.layers]
     return most + 4 * max(heads, default=0)

@@ -111,9 +111,8 @@ def units_of(
                     units.append(_embedding_unit(layer, tied.get(layer.path), modality.name, containers, grid, serves))
     experts = [layer for layer in hierarchy.layers() if layer.index is not None and layer.tensor in containers.stacks]
     if experts:
-        modality = experts[0].path.partition(".")[0]
-        name = _any_number(experts[0].unit)
-        units.append(_unit(name, modality, None, experts, hierarchy, containers, grid, serves))
+        tower, name = experts[0].path.partition(".")[0], _any_number(experts[0].unit)
+        units.append(_unit(name, tower, None, experts, hierarchy, containers, grid, serves))
     return tuple(unit for unit in units if len(unit.choices) > 1)
 
 
