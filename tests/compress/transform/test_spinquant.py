@@ -80,7 +80,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others():
 
 @pytest.fixture(scope="module")
 def text():
-    """64 pieces of 64 tokens that tiny-lm-draft was not trained on: the first half to learn from, the others to measure."""
+    """64 pieces of 64 tokens that tiny-lm-draft was not trained on: half to learn from, the others to measure."""
     opened = open_model("tiny-lm-draft")
     task = open_task("text", "heldout", opened, limit=16)
     ids = torch.cat([batch.inputs["input_ids"] for batch in task.batches(16)])[:, :256].reshape(-1, 64)
