@@ -78,7 +78,7 @@ class LearnedScales:
         for block, here, links in linked_blocks(model, hierarchy, stream, wanted.keys(), SILENT):
             usable = [link for link in links if all(layer in here for layer in link.consumers)]
             if usable:
-                roundings = {layer.tensor: SoftRounding(scheme) for layer in here if (scheme := wanted[layer.path])}
+                roundings = {layer.tensor: SoftRounding(wanted[layer.path]) for layer in here}
                 self._learn(model, stream, block, usable, roundings, aims)
             linked = {layer.path for link in usable for layer in link.consumers}
             left = [path for path in left if path not in linked]
