@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tests.compress.test_apply import opened, step
-from tests.compress.transform.test_rotate import REFUSED
+from tests.compress.transform.test_rotate import REFUSED, shake
 from tests.models.tiny import BUILDERS
 
 from gossamer.compress.apply import apply_steps
@@ -115,6 +115,7 @@ SHORT = {"spinquant": {"steps": 1}, "learned_scales": {"iterations": 1}}
 def test_every_transform_on_every_family(family, name):
     """Before 8-bit rounding, which hardly changes the outputs: so nor must the transform; or it refuses the family."""
     model, hierarchy, batches = opened(family)
+    shake(model)
     inside = [layer for block in hierarchy.blocks() for layer in block.layers if layer.kind == "linear"]
     tower = max((part for part in hierarchy.modalities if part.blocks), key=lambda part: part.parameters)
     before = results(forward(model, batches[0].inputs))

@@ -18,7 +18,7 @@ class SoftRounding:
     def __init__(self, scheme: Scheme) -> None:
         self._scheme = scheme
         self._share: Tensor | None = None
-        self._zeros: Tensor | float = 0.0
+        self._zeros = torch.zeros(())
 
     def refit(self) -> None:
         """The grids are fitted anew to the next weight."""
@@ -31,7 +31,7 @@ class SoftRounding:
         if self._share is None:
             grid = fit_grid(weight.detach().float().reshape(len(weight), -1), self._scheme, "mse")
             self._share = grid.scales.float().unsqueeze(-1) / spans.detach()
-            self._zeros = 0.0 if grid.zeros is None else grid.zeros.float().unsqueeze(-1)
+            self._zeros = torch.zeros(()) if grid.zeros is None else grid.zeros.float().unsqueeze(-1)
         scales, zeros = spans * self._share, self._zeros
         inside = (values / scales + zeros).clamp(self._scheme.low, self._scheme.high)
         with torch.no_grad():

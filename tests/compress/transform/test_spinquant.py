@@ -80,9 +80,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others():
 
 @pytest.fixture(scope="module")
 def text():
-    """64 pieces of 64 tokens that tiny-lm was not trained on: the first half to learn from, the others to measure."""
-    opened = open_model("tiny-lm")
-    task = open_task("text", opened.defaults["data"], opened, limit=16)
+    """64 pieces of 64 tokens that tiny-lm-draft was not trained on: half to learn from, the others to measure."""
+    opened = open_model("tiny-lm-draft")
+    task = open_task("text", "heldout", opened, limit=16)
     ids = torch.cat([batch.inputs["input_ids"] for batch in task.batches(16)])[:, :256].reshape(-1, 64)
     assert len(ids) == 64
     return ids[:32], ids[32:]
@@ -92,18 +92,18 @@ def test_a_trained_model_loses_less_than_after_a_plain_rotation(text):
     learnt_on, measured = text
     losses = {}
     for do in ("rotate", "spinquant"):
-        opened = open_model("tiny-lm")
+        opened = open_model("tiny-lm-draft")
         with torch.no_grad():
             reference = run(opened.model, {"input_ids": measured}).logits.log_softmax(-1)
-        steps = [{"at": "language.**", "do": do}, {"at": "language.blocks.*", "do": "rtn", "bits": 3, "group": 64}]
+        steps = [{"at": "language.**", "do": do}, {"at": "language.blocks.*", "do": "rtn", "bits": 2, "group": 32}]
         if do == "spinquant":
-            steps[0] |= {"steps": 16, "rows": 8, "samples": 32}
+            steps[0] |= {"steps": 10, "rows": 8, "rate": 0.03}
         batch = Batch({"input_ids": learnt_on}, torch.empty(0), tuple(range(len(learnt_on))))
         apply_steps(opened.model, opened.hierarchy, [Step.model_validate(step) for step in steps], [batch])
         with torch.no_grad():
             log_probs = run(opened.model, {"input_ids": measured}).logits.log_softmax(-1)
         losses[do] = float((reference.exp() * (reference - log_probs)).sum(-1).mean())
-    assert losses["spinquant"] < 0.97 * losses["rotate"]
+    assert losses["spinquant"] < 0.9 * losses["rotate"]
 
 
 def test_inputs_are_rounded_while_it_learns_and_not_after(monkeypatch):
@@ -127,15 +127,16 @@ def test_parts_of_batches_give_what_the_whole_gives(name):
     model, _ = shaken(name)
     batch = batch_of(inputs_for(name, model))
     parts, (whole,) = lessons_of(model, [batch], 8, 1), lessons_of(model, [batch], 8, 2)
-    assert len(parts) == (1 if name in ("qwen2_vl", "owlv2") else 2)
+    assert len(parts) == (1 if name == "qwen2_vl" else 2)
     assert all(float(lesson.losses(model).abs().max()) < 1e-5 for lesson in (*parts, whole))
     assert isinstance(whole, Answer) == (name == "owlv2")
     assert len(lessons_of(model, [batch] * 3, 3, 2)) == 2
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.1)
-    apart = torch.cat([lesson.losses(model) for lesson in parts])
-    torch.testing.assert_close(apart.sort().values, whole.losses(model).sort().values, rtol=1e-3, atol=1e-5)
+    if not isinstance(whole, Answer):  # whose losses are shares of what a part holds
+        apart = torch.cat([lesson.losses(model) for lesson in parts])
+        torch.testing.assert_close(apart, whole.losses(model), rtol=1e-3, atol=1e-5)
 
 
 def test_bad_requests():

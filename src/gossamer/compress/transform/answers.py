@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gossamer.compress.distill.lessons import Lesson, Prediction, token_log_probs
 from gossamer.compress.transform.trial import change, results
+from gossamer.core.errors import DataError
 from gossamer.data.batch import Batch
 from gossamer.engine.forward import forward
 
@@ -45,7 +46,7 @@ class Answer:
 def lessons_of(model: nn.Module, batches: Sequence[Batch], samples: int, rows: int) -> list[Lesson]:
     """What `model` gives for the first `samples` examples (whole parts), in parts of `rows` where rows can be apart.
 
-    Distributions where logits are all it gives, and otherwise its output. Raises `DataError` for NaN and infinity.
+    Distributions where logits are all it gives, and otherwise its output. Raises `DataError` for NaN.
     """
     lessons: list[Lesson] = []
     left = samples
@@ -55,6 +56,8 @@ def lessons_of(model: nn.Module, batches: Sequence[Batch], samples: int, rows: i
         left -= batch.size
         output = forward(model, batch.inputs)
         tensors = results(output)
+        if any(bool(value.isnan().any()) for value in tensors):
+            raise DataError("the unchanged model gives NaN on the calibration data: check both, it in float32")
         if len(tensors) == 1 and tensors[0] is getattr(output, "logits", None):
             lessons.append(Prediction.of(model, batch, token_log_probs, CLASSES, 1.0, False))
         else:

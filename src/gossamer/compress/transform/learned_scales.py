@@ -43,7 +43,7 @@ class LearnedScales:
     """
 
     iterations: int = 100
-    rate: float = 5e-3
+    rate: float = 1e-3
     phase: ClassVar[Phase] = "transform"
 
     def __post_init__(self) -> None:

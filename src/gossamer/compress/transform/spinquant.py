@@ -42,7 +42,7 @@ class SpinQuant(Rotate):
     """
 
     steps: int = 60
-    rate: float = 0.05
+    rate: float = 0.02
     samples: int = 64
     rows: int = 4
 
@@ -95,7 +95,8 @@ class SpinQuant(Rotate):
         for step in range(self.steps):
             leaves = turning.take([one.matrix for one in descents], refit=step % REFIT == 0)
             with torch.enable_grad(), stand_ins.running():
-                slopes = torch.autograd.grad(lessons[next(order)].losses(model).mean(), leaves)
+                loss_now = lessons[next(order)].losses(model).mean()
+                slopes = torch.autograd.grad(loss_now, leaves, allow_unused=True, materialize_grads=True)
             for one, slope in zip(descents, slopes, strict=True):
                 one.move(slope, self.rate * (1 - step / self.steps))
             if step + 1 in checks and (now := loss()) < least:
