@@ -1,7 +1,7 @@
 """A device that is not there: tensors on it keep their values on the processor, and may not meet the processor's.
 
 So a machine without a GPU shows which tensors would be on the wrong side of one. Scalars may meet either side, and
-index tensors may be the processor's, as on a GPU.
+tensors that index may be the processor's, as on a GPU.
 """
 
 from collections.abc import Callable
@@ -101,7 +101,8 @@ def _check(name: str, leaves: list[Any], there: bool, goes: bool) -> None:
         raise RuntimeError(f"{name}: a generator of the processor cannot draw elsewhere")
     for leaf in leaves if there else ():
         here = isinstance(leaf, Tensor) and not isinstance(leaf, Elsewhere) and leaf.dim() > 0
-        if here and not (name.startswith(("index", "_index")) and leaf.dtype in (torch.int64, torch.bool)):
+        is_place = name in ("index", "index_put_", "_index_put_impl_", "_unsafe_index") and leaf is not leaves[0]
+        if here and not (is_place and leaf.dtype in (torch.int64, torch.bool)):
             raise RuntimeError(f"{name}: a tensor {tuple(leaf.shape)} of the processor meets one elsewhere")
 
 

@@ -96,7 +96,7 @@ def changes(job: Job) -> list[Change]:
 
 def _cut(weight: torch.Tensor, columns: torch.Tensor, statistics: Statistics | None) -> torch.Tensor:
     """`weight` (rows, all) with zeros where it reads the channels that give least; `columns` int64 (count, width)."""
-    energy = weight.square().sum(0)
+    columns, energy = columns.to(weight.device), weight.square().sum(0)
     if statistics is not None:
         energy = energy * statistics.hessian.diagonal()
     kept = columns[energy[columns].sum(1).topk(round(KEEP * len(columns))).indices.sort().values].flatten()

@@ -137,8 +137,8 @@ def _mask(
 
     def mask(layer: Layer, statistics: Statistics | None) -> None:
         path = of_layer.pop(layer.path)
-        columns = units.columns(path)[keep[path]].flatten()
         weight = read_matrix(model, layer).float()
+        columns = units.columns(path)[keep[path]].flatten().to(weight.device)
         kept = weight[:, columns]
         if statistics is not None and ridge is not None:
             kept = refit(weight, columns, statistics.hessian, ridge)
