@@ -85,8 +85,8 @@ def quantization_config(modules: Mapping[str, Kind], experts: Mapping[str, Kind]
         for target, kind in targets.items():
             form, scheme, inputs = kind
             entry = None if inputs is None else inputs.entry()
-            key = (form, scheme.bits, scheme.group or 0, scheme.symmetric, json.dumps(entry, sort_keys=True))
-            key = (targets is not experts, *key)
+            grid = scheme.bits, scheme.group or 0, scheme.symmetric
+            key = (targets is not experts, form, *grid, json.dumps(entry, sort_keys=True))
             groups.setdefault(key, []).append(target)
             kinds[key] = kind
     formats = sorted({form for form, *_ in kinds.values()})

@@ -83,8 +83,8 @@ def units_of(
                     units.append(_embedding_unit(layer, tied.get(layer.path), modality.name, containers, grid))
     experts = [layer for layer in hierarchy.layers() if layer.index is not None and layer.tensor in containers.stacks]
     if experts:
-        modality = experts[0].path.partition(".")[0]
-        units.append(_unit(_any_number(experts[0].unit), modality, None, experts, hierarchy, containers, grid))
+        tower = experts[0].path.partition(".")[0]
+        units.append(_unit(_any_number(experts[0].unit), tower, None, experts, hierarchy, containers, grid))
     return tuple(unit for unit in units if len(unit.choices) > 1)
 
 
