@@ -11,6 +11,7 @@ from gossamer.core.plan import load_plan
 from gossamer.models.embedded import embedded_model
 from gossamer.models.open import open_model
 from gossamer.search import optimize as job
+from gossamer.search.finish import PARITY_LIMIT
 from gossamer.search.jobs import apply_job
 from gossamer.search.request import OptimizeRequest
 
@@ -37,7 +38,7 @@ def mixture(tmp_path_factory):
 )
 def test_a_preset_is_exported_as_it_was_made(mixture, tmp_path, preset):
     result = apply_job(preset, str(mixture), tmp_path / "out")
-    assert result["parity"] == 0
+    assert result["parity"] <= (PARITY_LIMIT if "correction" in preset else 0)  # peft adds the factors apart
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["num_experts"] == (3 if "experts" in preset else 4)
     if "gptq" in preset:
