@@ -24,8 +24,12 @@ BETA, LEAST, MOST = 2 / 3, -0.1, 1.1
 OPEN = 2.5
 """Where the gates' parameters start: nearly all open."""
 
-RATE = 0.1
-"""Adam's, for gates and multipliers."""
+RATE, MOMENTUM = 0.03, 0.9
+"""Gradient descent's on the gates. Gradients are relative to their size in the whole block, not to each gate's own as
+Adam's are: how much a unit matters is just what tells it from others."""
+
+PULL = 0.1
+"""The multipliers' rate (Adam's)."""
 
 WARM_UP = 0.5
 """Share of the steps in which the wanted share of open gates falls from 1 to its aim."""
@@ -47,8 +51,8 @@ def learned(
     lessons: list[Prediction | None] = [None] * len(batches)
     gates = {path: torch.full((units.count,), OPEN, requires_grad=True) for path in units.parts}
     pulls = {path: torch.zeros(2, requires_grad=True) for path in units.parts}
-    down = torch.optim.Adam([*gates.values()], lr=RATE)
-    up = torch.optim.Adam([*pulls.values()], lr=RATE, maximize=True)
+    down = torch.optim.SGD([*gates.values()], lr=RATE, momentum=MOMENTUM)
+    up = torch.optim.Adam([*pulls.values()], lr=PULL, maximize=True)
     order: list[int] = []
     for step in range(1, steps + 1):
         order = order or torch.randperm(len(batches), generator=draw).tolist()
@@ -60,11 +64,14 @@ def learned(
             with gated(model, units, lambda path, rows: _sampled(gates[path], rows, draw)):
                 loss = lesson.losses(model).mean()
             for path, gate in gates.items():
-                excess = _chance(gate).mean() - aim
+                excess = chance(gate).mean() - aim
                 loss = loss + pulls[path][0] * excess + pulls[path][1] * excess.square()
-            slopes = torch.autograd.grad(loss, [*gates.values(), *pulls.values()])
-        for parameter, slope in zip([*gates.values(), *pulls.values()], slopes, strict=True):
-            parameter.grad = slope
+            slopes = iter(torch.autograd.grad(loss, [*gates.values(), *pulls.values()]))
+        for gate in gates.values():
+            slope = next(slopes)
+            gate.grad = slope / slope.square().mean().sqrt().clamp_min(torch.finfo(slope.dtype).tiny)
+        for pull in pulls.values():
+            pull.grad = next(slopes)
         down.step()
         up.step()
     return {path: gate.detach() for path, gate in gates.items()}
@@ -105,6 +112,6 @@ def _sampled(gate: Tensor, rows: int, draw: torch.Generator) -> Tensor:
     return (torch.sigmoid((noise + gate) / BETA) * (MOST - LEAST) + LEAST).clamp(0, 1)
 
 
-def _chance(gate: Tensor) -> Tensor:
+def chance(gate: Tensor) -> Tensor:
     """The chance that each gate is not 0."""
     return torch.sigmoid(gate - BETA * log(-LEAST / MOST))
