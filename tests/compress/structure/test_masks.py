@@ -1,11 +1,14 @@
 """Learnt masks close what does nothing, hold to the share asked for, and leave the model as it was."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.compress.structure.test_narrowing import logits, opened, text
 
 from gossamer.compress.structure import PruneChannels, PruneHeads, selected_blocks
 from gossamer.compress.structure.masks import chance, gated, learned
+from gossamer.core.errors import DataError
 from gossamer.models.structure import read_matrix, write_matrix
 from gossamer.models.surgery import channels_of, heads_of
 
@@ -76,6 +79,14 @@ def test_what_is_learnt_is_what_goes(technique):
     smaller = technique(keep=0.5, importance="learned", steps=40, **extra).reshape(model, hierarchy, blocks, text(2, 0))
     assert smaller.parameters < hierarchy.parameters
     torch.testing.assert_close(logits(model, text(2, 0)), before, rtol=0, atol=0.02 * float(before.abs().max()))
+
+
+def test_data_must_reach_the_tower():
+    model, hierarchy, batches = opened("llava")
+    blind = [replace(batch, inputs={"input_ids": batch.inputs["input_ids"].clamp(max=80)}) for batch in batches]
+    units = channels_of(model, selected_blocks(hierarchy, "vision.blocks.*"))
+    with pytest.raises(DataError, match=r"does not reach vision\.blocks\.0"):
+        learned(model, units, blind, 0.5, 2, 0)
 
 
 def test_steps_are_checked():
