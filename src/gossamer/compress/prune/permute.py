@@ -27,7 +27,7 @@ from gossamer.engine.walk import Entry, Walk
 from gossamer.models.hierarchy import Block, Hierarchy, Layer
 from gossamer.models.surgery import Part, Units, channels_of, tower_of
 
-_PRUNERS: dict[str, type[Magnitude] | type[Wanda] | type[Ria]] = {"magnitude": Magnitude, "wanda": Wanda, "ria": Ria}
+_PRUNERS: dict[str, type[Magnitude | Wanda | Ria]] = {"magnitude": Magnitude, "wanda": Wanda, "ria": Ria}
 
 
 @technique("permute")
@@ -60,7 +60,7 @@ class Permute:
         if not batches:
             raise DataError("permute needs calibration data: how large each column's input is comes from it")
         pruner = _PRUNERS[self.score](pattern=self.pattern)
-        assert pruner.groups is not None
+        assert pruner.groups is not None  # since it has a pattern
         kept, width = pruner.groups
         wanted = {layer.path for layer in layers if layer.kind == "linear" and not layer.transposed}
         walk = Walk(model, hierarchy, batches[0].inputs)
@@ -180,8 +180,11 @@ def _candidates(model: nn.Module, block: Block, units: Units | None, links: Sequ
         if len(link.consumers) > 1 or not isinstance(producer, nn.Linear):
             continue
         reader, source = link.consumers[0], link.sources[0]
-        channels, counts = torch.unique(source, return_counts=True)
-        if bool((source < 0).any()) or bool((counts != counts[0]).any()):
+        if bool((source < 0).any()):
+            continue
+        readings = source.bincount()
+        channels = readings.nonzero()[:, 0]
+        if len(source) % len(channels) or bool((readings[channels] != len(source) // len(channels)).any()):
             continue
         columns = source.argsort(stable=True).reshape(len(channels), -1)
         written = [f"{link.producer}.{name}" for name, value in producer.named_parameters(recurse=False)]

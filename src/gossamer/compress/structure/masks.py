@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gossamer.compress.distill.lessons import Prediction
 from gossamer.compress.structure.outputs import log_probs_of
-from gossamer.core.errors import ModelError
+from gossamer.core.errors import DataError, ModelError
 from gossamer.data.batch import Batch
 from gossamer.models.surgery import Units
 
@@ -24,8 +24,13 @@ BETA, LEAST, MOST = 2 / 3, -0.1, 1.1
 OPEN = 2.5
 """Where the gates' parameters start: nearly all open."""
 
-RATE = 0.1
-"""Adam's, for gates and multipliers."""
+RATE, MOMENTUM = 0.02, 0.9
+"""Gradient descent's on the gates. Gradients are relative to their size in the whole block, not to each gate's own as
+Adam's are: how much a unit matters is just what tells it from others."""
+
+STIFFNESS, PULL = 10.0, 1.0
+"""What the excess of open gates costs at once, and what it adds to the multiplier with each step, in units of the
+gradient's size (the method of multipliers, with its multiplier free of the loss's scale)."""
 
 WARM_UP = 0.5
 """Share of the steps in which the wanted share of open gates falls from 1 to its aim."""
@@ -41,32 +46,32 @@ def learned(
 
     `share` in (0, 1) of each block's gates shall be open in the end. Each of `steps` takes one of `batches`, whose loss
     is KL(unchanged ‖ gated), and `seed` draws the gates, for each example anew. Time: about three forward passes for
-    each step.
+    each step. Raises `DataError` for data that reaches none of the blocks.
     """
     draw = torch.Generator().manual_seed(seed)
     lessons: list[Prediction | None] = [None] * len(batches)
     gates = {path: torch.full((units.count,), OPEN, requires_grad=True) for path in units.parts}
-    pulls = {path: torch.zeros(2, requires_grad=True) for path in units.parts}
-    down = torch.optim.Adam([*gates.values()], lr=RATE)
-    up = torch.optim.Adam([*pulls.values()], lr=RATE, maximize=True)
+    multipliers = dict.fromkeys(gates, 0.0)
+    descent = torch.optim.SGD([*gates.values()], lr=RATE, momentum=MOMENTUM)
     order: list[int] = []
     for step in range(1, steps + 1):
         order = order or torch.randperm(len(batches), generator=draw).tolist()
         number = order.pop()
         lesson = lessons[number] or Prediction.of(model, batches[number], log_probs_of, TOP_K, 1.0, False)
         lessons[number] = lesson
+        with torch.enable_grad(), gated(model, units, lambda path, rows: _sampled(gates[path], rows, draw)):
+            loss = lesson.losses(model).mean()
+            if not loss.requires_grad:
+                raise DataError(f"masks cannot be learnt: the calibration data does not reach {next(iter(gates))}")
+            slopes = torch.autograd.grad(loss, [*gates.values()], materialize_grads=True)
         aim = 1 - (1 - share) * min(1.0, step / (WARM_UP * steps))
-        with torch.enable_grad():
-            with gated(model, units, lambda path, rows: _sampled(gates[path], rows, draw)):
-                loss = lesson.losses(model).mean()
-            for path, gate in gates.items():
-                excess = _chance(gate).mean() - aim
-                loss = loss + pulls[path][0] * excess + pulls[path][1] * excess.square()
-            slopes = torch.autograd.grad(loss, [*gates.values(), *pulls.values()])
-        for parameter, slope in zip([*gates.values(), *pulls.values()], slopes, strict=True):
-            parameter.grad = slope
-        down.step()
-        up.step()
+        for (path, gate), slope in zip(gates.items(), slopes, strict=True):
+            opened = chance(gate.detach())
+            excess = float(opened.mean()) - aim
+            multipliers[path] += PULL * excess
+            shut = opened * (1 - opened)  # the slope of the share, up to a factor
+            gate.grad = _relative(slope) + (multipliers[path] + STIFFNESS * excess) * _relative(shut)
+        descent.step()
     return {path: gate.detach() for path, gate in gates.items()}
 
 
@@ -105,6 +110,11 @@ def _sampled(gate: Tensor, rows: int, draw: torch.Generator) -> Tensor:
     return (torch.sigmoid((noise + gate) / BETA) * (MOST - LEAST) + LEAST).clamp(0, 1)
 
 
-def _chance(gate: Tensor) -> Tensor:
+def _relative(slope: Tensor) -> Tensor:
+    """The slope in units of its root mean square."""
+    return slope / slope.square().mean().sqrt().clamp_min(torch.finfo(slope.dtype).tiny)
+
+
+def chance(gate: Tensor) -> Tensor:
     """The chance that each gate is not 0."""
     return torch.sigmoid(gate - BETA * log(-LEAST / MOST))

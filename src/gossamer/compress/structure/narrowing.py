@@ -46,7 +46,7 @@ class Narrowing:
     importance: Literal["magnitude", "taylor", "taylor2", "learned"] = "taylor"
     ridge: float | None = 0.01
     keep: float = 0.75
-    steps: int = 60
+    steps: int = 40
     seed: int = 0
 
     def __post_init__(self) -> None:
