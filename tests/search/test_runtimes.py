@@ -51,7 +51,11 @@ def test_every_uniform_setting_is_a_choice_of_every_unit(runtime, granularity):
     layers = {layer.path: layer for layer in hierarchy.layers()}
     for scheme in runtime.uniform:
         chosen = served(
-            [layers[path] for path in uniform_schemes(hierarchy, scheme)], scheme, containers, runtime.serves
+            hierarchy,
+            [layers[path] for path in uniform_schemes(hierarchy, scheme)],
+            scheme,
+            containers,
+            runtime.serves,
         )
         assert all(choice_in(unit, chosen) >= 0 for unit in units)
 
