@@ -6,7 +6,7 @@ quantised, those of its own block too, so that later layers make up for earlier 
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from gossamer.engine.walk import Entry, Walk
 from gossamer.models.hierarchy import Block, Hierarchy, Layer
 from gossamer.models.inputs import round_inputs
 from gossamer.models.low_rank import LowRank
+from gossamer.models.memory import IN_MEMORY, Memory
 from gossamer.models.packed import QuantizedTensor
 from gossamer.models.structure import read_matrix
 from gossamer.models.ties import retied
@@ -56,8 +57,11 @@ def apply_steps(
     steps: Sequence[Step],
     batches: Sequence[Batch],
     progress: Progress = SILENT,
+    memory: Memory = IN_MEMORY,
 ) -> Applied:
     """Compresses the model as `steps` say, in place; it then computes with the compressed weights.
+
+    `memory` is where the model lives (see `Opened`); codes and masks go there too.
 
     Transforms, and techniques that scale columns first, change other weights too, which keeps the function. `batches`
     are the calibration data; they may be empty if no technique needs them. Healing learns from the first of them and is
@@ -76,7 +80,7 @@ def apply_steps(
             notes.extend(f"compression step {number}: {note}" for note in said)
     result = Applied(retied(model, hierarchy), {}, {}, notes)
     assigned.check_shapes(result.hierarchy)
-    _compress(model, assigned.chains, batches, progress, result)
+    _compress(model, assigned.chains, batches, progress, result, memory)
     for healing in healings:
         _heal(model, healing, progress, result)
     return result
@@ -130,6 +134,7 @@ def _compress(
     batches: Sequence[Batch],
     progress: Progress,
     result: Applied,
+    memory: Memory,
 ) -> None:
     hierarchy = result.hierarchy
     layers = {layer.path: layer for layer in hierarchy.layers() if layer.path in chains}
@@ -139,6 +144,9 @@ def _compress(
     def put(layer: Layer, dense: Tensor) -> None:
         alone = uses[model.get_parameter(layer.tensor)] < 2
         (overwrite_weight if alone else replace_weight)(model, layer, dense)
+
+    def held(tensor: QuantizedTensor, layer: Layer) -> QuantizedTensor:
+        return replace(reshaped(tensor, layer), codes=memory.hold(tensor.codes))
 
     def compress(layer: Layer, statistics: Statistics | None) -> None:
         if not _has_grid(layer):
@@ -152,13 +160,14 @@ def _compress(
         if done.inputs is not None:
             round_inputs(model.get_submodule(layer.module), done.inputs)
         if done.tensor is not None:
-            result.tensors[layer.path] = reshaped(done.tensor, layer)
+            result.tensors[layer.path] = held(done.tensor, layer)
         if done.mask is not None:
-            result.masks[layer.path] = done.mask
+            result.masks[layer.path] = memory.hold(done.mask)
         if done.low_rank is not None:
             result.low_ranks[layer.path] = done.low_rank
         result.losses[layer.path] = done.loss
         result.notes.extend(f"{layer.path}: {note}" for note in done.notes if layer.kind != "embedding")
+        memory.rest()
 
     needs = set().union(*(chain.needs for chain in chains.values()))
     if needs <= {"nothing"}:
@@ -181,7 +190,7 @@ def _compress(
         found = _polished(model, block, rounded, chains, _runs(batches, entries, targets))
         for path, tensor in found.items():
             put(layers[path], tensor.dequantize())
-            result.tensors[path] = reshaped(tensor, layers[path])
+            result.tensors[path] = held(tensor, layers[path])
             before = rounded[path]
             result.losses[path] = judged(before.weight, tensor, before.statistics).loss
         rounded.clear()

@@ -16,6 +16,7 @@ from gossamer.core.files import writing_directory
 from gossamer.models.compressed_tensors import parts, quantization_config
 from gossamer.models.containers import constants
 from gossamer.models.layout import Layout, advice_on, dense_weight, layout_of, notes_on
+from gossamer.models.memory import Memory
 from gossamer.models.packed import QuantizedTensor
 from gossamer.models.reloading import from_pretrained, lost_keys, parity, reload
 from gossamer.models.stored import stored_tensors
@@ -77,21 +78,23 @@ def settle(opened: "Opened", tensors: Mapping[str, QuantizedTensor]) -> None:
     for name in layout.ties.broken:
         owner, _, attribute = name.rpartition(".")
         module = model.get_submodule(owner)
-        own = getattr(module, attribute).detach().clone()
+        own = opened.memory.hold(getattr(module, attribute).detach().clone())
         setattr(module, attribute, torch.nn.Parameter(own, requires_grad=False))
-    state = model.state_dict()
-    for tensor in state.values():
-        if tensor.is_floating_point():
+    forms = {form.layer.tensor: form for form in layout.forms}
+    for name, tensor in model.state_dict().items():
+        form = forms.get(name)
+        if form is not None:
+            value = dense_weight(form)
+            tensor.copy_(value if form.compressed else value.to(layout.dtype))
+        elif tensor.is_floating_point():
             tensor.copy_(tensor.to(layout.dtype))
-    for form in layout.forms:
-        value = dense_weight(form)
-        state[form.layer.tensor].copy_(value if form.compressed else value.to(layout.dtype))
+        opened.memory.rest()
 
 
 def _write(opened: "Opened", folder: Path, layout: Layout) -> None:
     from safetensors.torch import save_file
 
-    save_file(_state(opened.model, layout), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(_state(opened, layout), folder / "model.safetensors", metadata={"format": "pt"})
     _write_json(folder / "config.json", _config(opened.model, folder, layout))
     model: Any = opened.model
     generation = getattr(model, "generation_config", None) if model.can_generate() else None
@@ -102,7 +105,7 @@ def _write(opened: "Opened", folder: Path, layout: Layout) -> None:
         _write_json(folder / "gossamer.json", opened.defaults)
 
 
-def _state(model: Any, layout: Layout) -> dict[str, "Tensor"]:
+def _state(opened: "Opened", layout: Layout) -> dict[str, "Tensor"]:
     """The tensors of the file by the names that `save_pretrained` gives them, sorted.
 
     Where saving would merge or split tensors (stacked experts), a file with compressed layers keeps the model's own
@@ -110,7 +113,9 @@ def _state(model: Any, layout: Layout) -> dict[str, "Tensor"]:
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    dense = _dense_state(model, layout)
+    model: Any = opened.model
+    memory = opened.memory.part()
+    dense = _dense_state(model, layout, memory)
     saved = revert_weight_conversion(model, dict(dense))
     places = {(tensor.data_ptr(), tensor.shape): key for key, tensor in saved.items() if tensor.numel()}
     keys = {name: places.get((tensor.data_ptr(), tensor.shape), name) for name, tensor in dense.items()}
@@ -122,22 +127,32 @@ def _state(model: Any, layout: Layout) -> dict[str, "Tensor"]:
         beside = constants(model.get_submodule(form.layer.module))
         inputs = form.inputs.constants() if form.inputs is not None else {}
         stored = {**beside, **inputs, **parts(form.tensor, form.container)}
-        saved |= {f"{key.removesuffix('weight')}{name}": tensor for name, tensor in stored.items()}
+        saved |= {f"{key.removesuffix('weight')}{name}": memory.hold(tensor) for name, tensor in stored.items()}
+        memory.rest()
     return {key: saved[key].contiguous() for key in sorted(saved)}
 
 
-def _dense_state(model: "nn.Module", layout: Layout) -> dict[str, "Tensor"]:
-    """The state dict with own memory for every tensor, floats at 16 bits, quantised layers on their grids."""
+def _dense_state(model: "nn.Module", layout: Layout, memory: Memory) -> dict[str, "Tensor"]:
+    """The state dict with own memory for every tensor, floats at 16 bits.
+
+    Quantised layers that stay dense are on their grids; compressed ones have no values, as only their names are asked.
+    """
+    import torch
+
     ignored = layout.ties.kept | set(getattr(model, "_keys_to_ignore_on_save", None) or ())
-    values = {form.layer.tensor: dense_weight(form) for form in layout.forms}
-    return {
-        name: values.get(name, tensor)
-        .detach()
-        .to(layout.dtype if tensor.is_floating_point() else tensor.dtype, copy=True)
-        .contiguous()
-        for name, tensor in model.state_dict().items()
-        if name not in ignored
-    }
+    forms = {form.layer.tensor: form for form in layout.forms}
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if name in ignored:
+            continue
+        form, dtype = forms.get(name), layout.dtype if tensor.is_floating_point() else tensor.dtype
+        if form is not None and form.compressed:
+            state[name] = torch.empty(tensor.shape, dtype=dtype)
+            continue
+        value = tensor.detach() if form is None else dense_weight(form)
+        state[name] = memory.hold(value.to(dtype, copy=True).contiguous())
+        memory.rest()
+    return state
 
 
 def _config(model: Any, folder: Path, layout: Layout) -> dict[str, Any]:

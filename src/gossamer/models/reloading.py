@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,9 +43,42 @@ def reload(directory: Path) -> "nn.Module":
 def parity(opened: "Opened", directory: Path, inputs: Mapping[str, "Tensor"]) -> float:
     """The largest absolute difference of logits between `opened.model` and the checkpoint as plainly reloaded.
 
-    `inputs` are the model's keyword arguments. Raises as `reload` does.
+    `inputs` are the model's keyword arguments. The reloaded weights are unpacked as transformers unpacks them, but one
+    block at a time. Raises as `reload` does.
     """
-    return difference(opened.model, plain(directory).eval(), inputs)
+    other = plain(directory).eval()
+    _unpack_by_block(other, [block.module for block in opened.hierarchy.blocks()])
+    return difference(opened.model, other, inputs)
+
+
+def _unpack_by_block(model: Any, blocks: Iterable[str]) -> None:
+    """Lets each block's compressed weights be unpacked while it runs only; those outside the blocks are unpacked now."""
+    if getattr(model, "hf_quantizer", None) is None or not hasattr(model, "ct_decompress_hook"):
+        return
+    from compressed_tensors.compressors.base import decompress_module
+
+    model.hf_quantizer.compressor.remove_decompression_hook(model)
+    inside: set[nn.Module] = set()
+    for name in blocks:
+        block = model.get_submodule(name)
+        members = [module for module in block.modules() if hasattr(module, "quantization_scheme")]
+        states = [(module._parameters.copy(), module._buffers.copy(), module.quantization_status) for module in members]
+
+        def unpack(*_: Any, members: Any = members) -> None:
+            for module in members:
+                decompress_module(module)
+
+        def pack(*_: Any, members: Any = members, states: Any = states) -> None:
+            for module, (parameters, buffers, status) in zip(members, states, strict=True):
+                module._parameters, module._buffers = parameters.copy(), buffers.copy()
+                module.quantization_status = status
+
+        block.register_forward_pre_hook(unpack)
+        block.register_forward_hook(pack)
+        inside.update(members)
+    for module in model.modules():
+        if module not in inside:
+            decompress_module(module)
 
 
 def difference(model: "nn.Module", other: "nn.Module", inputs: Mapping[str, "Tensor"]) -> float:
