@@ -100,7 +100,7 @@ def plan_for(model: Path, preset: str, samples: int, context: int, file: Path) -
     tokenizer = getattr(processor, "tokenizer", None) or load_tokenizer(model)
     opened = replace(opened, processor=processor, tokenizer=tokenizer)
     config = type(opened.config).from_pretrained(model)
-    task, data = opened.defaults["task"], opened.defaults["data"]
+    task, data = opened.defaults.get("task", "text"), opened.defaults.get("data", "heldout")
     settings = {"context": context} if task == "text" else {"split": "val", "limit": samples * 20}
     pool = open_task(task, data, opened, **settings)
     Plan(

@@ -183,7 +183,7 @@ def _compress(
             result.notes.append(f"{path}: nothing before it can make up for scales; quantised without")
     steps_layers = layers_by_step(walk, hierarchy)
     stream = Stream(walk, batches)
-    unchanged = Stream(walk, batches) if "both models" in needs else None
+    unchanged = Stream(walk, batches, memory) if "both models" in needs else None
 
     def polish(number: int, entries: Sequence[Entry], targets: Sequence[Any]) -> bool:
         block = walk.stages[number].block
