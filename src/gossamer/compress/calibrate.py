@@ -303,7 +303,6 @@ class _Watch:
             self._finished[leader] = self._accumulators.pop(leader).finish()
         return self._finished[leader]
 
-
     def forget(self) -> None:
         """Lets go of finished statistics that no other layer can share, since the inputs themselves are gone."""
         alive = {path for seen in self._seen for inputs, path in seen if inputs() is not None}

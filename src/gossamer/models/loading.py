@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gossamer.core.errors import ModelError
+from gossamer.core.errors import GossamerError, ModelError
 from gossamer.models.memory import IN_MEMORY, Memory
 from gossamer.models.stored import safetensors_files
 
@@ -74,8 +74,9 @@ def meta_model(config: Any, path: Path) -> "nn.Module":
 
 
 def load_weights(path: Path, config: Any, memory: Memory = IN_MEMORY) -> "nn.Module":
-    """The model with its weights, dense float32, whatever they are stored as; those of dense checkpoints are read one by
-    one into `memory`.
+    """The model with its weights, dense float32, whatever they are stored as.
+
+    Those of a dense checkpoint are read one by one into `memory`.
 
     Raises `ModelError` for other quantised formats and for tensors that are missing or of another shape.
     """
@@ -93,6 +94,8 @@ def load_weights(path: Path, config: Any, memory: Memory = IN_MEMORY) -> "nn.Mod
                 model.generation_config = _generation(path)
         else:
             model, report = kind.from_pretrained(str(path), use_safetensors=True, **settings)
+    except GossamerError:
+        raise
     except Exception as error:
         raise ModelError(f"{path} cannot be loaded: its tensors do not fit its config ({first_line(error)})") from error
     missing, wrong = sorted(report["missing_keys"]), sorted(report["mismatched_keys"])

@@ -38,7 +38,7 @@ class Memory:
         """What lives here is not needed for now. Values stay as they are."""
 
     def part(self) -> "Memory":
-        """A place of the same kind for what lives for a short time: its room is free again once its tensors are gone."""
+        """A place of the same kind for what lives shortly: its room is free again once it and its tensors are gone."""
         return self
 
 
@@ -106,7 +106,7 @@ class Scratch(Memory):
                 chunk = mmap.mmap(file.fileno(), size)
         except OSError as error:
             raise OutputError(
-                f"cannot keep {size:,} bytes of the model in {self._folder} ({error.strerror}): choose an --out with room"
+                f"cannot keep {size:,} bytes in {self._folder} ({error.strerror}): choose an --out where there is room"
             ) from error
         self._chunks.append((torch.frombuffer(chunk, dtype=torch.uint8).data_ptr(), chunk))
         self._used = 0

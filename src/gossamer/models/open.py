@@ -31,8 +31,8 @@ class Opened:
     `fingerprint` is `sha256:<64 hex>` over the config's essentials and the stored tensors, however they are spread over
     files; without weights, over the config alone. `stored_bytes` are the bytes of the tensors on disk, 0 if there are
     none. `file` is the directory or file that the model was read from, None for a config alone. `defaults` are the
-    task, data and prompt that `gossamer.json` suggests. `memory` is where the weights live; it rests whenever a block has
-    run.
+    task, data and prompt that `gossamer.json` suggests. `memory` is where the weights live; it rests whenever a block
+    has run.
     """
 
     model: "nn.Module"

@@ -54,7 +54,7 @@ def parity(opened: "Opened", directory: Path, inputs: Mapping[str, "Tensor"]) ->
 
 
 def _unpack_by_block(model: Any, blocks: Iterable[str]) -> None:
-    """Lets each block's compressed weights be unpacked while it runs only; those outside the blocks are unpacked now."""
+    """Lets each block's compressed weights be unpacked only while it runs; others are unpacked now."""
     if getattr(model, "hf_quantizer", None) is None or not hasattr(model, "ct_decompress_hook"):
         return
     from compressed_tensors.compressors.base import decompress_module
