@@ -1,8 +1,8 @@
-"""What memory `gossamer apply` takes at true widths: a Llama of 7B's and a LLaVA-1.5, two blocks a tower, random weights.
+"""What memory `gossamer apply` takes at true widths: Llama-7B's and LLaVA-1.5's, two blocks a tower, random weights.
 
 Run: python benchmarks/memory.py [MODEL ...] [--preset gptq-w4g64] [--samples 8] [--context 256]
-MODEL: llama-7b-width, llava-1.5-width (the default: both), or the directory of a model with a task of its own.
-Writes benchmarks/results/memory.json and memory.md.
+MODEL: llama-7b-width, llava-1.5-width (the default: both), or the directory of a model.
+Writes benchmarks/results/memory.json and memory.md, in which rows of other models stay.
 
 Each run is a process of its own. Its peak is the kernel's (VmHWM), less that of a process that only imports the
 libraries. Random weights say nothing of quality: none is reported.
@@ -113,13 +113,12 @@ def plan_for(model: Path, preset: str, samples: int, context: int, file: Path) -
         ),
         compression=preset_steps(preset, opened.hierarchy),
     ).save(file)  # fmt: skip
-    blocks = list(opened.hierarchy.blocks())
-    largest = max(block.parameters for block in blocks)
+    tower = max(opened.hierarchy.modalities, key=lambda part: max((b.parameters for b in part.blocks), default=0))
     return {
         "stored_bytes": sum(tensor.bytes for tensor in tensors),
         "parameters": sum(p.numel() for p in opened.model.parameters()),
-        "blocks": len(blocks),
-        "block_parameters": largest,
+        "blocks": len(tower.blocks),
+        "block_parameters": tower.blocks[0].parameters,
         "calibration": f"{samples} × {context} tokens" if task == "text" else f"{samples} questions about pictures",
     }
 
@@ -170,7 +169,7 @@ def imports() -> None:
 
 
 def watched(arguments: list[str], trace: Path | None = None) -> dict[str, Any]:
-    """Runs this script with `arguments`; returns what it prints with its `wall_seconds`. `trace` gets its memory over time."""
+    """What this script prints when run with `arguments`, and its `wall_seconds`. `trace` gets its memory over time."""
     begin = time.monotonic()
     process = subprocess.Popen([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True)
     rows = []
@@ -210,6 +209,52 @@ def measured(name: str, options: argparse.Namespace, libraries: int) -> dict[str
     return {"model": model.name, "preset": options.preset, **facts, **run, "libraries_bytes": libraries}
 
 
+def extrapolated(row: dict[str, Any]) -> float:
+    """CPU seconds for `BLOCKS` blocks in the largest tower.
+
+    The last block but one takes what each block would; opening, writing and proving grow with the parameters, at most.
+    """
+    more = max(0, BLOCKS - row["blocks"])
+    rest = row["cpu_seconds"] - sum(row["steps"])
+    grown = rest * (1 + more * row["block_parameters"] / row["parameters"])
+    return sum(row["steps"]) + more * row["steps"][-2] + grown
+
+
+def write(row: dict[str, Any], options: argparse.Namespace) -> None:
+    """Puts a row into the results."""
+    from gossamer.search.outcome import environment
+
+    file = RESULTS / "memory.json"
+    kept = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
+    rows = [other for other in kept if other["model"] != row["model"]]
+    rows.append({**row, "extrapolated_cpu_seconds": extrapolated(row)})
+    command = f"python benchmarks/memory.py --preset {options.preset} --samples {options.samples}"
+    command += f" --context {options.context} --threads {options.threads}"
+    rows[-1]["command"] = command
+    write_json(file, {"environment": environment(), "rows": rows})
+    write_text(RESULTS / "memory.md", table(rows))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    lines = [
+        f"`{rows[-1]['command']}`",
+        "",
+        "| model | calibration | float32 model | one block | peak above libraries | by model + block | CPU s a block | "
+        f"CPU min for {BLOCKS} blocks, extrapolated |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        whole, block = 4 * row["parameters"], 4 * row["block_parameters"]
+        above = row["peak_bytes"] - row["libraries_bytes"]
+        lines.append(
+            f"| {row['model']} | {row['calibration']} | {whole / 1e9:.2f} GB | {block / 1e9:.2f} GB | "
+            f"{above / 1e9:.2f} GB | {above / (whole + block):.2f} | {row['steps'][-2]:.0f} | "
+            f"{row['extrapolated_cpu_seconds'] / 60:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Runs all models, or (as the script calls itself) one side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -219,7 +264,6 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--trace", type=Path, help="a file for the resident set over time")
-    parser.add_argument("--dry", action="store_true", help="print, write no results")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--imports", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -231,7 +275,7 @@ def main() -> None:
         return
     libraries = watched(["--imports"])["peak_bytes"]
     for name in options.models or MODELS:
-        print(json.dumps(measured(name, options, libraries)), flush=True)
+        write(measured(name, options, libraries), options)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,10 @@ def parity(opened: "Opened", directory: Path, inputs: Mapping[str, "Tensor"]) ->
     ours = _logits(opened.model, inputs)
     opened.memory.rest()
     other = plain(directory).eval()
+    memory = opened.memory.part()
+    for parameter in other.parameters():
+        parameter.data = memory.hold(parameter.data)
+    memory.rest()
     _unpack_by_block(other, [block.module for block in opened.hierarchy.blocks()])
     return gap(ours, _logits(other, inputs))
 
