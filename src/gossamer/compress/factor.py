@@ -90,7 +90,7 @@ def _transposed_root(hessian: Tensor, order: Tensor, diagonal: Tensor) -> Tensor
     backwards = order.flip(0)
     for dtype in (torch.float32, torch.float64):
         matrix = torch.empty_like(hessian, dtype=dtype)
-        for rows, picked in zip(matrix.split(_STRIP), backwards.split(_STRIP), strict=True):
+        for rows, picked in zip(torch.split(matrix, _STRIP), torch.split(backwards, _STRIP), strict=True):
             rows.copy_(hessian[picked][:, backwards])
         matrix.diagonal().copy_(diagonal[backwards])
         root = matrix.T  # by columns, as LAPACK wants it; the matrix is symmetric
@@ -114,4 +114,4 @@ def _read_backwards(matrix: Tensor) -> Tensor:
 
 
 def _finite(matrix: Tensor) -> bool:
-    return all(bool(torch.isfinite(rows).all()) for rows in matrix.split(_STRIP))
+    return all(bool(torch.isfinite(rows).all()) for rows in torch.split(matrix, _STRIP))

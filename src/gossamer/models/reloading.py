@@ -101,7 +101,11 @@ def _logits(model: "nn.Module", inputs: Mapping[str, "Tensor"]) -> "Tensor":
 
 def gap(one: "Tensor", other: "Tensor") -> float:
     """The largest absolute difference; infinite if either holds NaN."""
-    pairs = zip(one.split(1), other.split(1), strict=True)  # one example at a time: vocabularies are large
+    import torch
+
+    pairs = zip(
+        torch.split(one, 1), torch.split(other, 1), strict=True
+    )  # one example at a time: vocabularies are large
     worst = [float((mine.float() - theirs.float()).abs().max()) for mine, theirs in pairs]
     return math.inf if any(map(math.isnan, worst)) else max(worst)
 
