@@ -228,7 +228,7 @@ def write(row: dict[str, Any], options: argparse.Namespace) -> None:
     kept = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
     rows = [other for other in kept if other["model"] != row["model"]]
     rows.append({**row, "extrapolated_cpu_seconds": extrapolated(row)})
-    command = f"python benchmarks/memory.py --preset {options.preset} --samples {options.samples}"
+    command = f"python benchmarks/memory.py {row['model']} --preset {options.preset} --samples {options.samples}"
     command += f" --context {options.context} --threads {options.threads}"
     rows[-1]["command"] = command
     write_json(file, {"environment": environment(), "rows": rows})
@@ -238,7 +238,7 @@ def write(row: dict[str, Any], options: argparse.Namespace) -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
     lines = [
-        f"`{rows[-1]['command']}`",
+        ", ".join(f"`{command}`" for command in dict.fromkeys(row["command"] for row in rows)),
         "",
         "| model | calibration | float32 model | one block | peak above libraries | by model + block | CPU s a block | "
         f"CPU min for {BLOCKS} blocks, extrapolated |",
