@@ -1,7 +1,7 @@
 """What memory `gossamer apply` takes at true widths: Llama-7B's and LLaVA-1.5's, two blocks a tower, random weights.
 
 Run: python benchmarks/memory.py [MODEL ...] [--preset gptq-w4g64] [--samples 8] [--context 256]
-MODEL: llama-7b-width, llava-1.5-width (the default: both), or the directory of a model.
+MODEL: llama-7b-width, llava-1.5-width, smollm2-135m (the default: all three), or the directory of a model.
 Writes benchmarks/results/memory.json and memory.md, in which rows of other models stay.
 
 Each run is a process of its own. Its peak is the kernel's (VmHWM), less that of a process that only imports the
@@ -56,7 +56,14 @@ def llava() -> Path:
     return _made("llava-1.5-width", LlavaForConditionalGeneration, config, AutoProcessor, embedded_model("tiny-vlm"))
 
 
-MODELS = {"llama-7b-width": llama, "llava-1.5-width": llava}
+def smollm2() -> Path:
+    """A whole small model with true weights."""
+    import models
+
+    return models.smollm2()
+
+
+MODELS = {"llama-7b-width": llama, "llava-1.5-width": llava, "smollm2-135m": smollm2}
 
 
 def _made(name: str, kind: Any, config: Any, reader: Any, words: Path) -> Path:
@@ -247,10 +254,10 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         whole, block = 4 * row["parameters"], 4 * row["block_parameters"]
         above = row["peak_bytes"] - row["libraries_bytes"]
+        deep = f"{row['extrapolated_cpu_seconds'] / 60:.0f}" if row["blocks"] == 2 else "not cut short"
         lines.append(
             f"| {row['model']} | {row['calibration']} | {whole / 1e9:.2f} GB | {block / 1e9:.2f} GB | "
-            f"{above / 1e9:.2f} GB | {above / (whole + block):.2f} | {row['steps'][-2]:.0f} | "
-            f"{row['extrapolated_cpu_seconds'] / 60:.0f} |"
+            f"{above / 1e9:.2f} GB | {above / (whole + block):.2f} | {row['steps'][-2]:.1f} | {deep} |"
         )
     return "\n".join(lines) + "\n"
 
