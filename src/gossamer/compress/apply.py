@@ -6,7 +6,7 @@ quantised, those of its own block too, so that later layers make up for earlier 
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from gossamer.engine.walk import Entry, Walk
 from gossamer.models.hierarchy import Block, Hierarchy, Layer
 from gossamer.models.inputs import round_inputs
 from gossamer.models.low_rank import LowRank
+from gossamer.models.memory import IN_MEMORY, Memory
 from gossamer.models.packed import QuantizedTensor
 from gossamer.models.structure import read_matrix
 from gossamer.models.ties import retied
@@ -59,8 +60,11 @@ def apply_steps(
     steps: Sequence[Step],
     batches: Sequence[Batch],
     progress: Progress = SILENT,
+    memory: Memory = IN_MEMORY,
 ) -> Applied:
     """Compresses the model as `steps` say, in place; it then computes with the compressed weights.
+
+    `memory` is where the model lives (see `Opened`); codes and masks go there too.
 
     Transforms, and techniques that scale columns first, change other weights too, which keeps the function. `batches`
     are the calibration data; they may be empty if no technique needs them. Healing learns from the first of them and is
@@ -83,7 +87,7 @@ def apply_steps(
             raise PlanError(f"compression step {number} ({name_of(technique)} at {at!r}): {error}") from error
     result = Applied(retied(model, hierarchy), {}, {}, notes)
     assigned.check_shapes(result.hierarchy)
-    _compress(model, assigned.chains, batches, progress, result)
+    _compress(model, assigned.chains, batches, progress, result, memory)
     for healing in healings:
         _heal(model, healing, progress, result)
     return result
@@ -138,6 +142,7 @@ def _compress(
     batches: Sequence[Batch],
     progress: Progress,
     result: Applied,
+    memory: Memory,
 ) -> None:
     hierarchy = result.hierarchy
     layers = {layer.path: layer for layer in hierarchy.layers() if layer.path in chains}
@@ -148,6 +153,10 @@ def _compress(
     def put(layer: Layer, dense: Tensor) -> None:
         alone = uses[model.get_parameter(layer.tensor)] < 2
         (overwrite_weight if alone else replace_weight)(model, layer, dense)
+
+    def held(tensor: QuantizedTensor, layer: Layer) -> QuantizedTensor:
+        stored = reshaped(tensor, layer).to("cpu")
+        return replace(stored, codes=memory.hold(stored.codes))
 
     def compress(layer: Layer, statistics: Statistics | None) -> None:
         if not layer.on_grid:
@@ -161,9 +170,9 @@ def _compress(
         if done.inputs is not None:
             round_inputs(model.get_submodule(layer.module), done.inputs)
         if done.tensor is not None:
-            result.tensors[layer.path] = reshaped(done.tensor, layer).to("cpu")
+            result.tensors[layer.path] = held(done.tensor, layer)
         if done.mask is not None:
-            result.masks[layer.path] = done.mask.cpu()
+            result.masks[layer.path] = memory.hold(done.mask.cpu())
         if done.low_rank is not None:
             result.low_ranks[layer.path] = done.low_rank.to("cpu")
         result.losses[layer.path] = done.loss
@@ -171,6 +180,7 @@ def _compress(
             unseen.append(layer.path)
         elif layer.kind != "embedding":
             result.notes.extend(f"{layer.path}: {note}" for note in done.notes)
+        memory.rest()
 
     needs = set().union(*(chain.needs for chain in chains.values()))
     if needs <= {"nothing"}:
@@ -189,14 +199,14 @@ def _compress(
             result.notes.append(f"{names}: nothing before it can make up for scales; quantised without")
     steps_layers = layers_by_step(walk, hierarchy)
     stream = Stream(walk, batches)
-    unchanged = Stream(walk, batches) if "both models" in needs else None
+    unchanged = Stream(walk, batches, memory) if "both models" in needs else None
 
     def polish(number: int, entries: Sequence[Entry], targets: Sequence[Any]) -> bool:
         block = walk.stages[number].block
         found = _polished(model, block, rounded, chains, runs_of(batches, entries, targets))
         for path, tensor in found.items():
             put(layers[path], tensor.dequantize())
-            result.tensors[path] = reshaped(tensor, layers[path]).to("cpu")
+            result.tensors[path] = held(tensor, layers[path])
             before = rounded[path]
             result.losses[path] = judged(before.weight, tensor, before.statistics).loss
         rounded.clear()

@@ -15,6 +15,7 @@ from gossamer.engine.experts import Routed
 from gossamer.engine.looking import looking
 from gossamer.engine.walk import Entry, Walk
 from gossamer.models.hierarchy import Hierarchy, Layer
+from gossamer.models.memory import IN_MEMORY, Memory
 
 
 def layers_by_step(walk: Walk, hierarchy: Hierarchy) -> dict[int, tuple[Layer, ...]]:
@@ -36,10 +37,12 @@ def layers_by_step(walk: Walk, hierarchy: Hierarchy) -> dict[int, tuple[Layer, .
 class Stream:
     """The calibration batches on their way through the model, one stage at a time.
 
-    `advance()` moves every batch to the door of the next stage with the weights as they stand then.
+    `advance()` moves every batch to the door of the next stage with the weights as they stand then. `memory` takes what
+    is recorded of it.
     """
 
-    def __init__(self, walk: Walk, batches: Sequence[Batch]) -> None:
+    def __init__(self, walk: Walk, batches: Sequence[Batch], memory: Memory = IN_MEMORY) -> None:
+        self.memory = memory
         self.walk = walk
         self.batches = batches
         self.step = -1
@@ -158,13 +161,14 @@ def _record(
     Returns what the layers inside and outside the block were given, and the block's outputs (None before the first).
     """
     found: list[dict[str, tuple[Tensor, Routed | None]]] = [{} for _ in stream.batches]
+    memory = stream.memory.part()
     copies: list[tuple[ref[Tensor], Tensor]] = []
     present: list[dict[str, tuple[Tensor, Routed | None]]] = [{}]
 
     def keep(layer: Layer, inputs: Tensor, routed: Routed | None) -> None:
         copy = next((copy for seen, copy in copies if seen() is inputs), None)
         if copy is None:
-            copy = inputs.clone()
+            copy = memory.copy(inputs)
             copies.append((ref(inputs), copy))
         present[0].setdefault(layer.path, (copy, routed))
 
@@ -225,6 +229,7 @@ def _lockstep(
                 # Batches stand at different doors only where the data choose the way; they catch up in stored order.
                 path = next(path for path in unmet if path in waiting.values())
                 del unmet[path]
+                watch.forget()
                 meet(by_path[path], watch.statistics(path))
                 for number in [number for number, place in waiting.items() if place == path]:
                     go(number)
@@ -294,6 +299,11 @@ class _Watch:
         if leader not in self._finished:
             self._finished[leader] = self._accumulators.pop(leader).finish()
         return self._finished[leader]
+
+    def forget(self) -> None:
+        """Lets go of finished statistics that no other layer can share, since the inputs themselves are gone."""
+        alive = {path for seen in self._seen for inputs, path in seen if inputs() is not None}
+        self._finished = {path: known for path, known in self._finished.items() if path in alive}
 
 
 def _original(found: tuple[Tensor, Routed | None] | None, inputs: Tensor, routed: Routed | None) -> Tensor | None:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from gossamer.core.errors import ModelError
 
+_STRIP = 256
+
 DAMPING_CAP = 1.0
 """The strongest damping tried, as a share of the Hessian's mean diagonal."""
 
@@ -60,7 +62,7 @@ def factorise(hessian: Tensor, damping: float, act_order: bool) -> Factor | None
     the matrix is not positive definite in float32 and in float64. Raises `ModelError` for a Hessian with NaN.
     """
     diagonal = hessian.diagonal()
-    if not bool(torch.isfinite(hessian).all()):
+    if not _finite(hessian):
         raise ModelError("a calibration Hessian holds NaN or infinite values: check the calibration data")
     dead = diagonal <= 0
     mean = float(diagonal.mean())
@@ -69,22 +71,47 @@ def factorise(hessian: Tensor, damping: float, act_order: bool) -> Factor | None
         order = torch.argsort(diagonal, descending=True, stable=True)
     attempt = damping
     while mean > 0:
-        damped = hessian.clone()
-        damped.diagonal().add_(attempt * mean).masked_fill_(dead, mean)
-        root = _reversed_cholesky(damped[order][:, order] if act_order else damped)
-        if root is not None:
-            pivots = root.diagonal().clone()
-            return Factor(root.div_(pivots).T.contiguous(), pivots, order, int(dead.sum()), attempt)
+        pull = _transposed_root(hessian, order, (diagonal + attempt * mean).masked_fill_(dead, mean))
+        if pull is not None:
+            pivots = pull.diagonal().clone()
+            return Factor(pull.div_(pivots.unsqueeze(1)), pivots, order, int(dead.sum()), attempt)
         if attempt >= DAMPING_CAP:
             break
         attempt = min(max(attempt * 10, 1e-4), DAMPING_CAP)
     return None
 
 
-def _reversed_cholesky(matrix: Tensor) -> Tensor | None:
-    """Upper triangular R float32 with R Rᵀ = matrix: the Cholesky factor of the matrix read backwards."""
+def _transposed_root(hessian: Tensor, order: Tensor, diagonal: Tensor) -> Tensor | None:
+    """Rᵀ float32, R upper triangular with R Rᵀ the Hessian in this order, under another diagonal (in its own order).
+
+    That is the Cholesky factor of the matrix read backwards, read backwards. Hessians are the largest things in memory
+    while a layer is worked on, so this takes one matrix besides. None if it is not positive definite.
+    """
+    backwards = order.flip(0)
     for dtype in (torch.float32, torch.float64):
-        root, failed = torch.linalg.cholesky_ex(matrix.to(dtype).flip(0, 1))
-        if int(failed) == 0 and bool(torch.isfinite(root).all()):
-            return root.flip(0, 1).float()
+        matrix = torch.empty_like(hessian, dtype=dtype)
+        for rows, picked in zip(torch.split(matrix, _STRIP), torch.split(backwards, _STRIP), strict=True):
+            rows.copy_(hessian[picked][:, backwards])
+        matrix.diagonal().copy_(diagonal[backwards])
+        root = matrix.T  # by columns, as LAPACK wants it; the matrix is symmetric
+        _, failed = torch.linalg.cholesky_ex(root, out=(root, torch.empty((), dtype=torch.int32)))
+        if int(failed) == 0 and _finite(matrix):
+            return _read_backwards(matrix).float()
     return None
+
+
+def _read_backwards(matrix: Tensor) -> Tensor:
+    """The matrix with rows and columns in the opposite order, in place."""
+    flat = matrix.view(-1)
+    half, step = len(flat) // 2, _STRIP * len(matrix)
+    for start in range(0, half, step):
+        stop = min(start + step, half)
+        front, back = flat[start:stop], flat[len(flat) - stop : len(flat) - start]
+        kept = front.flip(0)
+        front.copy_(back.flip(0))
+        back.copy_(kept)
+    return matrix
+
+
+def _finite(matrix: Tensor) -> bool:
+    return all(bool(torch.isfinite(rows).all()) for rows in torch.split(matrix, _STRIP))

@@ -246,7 +246,7 @@ def judged(
     weight: Tensor, tensor: QuantizedTensor, statistics: Statistics | None, notes: tuple[str, ...] = ()
 ) -> Quantized:
     """The result with its errors measured against the original `weight` (rows, columns)."""
-    error = weight - tensor.dequantize()
+    error = tensor.dequantize().neg_().add_(weight)  # one matrix besides the weight
     return Quantized(tensor, relative_loss(error, weight, statistics), relative_loss(error, weight, None), notes)
 
 
@@ -265,7 +265,8 @@ def usable(weight: Tensor) -> Tensor:
     if weight.dim() != 2 or weight.numel() == 0:
         raise ModelError(f"a weight of shape {tuple(weight.shape)} cannot be compressed: it must be a matrix")
     weight = weight.detach().float()
-    largest = float(weight.abs().max())
+    low, high = torch.aminmax(weight)
+    largest = float(torch.maximum(high, -low))
     if not largest <= LARGEST_WEIGHT:
         raise ModelError(
             f"the weight holds values of magnitude {largest:g}: finite ones up to {LARGEST_WEIGHT:g} can be compressed"

@@ -156,9 +156,18 @@ class Accumulator:
             self._fold()
         if self.tokens == 0:
             raise DataError(f"layer {self._path} saw no calibration input: use data that reaches it, or leave it out")
-        upper = self._mean.float().triu_()
         cross = None if self._cross is None else self._cross.float()
-        return Statistics(upper + upper.triu(1).T, self.tokens, cross, self._largest)
+        return Statistics(_mirrored(self._mean.float()), self.tokens, cross, self._largest)
+
+
+def _mirrored(matrix: Tensor) -> Tensor:
+    """The symmetric matrix of this upper half, in place."""
+    for start in range(0, len(matrix), _STRIP):
+        stop = start + _STRIP
+        block = matrix[start:stop, start:stop].triu()
+        matrix[start:stop, start:stop] = block + block.triu(1).T
+        matrix[stop:, start:stop] = matrix[start:stop, stop:].T
+    return matrix
 
 
 def _columns(path: str, layer: nn.Module) -> int:

@@ -16,6 +16,7 @@ from gossamer.core.files import writing_directory
 from gossamer.models.compressed_tensors import Kind, all_alike, exactly, parts, quantization_config
 from gossamer.models.containers import constants
 from gossamer.models.layout import Form, Layout, advice_on, dense_weight, layout_of, loaded_weight, notes_on
+from gossamer.models.memory import Memory
 from gossamer.models.packed import QuantizedTensor
 from gossamer.models.reloading import from_pretrained, lost_keys, parity, reload
 from gossamer.models.stacks import merged, taken_apart
@@ -79,20 +80,29 @@ def settle(opened: "Opened", tensors: Mapping[str, QuantizedTensor]) -> None:
     for name in layout.ties.broken:
         owner, _, attribute = name.rpartition(".")
         module = model.get_submodule(owner)
-        own = getattr(module, attribute).detach().clone()
+        own = opened.memory.hold(getattr(module, attribute).detach().clone())
         setattr(module, attribute, torch.nn.Parameter(own, requires_grad=False))
-    state = model.state_dict()
-    for tensor in state.values():
+    forms = _by_tensor(layout)
+    for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
             tensor.copy_(tensor.to(layout.dtype))
+        for form in forms.get(name, ()):
+            form.layer.place(tensor).copy_(loaded_weight(form, layout.dtype))
+        opened.memory.rest()
+
+
+def _by_tensor(layout: Layout) -> dict[str, list[Form]]:
+    """Parameter → the forms of the matrices that it holds."""
+    found: dict[str, list[Form]] = {}
     for form in layout.forms:
-        form.layer.place(state[form.layer.tensor]).copy_(loaded_weight(form, layout.dtype))
+        found.setdefault(form.layer.tensor, []).append(form)
+    return found
 
 
 def _write(opened: "Opened", folder: Path, layout: Layout) -> None:
     from safetensors.torch import save_file
 
-    save_file(_state(opened.model, layout), folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(_state(opened, layout), folder / "model.safetensors", metadata={"format": "pt"})
     config = _config(opened.model, folder, layout)
     if FIELD in config:
         write_code(opened.model, folder, config)
@@ -106,7 +116,7 @@ def _write(opened: "Opened", folder: Path, layout: Layout) -> None:
         _write_json(folder / "gossamer.json", opened.defaults)
 
 
-def _state(model: Any, layout: Layout) -> dict[str, "Tensor"]:
+def _state(opened: "Opened", layout: Layout) -> dict[str, "Tensor"]:
     """The tensors of the file by the names that `save_pretrained` gives them, sorted.
 
     Compressed experts have one name for each. Where saving would merge or split other tensors, a file with compressed
@@ -114,7 +124,9 @@ def _state(model: Any, layout: Layout) -> dict[str, "Tensor"]:
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    dense = _dense_state(model, layout)
+    model: Any = opened.model
+    memory = opened.memory.part()
+    dense = _dense_state(model, layout, memory)
     saved = revert_weight_conversion(model, dict(dense))
     places = {(tensor.data_ptr(), tensor.shape): key for key, tensor in saved.items() if tensor.numel()}
     keys = {name: places.get((tensor.data_ptr(), tensor.shape), name) for name, tensor in dense.items()}
@@ -126,12 +138,14 @@ def _state(model: Any, layout: Layout) -> dict[str, "Tensor"]:
         beside = constants(model.get_submodule(form.layer.module))
         inputs = form.inputs.constants() if form.inputs is not None else {}
         stored = {**beside, **inputs, **parts(form.tensor, form.container)}
-        saved |= {f"{key.removesuffix('weight')}{name}": tensor for name, tensor in stored.items()}
+        saved |= {f"{key.removesuffix('weight')}{name}": memory.hold(tensor) for name, tensor in stored.items()}
+        memory.rest()
     for name, forms in _stacks(layout).items():
         del saved[keys[name]]
         for key, tensor in _apart(model, name, forms).items():
             stored = parts(tensor, forms[0].container)
-            saved |= {f"{key.removesuffix('weight')}{part}": value for part, value in stored.items()}
+            saved |= {f"{key.removesuffix('weight')}{part}": memory.hold(value) for part, value in stored.items()}
+        memory.rest()
     return {key: saved[key].contiguous() for key in sorted(saved)}
 
 
@@ -154,17 +168,28 @@ def _apart(model: "nn.Module", name: str, forms: list[Form]) -> dict[str, Quanti
     return {key: QuantizedTensor(scheme, tuple(codes[key].shape), codes[key], scales[key]) for key in codes}
 
 
-def _dense_state(model: "nn.Module", layout: Layout) -> dict[str, "Tensor"]:
-    """The state dict with own memory for every tensor, floats at 16 bits, quantised layers on their grids."""
+def _dense_state(model: "nn.Module", layout: Layout, memory: Memory) -> dict[str, "Tensor"]:
+    """The state dict with own memory for every tensor, floats at 16 bits.
+
+    Quantised layers that stay dense are on their grids; compressed ones have no values, as only their names are asked.
+    """
+    import torch
+
     ignored = layout.ties.kept | set(getattr(model, "_keys_to_ignore_on_save", None) or ())
-    state = {
-        name: tensor.detach().to(layout.dtype if tensor.is_floating_point() else tensor.dtype, copy=True).contiguous()
-        for name, tensor in model.state_dict().items()
-        if name not in ignored
-    }
-    for form in layout.forms:
-        if form.layer.tensor in state:
-            form.layer.place(state[form.layer.tensor]).copy_(dense_weight(form))
+    forms = _by_tensor(layout)
+    state: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        if name in ignored:
+            continue
+        here, dtype = forms.get(name, []), layout.dtype if tensor.is_floating_point() else tensor.dtype
+        if here and all(form.compressed for form in here):
+            state[name] = torch.empty(tensor.shape, dtype=dtype)
+            continue
+        value = tensor.detach().to(dtype, copy=True).contiguous()
+        for form in here:
+            form.layer.place(value).copy_(dense_weight(form))
+        state[name] = memory.hold(value)
+        memory.rest()
     return state
 
 

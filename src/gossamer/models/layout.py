@@ -118,7 +118,9 @@ def _sixteen_bits(opened: "Opened", quantised: set[str]) -> "torch.dtype":
     for name, tensor in opened.model.state_dict().items():
         if not tensor.is_floating_point() or tensor.numel() == 0 or name in quantised:
             continue
-        peak = float(tensor.abs().max())
+        low, high = torch.aminmax(tensor)
+        peak = float(torch.maximum(high, -low))
+        opened.memory.rest()
         if not math.isfinite(peak):
             raise ModelError(f"{opened.source}: tensor {name} holds NaN or infinity; export needs finite weights")
         largest = max(largest, peak)

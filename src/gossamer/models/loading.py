@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gossamer.core.errors import ModelError
+from gossamer.core.errors import GossamerError, ModelError
+from gossamer.models.memory import IN_MEMORY, Memory
+from gossamer.models.stored import safetensors_files
 from gossamer.models.widths import FIELD, class_with_widths
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 def read_config(path: Path) -> Any:
@@ -72,8 +74,10 @@ def meta_model(config: Any, path: Path) -> "nn.Module":
     return model
 
 
-def load_weights(path: Path, config: Any) -> "nn.Module":
+def load_weights(path: Path, config: Any, memory: Memory = IN_MEMORY) -> "nn.Module":
     """The model with its weights, dense float32, whatever they are stored as.
+
+    Those of a dense checkpoint are read one by one into `memory`.
 
     Raises `ModelError` for other quantised formats and for tensors that are missing or of another shape.
     """
@@ -83,10 +87,16 @@ def load_weights(path: Path, config: Any) -> "nn.Module":
     if method not in (None, "compressed-tensors"):
         raise ModelError(f"{path} is quantised with {method!r}: dense and compressed-tensors checkpoints can be opened")
     kind = class_of(config, path)
+    settings: dict[str, Any] = {"dtype": torch.float32, "local_files_only": True, "output_loading_info": True}
     try:
-        model, report = kind.from_pretrained(
-            str(path), dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
+        if method is None and memory is not IN_MEMORY:
+            model, report = kind.from_pretrained(None, config=config, state_dict=_read(path, memory), **settings)
+            if model.can_generate():
+                model.generation_config = _generation(path)
+        else:
+            model, report = kind.from_pretrained(str(path), use_safetensors=True, **settings)
+    except GossamerError:
+        raise
     except Exception as error:
         raise ModelError(f"{path} cannot be loaded: its tensors do not fit its config ({first_line(error)})") from error
     missing, wrong = sorted(report["missing_keys"]), sorted(report["mismatched_keys"])
@@ -104,6 +114,31 @@ def load_weights(path: Path, config: Any) -> "nn.Module":
             round_inputs(model.get_submodule(name), grid)
     whole: nn.Module = model
     return whole.float()
+
+
+def _generation(directory: Path) -> Any:
+    """The generation config that `from_pretrained` finds in a directory: in a file of its own, or in the model's."""
+    from transformers import GenerationConfig
+
+    if (directory / "generation_config.json").is_file():
+        return GenerationConfig.from_pretrained(directory)
+    return GenerationConfig.from_pretrained(directory, config_file_name="config.json", _from_model_config=True)
+
+
+def _read(directory: Path, memory: Memory) -> "dict[str, Tensor]":
+    """Every tensor of a directory's weight files, floats as float32, in `memory`."""
+    import torch
+    from safetensors import safe_open
+
+    state = {}
+    for file in safetensors_files(directory):
+        with safe_open(file, framework="pt", backend="pread") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - the handle is no mapping
+                tensor = tensors.get_tensor(name)
+                dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+                state[name] = memory.empty(tuple(tensor.shape), dtype).copy_(tensor)
+                memory.rest()
+    return state
 
 
 def plain_copy(model: Any, config: Any) -> "nn.Module":

@@ -6,7 +6,7 @@ file, or, where no weights are needed, a `config.json` or the name of a well-kno
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from gossamer.core.errors import ModelError
 from gossamer.models.embedded import embedded_model, embedded_models, known_config, known_configs
 from gossamer.models.hierarchy import Hierarchy
 from gossamer.models.loading import dense_config, load_weights, meta_model, quiet, read_config
+from gossamer.models.memory import IN_MEMORY, Memory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,7 +31,8 @@ class Opened:
     `fingerprint` is `sha256:<64 hex>` over the config's essentials and the stored tensors, however they are spread over
     files; without weights, over the config alone. `stored_bytes` are the bytes of the tensors on disk, 0 if there are
     none. `file` is the directory or file that the model was read from, None for a config alone. `defaults` are the
-    task, data and prompt that `gossamer.json` suggests.
+    task, data and prompt that `gossamer.json` suggests. `memory` is where the weights live; it rests whenever a block
+    has run.
     """
 
     model: "nn.Module"
@@ -43,6 +45,7 @@ class Opened:
     defaults: dict[str, Any] = field(default_factory=dict)
     stored_bytes: int = 0
     file: Path | None = None
+    memory: Memory = IN_MEMORY
 
 
 @dataclass(frozen=True)
@@ -54,12 +57,25 @@ class Located:
     source: str
 
 
-def open_model(ref: str, *, weights: bool = True) -> Opened:
-    """Opens `ref`. Raises `ModelError` with one line that names the file at fault and what would be accepted."""
+def open_model(ref: str, *, weights: bool = True, memory: Memory = IN_MEMORY) -> Opened:
+    """Opens `ref`, its weights in `memory`.
+
+    Raises `ModelError` with one line that names the file at fault and what would be accepted.
+    """
     place = locate(ref, weights=weights)
     with quiet():
-        opened = _OPENERS[place.kind](place, weights)
-    return opened
+        opened = _OPENERS[place.kind](place, weights, memory)
+    return _moved(opened, memory) if weights and memory is not IN_MEMORY else opened
+
+
+def _moved(opened: Opened, memory: Memory) -> Opened:
+    """The model with all its parameters in `memory`, which rests after every block."""
+    for parameter in opened.model.parameters():
+        parameter.data = memory.hold(parameter.data)
+        memory.rest()
+    for block in opened.hierarchy.blocks():
+        opened.model.get_submodule(block.module).register_forward_hook(lambda *_: memory.rest())
+    return replace(opened, memory=memory)
 
 
 def locate(ref: str, *, weights: bool = True) -> Located:
@@ -123,7 +139,7 @@ def _from_hub(ref: str, weights: bool) -> Path:
 # ---------------------------------------------------------------------------------------------------- openers
 
 
-def _open_directory(place: Located, weights: bool) -> Opened:
+def _open_directory(place: Located, weights: bool, memory: Memory) -> Opened:
     from gossamer.models.stored import fingerprint_of, stored_tensors
 
     config = read_config(place.path / "config.json")
@@ -133,7 +149,7 @@ def _open_directory(place: Located, weights: bool) -> Opened:
         found = next((file.name for file in place.path.glob("pytorch_model*.bin")), None)
         what = f"only {found}, which is a pickle" if found else "no weights"
         raise ModelError(f"{place.path} has a config but {what}: model.safetensors is needed")
-    model = load_weights(place.path, config) if weights else meta_model(config, place.path)
+    model = load_weights(place.path, config, memory) if weights else meta_model(config, place.path)
     return _finish(
         place, model, dense_config(config),
         fingerprint=fingerprint_of(essentials, tensors if weights else ()),
@@ -142,7 +158,7 @@ def _open_directory(place: Located, weights: bool) -> Opened:
     )  # fmt: skip
 
 
-def _open_config(place: Located, weights: bool) -> Opened:
+def _open_config(place: Located, weights: bool, memory: Memory) -> Opened:
     from gossamer.models.stored import fingerprint_of
 
     config = read_config(place.path)
@@ -156,7 +172,7 @@ def _open_config(place: Located, weights: bool) -> Opened:
     )
 
 
-def _open_gguf(place: Located, weights: bool) -> Opened:
+def _open_gguf(place: Located, weights: bool, memory: Memory) -> Opened:
     from gossamer.models import gguf
 
     tensors = gguf.read_gguf(place.path).tensors
@@ -176,7 +192,7 @@ def _gguf_tokenizer(path: Path) -> Any | None:
     return own if own is not None else load_tokenizer(path.parent)
 
 
-def _open_llama2c(place: Located, weights: bool) -> Opened:
+def _open_llama2c(place: Located, weights: bool, memory: Memory) -> Opened:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from gossamer.models import llama2c

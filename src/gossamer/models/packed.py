@@ -165,7 +165,7 @@ class QuantizedTensor:
 
     def dequantize(self) -> Tensor:
         """The weight, float32, of `shape`. Exact: the products need fewer bits than float32 has."""
-        return (self.steps() * self.scales.float().unsqueeze(-1)).reshape(self.shape)
+        return self.steps().mul_(self.scales.float().unsqueeze(-1)).reshape(self.shape)
 
     def steps(self) -> Tensor:
         """What the scales multiply, float32 (rows, groups, columns each): the codes' numbers less the zero points."""

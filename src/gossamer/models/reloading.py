@@ -3,7 +3,7 @@
 import inspect
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,23 +45,71 @@ def reload(directory: Path) -> "nn.Module":
 def parity(opened: "Opened", directory: Path, inputs: Mapping[str, "Tensor"]) -> float:
     """The largest absolute difference of logits between `opened.model` and the checkpoint as plainly reloaded.
 
-    `inputs` are the model's keyword arguments. Raises as `reload` does.
+    `inputs` are the model's keyword arguments. The reloaded weights are unpacked as transformers unpacks them, but one
+    block at a time. Raises as `reload` does.
     """
-    return difference(opened.model, plain(directory).eval(), inputs)
+    ours = _logits(opened.model, inputs)
+    opened.memory.rest()
+    other = plain(directory).eval()
+    memory = opened.memory.part()
+    for parameter in other.parameters():
+        parameter.data = memory.hold(parameter.data)
+    memory.rest()
+    _unpack_by_block(other, [block.module for block in opened.hierarchy.blocks()])
+    return gap(ours, _logits(other, inputs))
+
+
+def _unpack_by_block(model: Any, blocks: Iterable[str]) -> None:
+    """Lets each block's compressed weights be unpacked only while it runs; others are unpacked now."""
+    if getattr(model, "hf_quantizer", None) is None or not hasattr(model, "ct_decompress_hook"):
+        return
+    from compressed_tensors.compressors.base import decompress_module
+
+    model.hf_quantizer.compressor.remove_decompression_hook(model)
+    inside: set[nn.Module] = set()
+    for name in blocks:
+        block = model.get_submodule(name)
+        members = [module for module in block.modules() if hasattr(module, "quantization_scheme")]
+        states = [(module._parameters.copy(), module._buffers.copy(), module.quantization_status) for module in members]
+
+        def unpack(*_: Any, members: Any = members) -> None:
+            for module in members:
+                decompress_module(module)
+
+        def pack(*_: Any, members: Any = members, states: Any = states) -> None:
+            for module, (parameters, buffers, status) in zip(members, states, strict=True):
+                module._parameters, module._buffers = parameters.copy(), buffers.copy()
+                module.quantization_status = status
+
+        block.register_forward_pre_hook(unpack)
+        block.register_forward_hook(pack)
+        inside.update(members)
+    for module in model.modules():
+        if module not in inside:
+            decompress_module(module)
 
 
 def difference(model: "nn.Module", other: "nn.Module", inputs: Mapping[str, "Tensor"]) -> float:
     """The largest absolute difference of two models' logits. Infinite if either gives NaN."""
+    return gap(_logits(model, inputs), _logits(other, inputs))
+
+
+def _logits(model: "nn.Module", inputs: Mapping[str, "Tensor"]) -> "Tensor":
     import torch
 
     with torch.no_grad(), quiet():
-        return gap(logits_of(model(**inputs)), logits_of(other(**inputs)))
+        return logits_of(model(**inputs))
 
 
 def gap(one: "Tensor", other: "Tensor") -> float:
     """The largest absolute difference; infinite if either holds NaN."""
-    worst = float((one.float() - other.float()).abs().max())
-    return math.inf if math.isnan(worst) else worst
+    import torch
+
+    pairs = zip(
+        torch.split(one, 1), torch.split(other, 1), strict=True
+    )  # one example at a time: vocabularies are large
+    worst = [float((mine.float() - theirs.float()).abs().max()) for mine, theirs in pairs]
+    return math.inf if any(map(math.isnan, worst)) else max(worst)
 
 
 def plain(directory: Path) -> Any:

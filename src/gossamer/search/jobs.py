@@ -22,6 +22,7 @@ from gossamer.evaluate.running import RUNTIME, measure_running
 from gossamer.evaluate.splits import sources
 from gossamer.evaluate.tasks import open_task
 from gossamer.models.accounting import account
+from gossamer.models.memory import IN_MEMORY, Scratch
 from gossamer.models.open import Opened, open_model
 from gossamer.search.finish import calibration_batches, finish
 from gossamer.search.parts import BUILT_IN, SPARE
@@ -43,14 +44,14 @@ def apply_job(plan: str, model: str, out: Path, progress: Progress = SILENT, on:
     device = named_device(on)
     is_file = Path(plan).suffix in (".yaml", ".yml") or Path(plan).exists()
     loaded = load_plan(Path(plan)) if is_file else None
-    opened = open_model(model)
+    opened = open_model(model, memory=Scratch(out.parent) if device.type == "cpu" else IN_MEMORY)
     if loaded is None:
         loaded = _preset_plan(plan, opened)
     loaded.check_model(opened.hierarchy.family, opened.fingerprint)
     batches = calibration_batches(loaded.calibration, opened)
     dense = account(opened, {}).weight_bytes
     opened.model.to(device)
-    applied = apply_steps(opened.model, opened.hierarchy, loaded.compression, batches, progress)
+    applied = apply_steps(opened.model, opened.hierarchy, loaded.compression, batches, progress, opened.memory)
     opened.model.cpu()
     done = finish(opened, applied, out, _probe(opened, batches))
     loaded.save(out / "plan.yaml")
