@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -122,12 +121,18 @@ def one_side(options: argparse.Namespace, settings: dict[str, Any]) -> dict[str,
     ids = json.loads((options.scratch / "calibration.json").read_text())
     quantise = peer if options.side == "llm-compressor" else ours
     seconds, weights, versions = quantise(options, settings, ids)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes()
     if settings["keep"]:
         from safetensors.torch import save_file
 
         save_file(weights, options.scratch / "weights.safetensors")
     return {**seconds, "peak_bytes": peak, "versions": versions}
+
+
+def peak_bytes() -> int:
+    """The highest resident memory of this process; `getrusage` would also count what ran before `exec`."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if "VmHWM" in line) * 1024
 
 
 def ours(options: argparse.Namespace, settings: dict[str, Any], ids: list[list[int]]) -> tuple[Any, Any, Any]:
@@ -138,9 +143,10 @@ def ours(options: argparse.Namespace, settings: dict[str, Any], ids: list[list[i
     from gossamer.compress.presets import preset_steps
     from gossamer.core.plan import Step
     from gossamer.data.batch import Batch
+    from gossamer.models.memory import Scratch
     from gossamer.models.open import open_model
 
-    opened = open_model(settings["model"])
+    opened = open_model(settings["model"], memory=Scratch(options.scratch))  # as `gossamer apply` opens it
     steps = preset_steps(f"gptq-w{settings['bits']}g{GROUP}", opened.hierarchy)
     if options.side == "gossamer-full-range":
         steps = tuple(Step.model_validate({**step.model_dump(), "clip": "none"}) for step in steps)
@@ -150,7 +156,7 @@ def ours(options: argparse.Namespace, settings: dict[str, Any], ids: list[list[i
         inputs = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}
         batches.append(Batch(inputs, rows, tuple(range(start, start + len(rows)))))
     begin, begin_cpu = time.perf_counter(), time.process_time()
-    apply_steps(opened.model, opened.hierarchy, steps, batches)
+    apply_steps(opened.model, opened.hierarchy, steps, batches, memory=opened.memory)
     seconds = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - begin_cpu}
     return seconds, linear_weights(opened.model), {"torch": torch.__version__}
 

@@ -13,6 +13,7 @@ from gossamer.core.plan import Step
 from gossamer.data.batch import Batch
 from gossamer.evaluate.text import TextTask, Window
 from gossamer.models.checkpoint import save_compressed
+from gossamer.models.memory import Scratch
 from gossamer.models.open import Opened, open_model
 from gossamer.search.job import Job
 from gossamer.search.optimize import open_job, profile
@@ -26,14 +27,14 @@ Prepared = tuple[Opened, Callable[[], Applied], str]
 
 def uniform(task: Task) -> Prepared:
     """A preset's steps, on the same samples and as many at a time as the peers get."""
-    opened = open_model(task.model)
+    opened = open_model(task.model, memory=Scratch(task.folder))  # as `gossamer apply` opens it
     technique = task.side.removeprefix("gossamer ")
     whole_rows = f"smoothquant+gptq-w{int(task.bits)}"  # as the peer, whose activations the judge rounds too
     name = whole_rows if technique == "smoothquant" else f"{technique}-w{int(task.bits)}g{task.group}"
     steps = learning(preset_steps(name, opened.hierarchy), task)
 
     def call() -> Applied:
-        return apply_steps(opened.model, opened.hierarchy, steps, batches(task))
+        return apply_steps(opened.model, opened.hierarchy, steps, batches(task), memory=opened.memory)
 
     return opened, call, f"preset {name}{learnt(technique, task)}"
 
