@@ -146,13 +146,13 @@ def row_of(name: str, preset: str, on: str) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = ["| model | preset | bytes | Δ loss, nats [95 %] | time by GPTQ's |", "|---|---|---|---|---|"]
+    lines = ["| model | preset | bytes | Δ loss, nats [95 %] | time by GPTQ's | on |", "|---|---|---|---|---|---|"]
     for row in rows:
         change = row["loss_change"]
         ratio = f"{row['time_ratio']:.1f}" if "time_ratio" in row else "—"
         lines.append(
             f"| {row['model']} | {row['preset']} | {row['weight_bytes']:,} | "
-            f"{change['value']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}] | {ratio} |"
+            f"{change['value']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}] | {ratio} | {row['on']} |"
         )
     return "\n".join(lines)
 
