@@ -49,6 +49,7 @@ class Runtime(StrEnum):
     transformers = "transformers"
     vllm = "vllm"
     llama_cpp = "llama.cpp"
+    openvino = "openvino"
 
 
 class Effort(StrEnum):

@@ -13,7 +13,7 @@ Effort = Literal["quick", "standard", "thorough"]
 Technique = Literal["gptq", "gptaq", "qronos", "signround"]
 Search = Literal["exact", "evolution", "tiered"]
 Transform = Literal["none", "rotate", "smoothquant", "awq"]
-Runtime = Literal["transformers", "vllm", "llama.cpp"]
+Runtime = Literal["transformers", "vllm", "llama.cpp", "openvino"]
 
 
 @dataclass(frozen=True)

@@ -53,5 +53,11 @@ RUNTIMES: dict[str, Runtime] = {
         ),
         # ggml's Q4_0, Q5_0 and Q8_0 hold such codes as they are, in the same bytes.
         Runtime("llama.cpp", _BLOCKS, _BLOCKS, block=32),
+        # What OpenVINO's graphs hold in the same bytes (u2, i4, i8): 3 bits would take 4 there, 5 and 6 bits 8.
+        Runtime(
+            "openvino",
+            (Scheme(2, 32), Scheme(2, 64), Scheme(4, 32), Scheme(4, 64), Scheme(8, None)),
+            (Scheme(2, 64), Scheme(4, 64), Scheme(8, None)),
+        ),
     )
 }
