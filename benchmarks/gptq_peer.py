@@ -146,7 +146,7 @@ def ours(options: argparse.Namespace, settings: dict[str, Any], ids: list[list[i
     from gossamer.models.memory import Scratch
     from gossamer.models.open import open_model
 
-    opened = open_model(settings["model"], memory=Scratch(options.scratch))  # as `gossamer apply` opens it
+    opened = open_model(settings["model"], memory=Scratch(options.scratch / "model"))  # as `gossamer apply` opens it
     steps = preset_steps(f"gptq-w{settings['bits']}g{GROUP}", opened.hierarchy)
     if options.side == "gossamer-full-range":
         steps = tuple(Step.model_validate({**step.model_dump(), "clip": "none"}) for step in steps)

@@ -27,7 +27,7 @@ Prepared = tuple[Opened, Callable[[], Applied], str]
 
 def uniform(task: Task) -> Prepared:
     """A preset's steps, on the same samples and as many at a time as the peers get."""
-    opened = open_model(task.model, memory=Scratch(task.folder))  # as `gossamer apply` opens it
+    opened = open_model(task.model, memory=Scratch(task.stored))  # as `gossamer apply` opens it
     technique = task.side.removeprefix("gossamer ")
     whole_rows = f"smoothquant+gptq-w{int(task.bits)}"  # as the peer, whose activations the judge rounds too
     name = whole_rows if technique == "smoothquant" else f"{technique}-w{int(task.bits)}g{task.group}"

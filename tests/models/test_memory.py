@@ -22,7 +22,7 @@ def resident() -> int:
 
 
 def test_values_stay_when_the_pages_go(tmp_path):
-    scratch = Scratch(tmp_path / "new")
+    scratch = Scratch(tmp_path / "new" / "out")
     tensors = [(torch.arange(24).reshape(2, 3, 4) % 2).to(dtype) for dtype in DTYPES]
     held = [scratch.hold(tensor) for tensor in tensors]
     held[0][1, 2, 3] = 7.5
@@ -39,7 +39,7 @@ def test_values_stay_when_the_pages_go(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the resident set is read from /proc")
 def test_rest_gives_memory_back_and_parts_rest_too(tmp_path):
-    scratch = Scratch(tmp_path)
+    scratch = Scratch(tmp_path / "out")
     part = scratch.part()
     before = resident()
     held = [place.hold(torch.ones(1 << 23)) for place in (scratch, part)]
@@ -53,7 +53,7 @@ def test_rest_gives_memory_back_and_parts_rest_too(tmp_path):
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match=r"file/scratch.*choose an --out"):
-        Scratch(tmp_path / "file" / "scratch").hold(torch.ones(2))
+        Scratch(tmp_path / "file" / "scratch" / "out").hold(torch.ones(2))
 
 
 def test_ordinary_memory_changes_nothing():
@@ -67,7 +67,7 @@ def test_ordinary_memory_changes_nothing():
 def test_a_model_opened_into_a_file_is_the_same(name, tmp_path):
     build(name).to(torch.bfloat16).save_pretrained(tmp_path / "model")
     plain = open_model(str(tmp_path / "model"))
-    mapped = open_model(str(tmp_path / "model"), memory=Scratch(tmp_path))
+    mapped = open_model(str(tmp_path / "model"), memory=Scratch(tmp_path / "out"))
     assert mapped.fingerprint == plain.fingerprint
     assert mapped.hierarchy == plain.hierarchy
     for kind in ("named_parameters", "named_buffers"):

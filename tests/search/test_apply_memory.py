@@ -29,7 +29,7 @@ def test_the_checkpoint_has_the_same_bytes_as_one_made_in_memory(model, tmp_path
 
 
 def test_the_results_live_in_the_file(model, tmp_path):
-    memory = Scratch(tmp_path)
+    memory = Scratch(tmp_path / "out")
     opened = open_model(str(model), memory=memory)
     steps = preset_steps("magnitude-50+rtn-w4g32", opened.hierarchy)
     applied = apply_steps(opened.model, opened.hierarchy, steps, [], memory=memory)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_CHUNK = 1 << 28
+_LEAST, _MOST = 1 << 24, 1 << 28
 
 
 class Memory:
@@ -50,14 +50,14 @@ IN_MEMORY = Memory()
 
 
 class Scratch(Memory):
-    """A file without a name in `folder`, mapped: gone with its tensors, however the process ends.
+    """A file without a name beside `output`, mapped: gone with its tensors, however the process ends.
 
     Its room is taken in chunks and never given back before all of a chunk's tensors are gone. Raises `OutputError`
-    where `folder` cannot be made, or has no room left.
+    where the folder that `output` is in cannot be made, or has no room left.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, output: Path) -> None:
+        self._output, self._folder = output, output.parent
         self._chunks: list[tuple[int, mmap.mmap]] = []
         self._used = 0
         self._parts: WeakSet[Scratch] = WeakSet()
@@ -96,14 +96,15 @@ class Scratch(Memory):
 
     def part(self) -> Memory:
         """A file of its own beside this one, which rests with it."""
-        part = Scratch(self._folder)
+        part = Scratch(self._output)
         self._parts.add(part)
         return part
 
     def _grow(self, size: int) -> None:
         import torch
 
-        size = max(_CHUNK, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+        taken = sum(len(chunk) for _, chunk in self._chunks)
+        size = max(min(max(_LEAST, taken), _MOST), -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self._folder) as file:
@@ -114,7 +115,7 @@ class Scratch(Memory):
                 chunk = mmap.mmap(file.fileno(), size)
         except OSError as error:
             raise OutputError(
-                f"cannot keep {size:,} bytes in {self._folder} ({error.strerror}): choose an --out where there is room"
+                f"cannot keep {size:,} bytes beside {self._output} ({error.strerror}): choose an --out with free space"
             ) from error
         self._chunks.append((torch.frombuffer(chunk, dtype=torch.uint8).data_ptr(), chunk))
         self._used = 0

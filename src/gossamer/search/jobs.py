@@ -44,7 +44,7 @@ def apply_job(plan: str, model: str, out: Path, progress: Progress = SILENT, on:
     device = named_device(on)
     is_file = Path(plan).suffix in (".yaml", ".yml") or Path(plan).exists()
     loaded = load_plan(Path(plan)) if is_file else None
-    opened = open_model(model, memory=Scratch(out.parent) if device.type == "cpu" else IN_MEMORY)
+    opened = open_model(model, memory=Scratch(out) if device.type == "cpu" else IN_MEMORY)
     if loaded is None:
         loaded = _preset_plan(plan, opened)
     loaded.check_model(opened.hierarchy.family, opened.fingerprint)
