@@ -10,7 +10,7 @@ from gossamer.search.scorer import Score
 
 def contender(label, kl):
     values = np.array(kl, dtype=float)
-    applied = Applied(Hierarchy("none", False, ()), {}, {}, [])
+    applied = Applied(Hierarchy("none", False, ()), {}, [])
     return Contender(label, 100, {}, applied, Score(values, values, np.ones_like(values)))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gossamer.compress.calibrate import Stream, layers_by_step, pass_through
 from gossamer.compress.chain import Assigned, Chain, assign
 from gossamer.compress.distill import Heal, Lesson, Parts
-from gossamer.compress.passes import BlockRun, Polisher, Rounded, judged
+from gossamer.compress.passes import BlockRun, Polisher, Rounded
 from gossamer.compress.quantize.blockwise import runs_of
 from gossamer.compress.scaling import Scaling, fold_scales
 from gossamer.compress.statistics import Statistics
@@ -42,13 +42,11 @@ class Applied:
 
     `hierarchy` is the model's as it is now: what is left after blocks and channels went, under the paths of before.
     `tensors` are the weights on grids, `masks` bool (rows, columns) tell which values of pruned weights may be other
-    than 0, `low_ranks` are what is added to a weight, all in the processor's memory; `losses` are each layer's relative
-    output error on calibration data, `notes` remarks.
+    than 0, `low_ranks` are what is added to a weight, all in the processor's memory; `notes` are remarks.
     """
 
     hierarchy: Hierarchy
     tensors: dict[str, QuantizedTensor]
-    losses: dict[str, float]
     notes: list[str]
     masks: dict[str, Tensor] = field(default_factory=dict)
     low_ranks: dict[str, LowRank] = field(default_factory=dict)
@@ -85,7 +83,7 @@ def apply_steps(
                 notes.extend(f"compression step {number}: {note}" for note in said)
         except PlanError as error:
             raise PlanError(f"compression step {number} ({name_of(technique)} at {at!r}): {error}") from error
-    result = Applied(retied(model, hierarchy), {}, {}, notes)
+    result = Applied(retied(model, hierarchy), {}, notes)
     assigned.check_shapes(result.hierarchy)
     _compress(model, assigned.chains, batches, progress, result, memory)
     for healing in healings:
@@ -175,7 +173,6 @@ def _compress(
             result.masks[layer.path] = memory.hold(done.mask.cpu())
         if done.low_rank is not None:
             result.low_ranks[layer.path] = done.low_rank.to("cpu")
-        result.losses[layer.path] = done.loss
         if layer.kind == "expert" and statistics is None and chain.needs != {"nothing"}:
             unseen.append(layer.path)
         elif layer.kind != "embedding":
@@ -207,8 +204,6 @@ def _compress(
         for path, tensor in found.items():
             put(layers[path], tensor.dequantize())
             result.tensors[path] = held(tensor, layers[path])
-            before = rounded[path]
-            result.losses[path] = judged(before.weight, tensor, before.statistics).loss
         rounded.clear()
         return bool(found)
 

@@ -23,7 +23,6 @@ from gossamer.compress.passes import (
     Polisher,
     Quantizer,
     Sparsifier,
-    relative_loss,
     usable,
 )
 from gossamer.compress.registry import techniques
@@ -47,8 +46,7 @@ class Compressed:
 
     `dense` float32 (rows, columns) is what the layer computes with, all parts together. `tensor` is the part on a grid,
     `mask` bool (rows, columns) tells which values of the part that is not of low rank may be other than 0, `low_rank`
-    is the part of low rank, `inputs` how the layer's inputs are rounded; None where there is none. `loss` is the
-    relative squared error (see `Quantized`).
+    is the part of low rank, `inputs` how the layer's inputs are rounded; None where there is none.
     """
 
     dense: Tensor
@@ -56,7 +54,6 @@ class Compressed:
     mask: Tensor | None
     low_rank: LowRank | None
     inputs: InputGrid | None
-    loss: float
     notes: tuple[str, ...]
 
 
@@ -88,7 +85,7 @@ class Chain:
         """The passes on `weight` (rows, columns). Raises what they raise."""
         original = usable(weight)
         rest: Tensor | None = original
-        low_rank = mask = tensor = loss = None
+        low_rank = mask = tensor = None
         notes: list[str] = []
         if self.decompose is not None:
             parts = self.decompose.decompose(original, statistics)
@@ -102,8 +99,6 @@ class Chain:
             quantised = self.quantise.quantize(rest, statistics, mask)
             notes.extend(quantised.notes)
             tensor, rest = quantised.tensor, quantised.tensor.dequantize()
-            if self.decompose is None and self.sparsify is None and self.correct is None:
-                loss = quantised.loss
         inputs = self.activations.grid(statistics) if self.activations is not None else None
         if self.activations is not None and inputs is None:
             notes.append("its inputs are not rounded: calibration shows none from which their scale could be known")
@@ -114,9 +109,7 @@ class Chain:
             added = self.correct.correct(original - dense, statistics)
             dense = dense + added.dense()
             low_rank = added if low_rank is None else low_rank.joined(added)
-        if loss is None:
-            loss = relative_loss(original - dense, original, statistics)
-        return Compressed(dense, tensor, mask, low_rank, inputs, loss, tuple(notes))
+        return Compressed(dense, tensor, mask, low_rank, inputs, tuple(notes))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ technique says its phase in the class attribute `phase`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
@@ -32,29 +33,45 @@ inputs behind layers already changed from those that the unchanged model gives i
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A weight on its grid.
+    """A weight on its grid: `tensor` stands for `weight` (rows, columns). `notes` tell what did not go as asked."""
 
-    `loss` is the layer's relative squared error in [0, ∞): of its output over the calibration inputs, or of the weight
-    where there are no statistics. `weight_error` is always the weight's. `notes` tell what did not go as asked.
-    """
-
+    weight: Tensor
     tensor: QuantizedTensor
-    loss: float
-    weight_error: float
+    statistics: Statistics | None
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def loss(self) -> float:
+        """The relative squared error (see `relative_loss`), computed only where it is asked for."""
+        return relative_loss(self._error, self.weight, self.statistics)
+
+    @property
+    def weight_error(self) -> float:
+        """That of the weight, whatever the inputs."""
+        return relative_loss(self._error, self.weight, None)
+
+    @property
+    def _error(self) -> Tensor:
+        return self.tensor.dequantize().neg_().add_(self.weight)  # one matrix besides the weight
 
 
 @dataclass(frozen=True, eq=False)
 class Sparse:
     """A weight with zeros: `weight` float32 (rows, columns), 0 wherever `mask` bool (rows, columns) is False.
 
-    `loss` and `notes` as in `Quantized`.
+    It stands for `original` (rows, columns); `loss` and `notes` as in `Quantized`.
     """
 
+    original: Tensor
     weight: Tensor
     mask: Tensor
-    loss: float
+    statistics: Statistics | None
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def loss(self) -> float:
+        """The relative squared error."""
+        return relative_loss(self.original - self.weight, self.original, self.statistics)
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,16 +259,11 @@ class Polisher(Protocol):
         ...
 
 
-def judged(
-    weight: Tensor, tensor: QuantizedTensor, statistics: Statistics | None, notes: tuple[str, ...] = ()
-) -> Quantized:
-    """The result with its errors measured against the original `weight` (rows, columns)."""
-    error = tensor.dequantize().neg_().add_(weight)  # one matrix besides the weight
-    return Quantized(tensor, relative_loss(error, weight, statistics), relative_loss(error, weight, None), notes)
-
-
 def relative_loss(error: Tensor, weight: Tensor, statistics: Statistics | None) -> float:
-    """The squared error of a layer's output, or of the weight without statistics, as a share of the whole."""
+    """The squared error of a layer's output, or of the weight without statistics, as a share of the whole: [0, ∞).
+
+    `error` and `weight` (rows, columns). Takes as long as gathering the statistics of a few thousand inputs.
+    """
     if statistics is not None:
         return _share(statistics.loss(error), statistics.loss(weight))
     return _share(float(error.square().sum(dtype=torch.float64)), float(weight.square().sum(dtype=torch.float64)))

@@ -43,10 +43,10 @@ class Applier:
                 state.update(tensor.to_state(f"{path}|"))
             with writing(file) as temporary:
                 save_file(state, temporary)
-            return {"losses": done.losses, "notes": done.notes}
+            return {"notes": done.notes}
 
         record = self.folder.step("applied", inputs, compute)
         state = load_file(file)
         paths = sorted(key.removesuffix("|scheme") for key in state if key.endswith("|scheme"))
         tensors = {path: QuantizedTensor.from_state(state, f"{path}|") for path in paths}
-        return Applied(self.hierarchy, tensors, record["losses"], list(record["notes"]))
+        return Applied(self.hierarchy, tensors, list(record["notes"]))

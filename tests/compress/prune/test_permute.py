@@ -94,7 +94,7 @@ def test_no_layer_keeps_less_of_its_score(score, pruner, pattern):
 
 
 def test_two_of_four_costs_a_real_model_less():
-    losses, gone = {}, {}
+    losses = {}
     for preset in ("ria-2:4", "permute+ria-2:4"):
         model = open_model("tiny-lm")
         texts = [open_task("text", name, model) for name in ("validation", "heldout")]
@@ -109,15 +109,13 @@ def test_two_of_four_costs_a_real_model_less():
                 found = model.model(**batch.inputs).logits
             assert float((found - wanted).abs().max()) < 1e-5 * float(wanted.abs().max())
             steps = steps[1:]
-        done = apply_steps(model.model, model.hierarchy, steps, [batch])
-        gone[preset] = sum(loss for path, loss in done.losses.items() if path.endswith("down_proj"))
+        apply_steps(model.model, model.hierarchy, steps, [batch])
         with torch.no_grad():
             losses[preset] = float(
                 torch.cat(
                     [test.losses(test.log_probs(model.model(**each.inputs), each), each) for each in test.batches(8)]
                 ).mean()
             )
-    assert gone["permute+ria-2:4"] < gone["ria-2:4"]
     assert losses["permute+ria-2:4"] < losses["ria-2:4"]
 
 

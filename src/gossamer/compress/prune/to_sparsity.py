@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gossamer.compress.passes import Phase, Sparse, relative_loss
+from gossamer.compress.passes import Phase, Sparse
 from gossamer.compress.statistics import Statistics
 from gossamer.core.errors import PlanError
 
@@ -84,6 +84,5 @@ def lowest(scores: Tensor, count: int) -> Tensor:
 def pruned(
     weight: Tensor, values: Tensor, mask: Tensor, statistics: Statistics | None, notes: tuple[str, ...] = ()
 ) -> Sparse:
-    """The result: `values` (rows, columns) where `mask` is True, measured against the original `weight`."""
-    values = values.where(mask, 0.0)
-    return Sparse(values, mask, relative_loss(weight - values, weight, statistics), notes)
+    """The result: `values` (rows, columns) where `mask` is True, in the place of `weight`."""
+    return Sparse(weight, values.where(mask, 0.0), mask, statistics, notes)

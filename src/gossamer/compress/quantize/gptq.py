@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gossamer.compress.factor import Factor, check_damping
-from gossamer.compress.passes import Needs, Quantized, judged, usable
+from gossamer.compress.passes import Needs, Quantized, usable
 from gossamer.compress.quantize.grid import Grid, fit_grid
 from gossamer.compress.quantize.on_grid import InFormat
 from gossamer.compress.statistics import Statistics
@@ -59,10 +59,10 @@ class Gptq(InFormat):
         if factor is None:
             tensor = QuantizedTensor.encode(weight, self.scheme, grid.scales, grid.zeros)
             reason = "no calibration statistics" if statistics is None else "the Hessian is singular at every damping"
-            return judged(original, tensor, statistics, (f"rounded to nearest: {reason}",))
+            return Quantized(original, tensor, statistics, (f"rounded to nearest: {reason}",))
         codes = diffuse(weight, factor, self.scheme, grid, mask)
         tensor = QuantizedTensor(self.scheme, tuple(weight.shape), codes, grid.scales, grid.zeros)
-        return judged(original, tensor, statistics, factor.remarks(self.damping, "they are rounded to nearest"))
+        return Quantized(original, tensor, statistics, factor.remarks(self.damping, "they are rounded to nearest"))
 
     def aim(self, weight: Tensor, statistics: Statistics, factor: Factor | None) -> tuple[Tensor, Factor | None]:
         """What the codes shall come near to (rows, columns), and how its errors are passed on: here the weight itself.

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from gossamer.compress.passes import Phase, Quantized, judged
+from gossamer.compress.passes import Phase, Quantized
 from gossamer.compress.quantize.grid import Grid
 from gossamer.compress.statistics import Statistics
 from gossamer.models.number_formats import Format
@@ -39,7 +39,7 @@ class OnGrid:
 
     def nearest(self, weight: Tensor, grid: Grid, statistics: Statistics | None) -> Quantized:
         """`weight` (rows, columns) rounded to the nearest points of `grid`."""
-        return judged(weight, QuantizedTensor.encode(weight, self.scheme, grid.scales, grid.zeros), statistics)
+        return Quantized(weight, QuantizedTensor.encode(weight, self.scheme, grid.scales, grid.zeros), statistics)
 
 
 @dataclass(frozen=True)
