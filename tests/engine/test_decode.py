@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).parents[1] / "models"))
 from feeds import inputs_for
 from tiny import build
 
-from gossamer.core.errors import DataError, ModelError
+from gossamer.core.errors import DataError, ModelError, SettingError
 from gossamer.engine.decode import Event, Request, decode
 from gossamer.engine.detokenise import TextStream
 from gossamer.engine.sampling import Sampling
@@ -238,6 +238,6 @@ def test_what_cannot_be_decoded_is_refused() -> None:
     model.lm_head.weight[0, 0] = float("nan")
     with pytest.raises(ModelError, match="no numbers"):
         _events(model, Request({"input_ids": torch.tensor([[1]])}))
-    with pytest.raises(ValueError, match="max_new_tokens 0"):
+    with pytest.raises(SettingError, match="max_new_tokens 0"):
         Request({}, max_new_tokens=0)
     assert list(decode(model, [])) == []

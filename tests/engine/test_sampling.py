@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from gossamer.core.errors import SettingError
 from gossamer.engine.sampling import Sampler, Sampling, draw, law, penalised
 
 LOGITS = st.lists(st.floats(-8, 8, width=32).map(lambda x: round(x, 2)), min_size=1, max_size=12)
@@ -149,5 +150,5 @@ def test_equal_seeds_give_equal_draws() -> None:
     ],
 )
 def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(SettingError, match=name):
         Sampling(**{name: value})

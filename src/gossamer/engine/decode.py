@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from gossamer.core.errors import DataError, ModelError
+from gossamer.core.errors import DataError, ModelError, SettingError
 from gossamer.engine.detokenise import TextStream
 from gossamer.engine.sampling import Sampler, Sampling
 from gossamer.engine.stepping import Inputs, Stepper
@@ -35,7 +35,7 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens {self.max_new_tokens} is not possible: give 1 or more")
+            raise SettingError(f"max_new_tokens {self.max_new_tokens} is not possible: give 1 or more")
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,9 @@ def decode(model: nn.Module, requests: Sequence[Request], tokenizer: Any = None)
     that leaves no room in the context, or for stop strings without a tokenizer.
     """
     if not getattr(model, "can_generate", bool)():
-        raise ModelError(f"{type(model).__name__} does not write: a model with a language head that generates is needed")
+        raise ModelError(
+            f"{type(model).__name__} does not write: a model with a language head that generates is needed"
+        )
     prompts = [prompt_ids(model, request.inputs) for request in requests]
     rows = [_Row(*each, model, tokenizer) for each in zip(range(len(requests)), requests, prompts, strict=True)]
     if not rows:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gossamer.core.errors import SettingError
+
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. The defaults are greedy decoding. Raises `ValueError` for a setting out of its range.
+    """How tokens are chosen. The defaults are greedy decoding. Raises `SettingError` for one out of range.
 
     `temperature`: 0 is greedy, 1 the model's own law. `top_k`: only so many of the most likely tokens, 0 for all.
     `top_p`: only the fewest most likely tokens whose probability reaches it, in (0, 1] (Holtzman et al. 2020). `min_p`:
@@ -47,7 +49,7 @@ class Sampling:
         }
         for name, (fits, accepted) in ranges.items():
             if not fits:
-                raise ValueError(f"{name} {getattr(self, name)} is not possible: give {accepted}")
+                raise SettingError(f"{name} {getattr(self, name)} is not possible: give {accepted}")
 
 
 def penalised(logits: Tensor, seen: Tensor, written: Tensor, sampling: Sampling) -> Tensor:
