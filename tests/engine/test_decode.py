@@ -233,7 +233,7 @@ def test_what_cannot_be_decoded_is_refused() -> None:
         _events(model, Request({"input_ids": torch.full((1, 64), 5)}))
     with pytest.raises(DataError, match="no tokens"):
         _events(model, Request({"input_ids": torch.zeros(1, 0, dtype=torch.long)}))
-    with pytest.raises(ModelError, match="ViT.*does not write"):
+    with pytest.raises(ModelError, match=r"ViT.*does not write"):
         _events(build("vit"), Request({"input_ids": torch.tensor([[1]])}))
     model.lm_head.weight[0, 0] = float("nan")
     with pytest.raises(ModelError, match="no numbers"):

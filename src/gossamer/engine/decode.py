@@ -1,6 +1,7 @@
 """Writing token after token: read the prompts, then choose, say, step, until every request has ended.
 
 This is the plain loop that any faster one must agree with: greedily it gives the tokens of transformers' `generate`.
+Of a model's generation config only the end tokens count, neither its sampling nor tokens that it forces or forbids.
 """
 
 from collections.abc import Iterator, Sequence

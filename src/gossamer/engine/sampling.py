@@ -110,25 +110,23 @@ def draw(law: Tensor, uniform: Tensor) -> Tensor:
 
 class Sampler:
     """Chooses the tokens of one request, with a generator and a history of its own: who else is in the batch does not
-    matter. `prompt` are the token ids that the repetition penalty counts as seen."""
+    matter. `prompt` are the token ids that the repetition penalty counts as seen; ids beyond the vocabulary, as of
+    images, are none of its business."""
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int] = ()) -> None:
         self.sampling = sampling
         self._generator = torch.Generator().manual_seed(sampling.seed)
-        self._prompt, self._answer = list(prompt), list[int]()
+        self._prompt = torch.tensor(prompt, dtype=torch.long)
+        self._seen = self._written = torch.empty(0)
 
     def __call__(self, logits: Tensor) -> int:
         """The next token, by logits (vocabulary,)."""
-        written = _counts(self._answer, logits)
-        scores = penalised(logits, written + _counts(self._prompt, logits) > 0, written, self.sampling)
+        if not len(self._seen):
+            self._seen = torch.zeros_like(logits, dtype=torch.bool)
+            self._seen[self._prompt[self._prompt < len(logits)].to(logits.device)] = True
+            self._written = torch.zeros_like(logits, dtype=torch.long)
         uniform = torch.rand((), dtype=torch.float64, generator=self._generator)
-        token = int(draw(law(scores, self.sampling), uniform))
-        self._answer.append(token)
+        token = int(draw(law(penalised(logits, self._seen, self._written, self.sampling), self.sampling), uniform))
+        self._seen[token] = True
+        self._written[token] += 1
         return token
-
-
-def _counts(tokens: Sequence[int], logits: Tensor) -> Tensor:
-    """How often each token of the vocabulary occurs; ids beyond it, as of images, are left out."""
-    size = logits.shape[-1]
-    inside = torch.tensor([token for token in tokens if token < size], dtype=torch.long)
-    return inside.bincount(minlength=size).to(logits.device)

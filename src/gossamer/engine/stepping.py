@@ -69,7 +69,10 @@ class Stepper:
         return self._run(ids, {}, first=False)
 
     def _run(self, ids: Tensor, extra: Mapping[str, Any], first: bool) -> Tensor:
-        given = {f"{self._prefix}attention_mask": self._mask, f"{self._prefix}position_ids": self._positions}
+        given: dict[str, Any] = {
+            f"{self._prefix}attention_mask": self._mask,
+            f"{self._prefix}position_ids": self._positions,
+        }
         given = {name: value for name, value in given.items() if name in self._known}
         if "logits_to_keep" in self._known:
             given |= {"logits_to_keep": 1}

@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from gossamer.core.errors import ModelError
 from gossamer.core.runfolder import checkpoint_of
-from gossamer.data.images import image_file
+from gossamer.data.images import load_image
 from gossamer.engine.decode import Event, Request, decode
 from gossamer.engine.sampling import Sampling
 from gossamer.evaluate.meters import latency
@@ -35,7 +36,7 @@ def generate(
     that does not write from text, `DataError` for an image that cannot be read or a prompt that leaves no room in the
     context.
     """
-    pictures = [image_file(path, "--image") for path in images]
+    pictures = [load_image(path, "--image") for path in images]
     opened = open_model(checkpoint_of(ref))
     if getattr(opened.config, "is_encoder_decoder", False) or not getattr(opened.model, "can_generate", bool)():
         raise ModelError(f"{ref} does not continue text: give a language or vision-language model")
@@ -49,7 +50,7 @@ def generate(
         events.append(event)
         say(event.text)
     measured = {"time_to_first_token_ms": latency(times[:1], "one run, from the prompt's text and images on")}
-    gaps = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
     if gaps:
         measured["time_per_token_ms"] = latency(gaps, "median and quartiles of the tokens after the first")
     return {

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gossamer.core.errors import DataError, ModelError
-from gossamer.data.images import ImageRef
 from gossamer.evaluate import tokens
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
 INSTRUCTION = "Answer the question using a single word or phrase."
@@ -68,7 +68,7 @@ def answer_ids(tokenizer: Any, prompt: str, answer: str) -> list[int]:
     return ids
 
 
-def prompt_inputs(opened: Any, text: str, images: Sequence[ImageRef] = (), raw: bool = False) -> dict[str, Tensor]:
+def prompt_inputs(opened: Any, text: str, images: Sequence[Image] = (), raw: bool = False) -> dict[str, Tensor]:
     """What the model is given for one prompt of text and images: `input_ids` (1, length) and what belongs to it.
 
     The text goes into the model's own prompt if there are images, else into its chat template; it is taken as it
@@ -79,7 +79,7 @@ def prompt_inputs(opened: Any, text: str, images: Sequence[ImageRef] = (), raw: 
     if images and getattr(opened.processor, "image_processor", None) is None:
         raise DataError(f"{opened.source} reads no images: give text only, or a vision-language model")
     written, special = (text, True) if raw else _in_form(opened, text, len(images))
-    pictures = {"images": [[image.load() for image in images]]} if images else {}
+    pictures = {"images": [list(images)]} if images else {}
     try:
         found = reader(text=[written], **pictures, add_special_tokens=special, return_tensors="pt")
     except (ValueError, IndexError, TypeError) as error:
