@@ -1,15 +1,10 @@
 """The decode loop against transformers' `generate`, alone and together, and what ends a request."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import transformers
-
-sys.path.append(str(Path(__file__).parents[1] / "models"))
-from feeds import inputs_for
-from tiny import build
+from tests.models.feeds import inputs_for
+from tests.models.tiny import build
 
 from gossamer.core.errors import DataError, ModelError, SettingError
 from gossamer.engine.decode import Event, Request, decode
