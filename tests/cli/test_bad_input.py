@@ -46,7 +46,7 @@ def change_config(model: Path, **values: object) -> None:
 # ------------------------------------------------------------------------------------------------- models
 
 
-VERBS_ON_A_MODEL = ("inspect", "evaluate", "estimate", "optimize", "apply", "compare")
+VERBS_ON_A_MODEL = ("inspect", "evaluate", "generate", "estimate", "optimize", "apply", "compare")
 
 
 def on_model(verb: str, model: Path | str, out: Path) -> list[str]:
@@ -54,6 +54,7 @@ def on_model(verb: str, model: Path | str, out: Path) -> list[str]:
     return {
         "inspect": ["inspect", str(model)],
         "evaluate": ["evaluate", str(model), "--limit", "2"],
+        "generate": ["generate", str(model), "--prompt", "a cat", "--max-tokens", "2"],
         "estimate": ["estimate", str(model), "--bits", "4"],
         "optimize": ["optimize", str(model), "--ratio", "0.7", "--effort", "quick", "--out", str(out)],
         "apply": ["apply", "rtn-w4", str(model), "--out", str(out)],

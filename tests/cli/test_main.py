@@ -12,7 +12,7 @@ import pytest
 from gossamer.cli import main as entry
 from gossamer.core.errors import ModelError, RequirementError
 
-VERBS = ("inspect", "estimate", "evaluate", "optimize", "apply", "compare", "export", "report")
+VERBS = ("inspect", "estimate", "evaluate", "generate", "optimize", "apply", "compare", "export", "report")
 
 
 def test_help_lists_the_verbs_and_is_fast(program) -> None:

@@ -68,6 +68,10 @@ Model = Annotated[
         help="A directory, a hub id, a .gguf or llama2.c .bin file, or an embedded model such as tiny-vlm.",
     ),
 ]
+ModelOrRun = Annotated[
+    str,
+    typer.Argument(metavar="MODEL", show_default=False, help="As elsewhere, or a run folder: its checkpoint."),
+]
 Task = Annotated[
     str | None,
     typer.Option(metavar="TASK", help="text, vqa, detection or classification; by default the model's own task."),

@@ -51,6 +51,18 @@ def job(threads: int | None = None) -> Iterator[Progress]:
         yield progress
 
 
+@contextmanager
+def output() -> Iterator[Callable[[str], None]]:
+    """A writer to standard output as it is here, for text that has to appear while a `job` inside keeps it quiet."""
+    with os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors="replace") as there:
+
+        def write(text: str) -> None:
+            there.write(text)
+            there.flush()
+
+        yield write
+
+
 def show(result: Result, as_json: bool, draw: Callable[[Result], None]) -> None:
     """Prints a result, as one JSON object or as `draw` prints it for people; its warnings go to standard error."""
     for warning in result.get("warnings", ()):

@@ -30,6 +30,10 @@ class DeviceError(GossamerError):
     """A device description that is missing or malformed."""
 
 
+class SettingError(GossamerError, ValueError):
+    """A setting outside what is possible."""
+
+
 class OutputError(GossamerError):
     """A place that cannot be written: no permission, no space, or something else already there."""
 

@@ -31,6 +31,12 @@ def check_run_folder(path: Path, owner: str | None = None) -> None:
         )
 
 
+def checkpoint_of(reference: str) -> str:
+    """The checkpoint inside, if `reference` is a run folder that has one; else the reference itself."""
+    inside = Path(reference) / "checkpoint"
+    return str(inside) if (Path(reference) / MARKER).exists() and inside.is_dir() else reference
+
+
 class RunFolder:
     """A directory of step results. `steps/NAME-KEY.json` holds a result and the inputs that KEY is the digest of.
 

@@ -82,6 +82,8 @@ def _open(path: Path, where: str) -> Image:
             image = Pillow.open(path)
     except Pillow.DecompressionBombError as error:
         raise DataError(_too_large(path, where)) from error
+    except FileNotFoundError as error:
+        raise DataError(f"{where}: image {path} does not exist") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{where}: {path} is not an image; PNG, JPEG, WebP, BMP, TIFF and GIF are read") from error
     if image.width * image.height > MOST_PIXELS:

@@ -1,11 +1,17 @@
-"""From a question to the text that a vision-language model is given: its own template, or its chat format."""
+"""From a question, or any text and images, to what a model is given: its own template, or its chat format."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gossamer.core.errors import DataError
+from gossamer.core.errors import DataError, ModelError
+from gossamer.evaluate import tokens
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
 
 INSTRUCTION = "Answer the question using a single word or phrase."
 """What follows the question in a chat prompt (LLaVA-1.5's own words for short answers)."""
@@ -60,3 +66,46 @@ def answer_ids(tokenizer: Any, prompt: str, answer: str) -> list[int]:
     if not ids:
         raise DataError(f"the tokenizer has no tokens for the answer {answer!r}")
     return ids
+
+
+def prompt_inputs(opened: Any, text: str, images: Sequence[Image] = (), raw: bool = False) -> dict[str, Tensor]:
+    """What the model is given for one prompt of text and images: `input_ids` (1, length) and what belongs to it.
+
+    The text goes into the model's own prompt if there are images, else into its chat template; it is taken as it
+    stands if the model has neither, or with `raw` (it then holds the places of its images itself). Raises `DataError`
+    for a model without a tokenizer, or for images that it does not read or has no place for.
+    """
+    reader = opened.processor if images else tokens.tokenizer_of(opened)
+    if images and getattr(opened.processor, "image_processor", None) is None:
+        raise DataError(f"{opened.source} reads no images: give text only, or a vision-language model")
+    written, special = (text, True) if raw else _in_form(opened, text, len(images))
+    pictures = {"images": [list(images)]} if images else {}
+    try:
+        found = reader(text=[written], **pictures, add_special_tokens=special, return_tensors="pt")
+    except (ValueError, IndexError, TypeError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise DataError(
+            f"{opened.source} cannot read {len(images)} images in the prompt {written!r} ({said})"
+        ) from error
+    inputs = {key: value for key, value in found.items() if key != "labels"}
+    tokens.check_vocabulary(inputs["input_ids"][0].tolist(), opened)
+    return inputs
+
+
+def _in_form(opened: Any, text: str, images: int) -> tuple[str, bool]:
+    """The text in the form that the model was trained on, and whether special tokens still have to be added."""
+    if images and opened.defaults.get("prompt"):
+        return Prompt(opened.defaults["prompt"])(text), True
+    writer = opened.processor if getattr(opened.processor, "chat_template", None) else opened.tokenizer
+    if getattr(writer, "chat_template", None):
+        parts = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
+        content = text if writer is opened.tokenizer else parts
+        try:
+            chat = [{"role": "user", "content": content}]
+            return writer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False), False
+        except Exception as error:  # a template is a program of the model's author
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            raise ModelError(f"the chat template of {opened.source} fails ({said}): --raw does without") from error
+    if images:
+        raise DataError(f"{opened.source} says in no template where images go: write their places and give --raw")
+    return text, True

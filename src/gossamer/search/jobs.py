@@ -15,6 +15,7 @@ from gossamer.core.files import refuse_foreign, writing_directory
 from gossamer.core.outcome import Measure
 from gossamer.core.plan import Calibration, ModelBinding, Plan, load_plan
 from gossamer.core.progress import SILENT, Progress
+from gossamer.core.runfolder import checkpoint_of
 from gossamer.data.batch import Batch
 from gossamer.engine.forward import named_device
 from gossamer.evaluate.job import chosen_task
@@ -128,10 +129,10 @@ def compare_job(
     With `meters` both sides also have the figures of `measure_running`, `ratio` holds b's times by a's, and `notes` say
     what they are of.
     """
-    opened = open_model(_checkpoint_of(a))
+    opened = open_model(checkpoint_of(a))
     examples = chosen_task(opened, task, data, limit, seed=0)
     first = _Side(a, opened.stored_bytes, examples.results(opened.model, progress))
-    other = open_model(_checkpoint_of(b))
+    other = open_model(checkpoint_of(b))
     second = _Side(b, other.stored_bytes, examples.results(other.model, progress))
     figures = [examples.summarise(side.results) for side in (first, second)]
     extra: Json = {}
@@ -156,11 +157,6 @@ def compare_job(
         "protocol": examples.protocol,
         **extra,
     }
-
-
-def _checkpoint_of(reference: str) -> str:
-    inside = Path(reference) / "checkpoint"
-    return str(inside) if (Path(reference) / "gossamer-run.json").exists() and inside.is_dir() else reference
 
 
 def read_result(run: Path) -> Json:

@@ -1,0 +1,68 @@
+"""`gossamer generate`: what a model writes."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gossamer.cli.options import Json, ModelOrRun, Seed, Threads
+from gossamer.cli.terminal import Result, job, output, quantity, show
+
+EXAMPLE = 'gossamer generate tiny-lm --prompt "Once upon a time" --max-tokens 60 --temperature 0.7'
+
+
+def command(
+    model: ModelOrRun,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", show_default=False, help="What the model is to continue.")],
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", show_default=False, help="An image to go with it; may be given again."),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Write at most N tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(metavar="T", help="0: always the likeliest token.")] = 0.0,
+    top_k: Annotated[int, typer.Option(metavar="K", help="Only the K likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option(metavar="P", help="Only the likeliest, up to this probability.")] = 1.0,
+    min_p: Annotated[float, typer.Option(metavar="P", help="Only tokens of this share of the likeliest one's.")] = 0.0,
+    repetition_penalty: Annotated[
+        float, typer.Option(metavar="R", help="Above 1, tokens that were there before come less often.")
+    ] = 1.0,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", show_default=False, help="End before this text; may be given again."),
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it stands, without a chat template.")] = False,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Let a model continue a prompt.
+
+    The text appears as it comes; how fast it came is said on standard error.
+    """
+    with output() as say, job(threads):
+        from gossamer.engine.sampling import Sampling
+        from gossamer.evaluate.generate import generate
+
+        result = generate(
+            model,
+            prompt,
+            image or (),
+            max_tokens=max_tokens,
+            sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed),
+            stops=stop or (),
+            raw=raw,
+            say=(lambda text: None) if as_json else say,
+        )
+    show(result, as_json, draw)
+
+
+def draw(result: Result) -> None:
+    """Ends the line of the text, and says how fast it came."""
+    print(flush=True)
+    said = [
+        f"{result['prompt_tokens']} tokens read, {result['new_tokens']} written (ended by {result['finish_reason']})"
+    ]
+    names = {"time_to_first_token_ms": "the first after", "time_per_token_ms": "then each"}
+    said += [f"{names[key]} {quantity(key, value['value'])}" for key, value in result["measured"].items()]
+    print(", ".join(said), file=sys.stderr)

@@ -1,0 +1,147 @@
+"""Writing token after token: read the prompts, then choose, say, step, until every request has ended.
+
+This is the plain loop that any faster one must agree with: greedily it gives the tokens of transformers' `generate`.
+Of a model's generation config only the end tokens count, neither its sampling nor tokens that it forces or forbids.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from gossamer.core.errors import DataError, ModelError, SettingError
+from gossamer.engine.detokenise import TextStream
+from gossamer.engine.sampling import Sampler, Sampling
+from gossamer.engine.stepping import Inputs, Stepper
+
+Finish = Literal["eos", "stop", "length", "context"]
+"""Why a request ended: the model said so, a stop string came, `max_new_tokens` were written, the context is full."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and how it is to be continued.
+
+    `inputs` are the model's (see `Inputs`). It ends after `max_new_tokens`, at a token of `eos` (None: the model's
+    own), or when its text holds one of `stops`.
+    """
+
+    inputs: Inputs
+    sampling: Sampling = field(default_factory=Sampling)
+    max_new_tokens: int = 128
+    stops: tuple[str, ...] = ()
+    eos: frozenset[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise SettingError(f"max_new_tokens {self.max_new_tokens} is not possible: give 1 or more")
+
+
+@dataclass(frozen=True)
+class Event:
+    """One token of one request: `request` is its place among the requests, `text` what can be said since its last
+    event (see `TextStream`; nothing of the `eos` token), `finished` why it ends here, None if it goes on."""
+
+    request: int
+    token: int
+    text: str
+    finished: Finish | None = None
+
+
+@torch.inference_mode()
+def decode(model: nn.Module, requests: Sequence[Request], tokenizer: Any = None) -> Iterator[Event]:
+    """Continues all requests together, an event for each token as it comes; without a tokenizer, events have no text.
+
+    Raises `ModelError` for a model that does not write, or whose logits are no numbers, and `DataError` for a prompt
+    that leaves no room in the context, or for stop strings without a tokenizer.
+    """
+    if not getattr(model, "can_generate", bool)():
+        raise ModelError(
+            f"{type(model).__name__} does not write: a model with a language head that generates is needed"
+        )
+    prompts = [prompt_ids(model, request.inputs) for request in requests]
+    rows = [_Row(*each, model, tokenizer) for each in zip(range(len(requests)), requests, prompts, strict=True)]
+    if not rows:
+        return
+    stepper = Stepper(model)
+    logits = stepper.prefill([request.inputs for request in requests])
+    while True:
+        if logits.isnan().any():
+            raise ModelError(f"{type(model).__name__} computes logits that are no numbers: its weights may be damaged")
+        for row, scores in zip(rows, logits, strict=True):
+            if row.finished is None:
+                yield row.take(scores)
+        moving = [row.finished is None for row in rows]
+        if not any(moving):
+            return
+        logits = stepper.step([row.token for row in rows], moving)
+
+
+class _Row:
+    """One request on its way. `token` is its latest."""
+
+    def __init__(self, number: int, request: Request, prompt: Sequence[int], model: Any, tokenizer: Any) -> None:
+        self._number, self._request = number, request
+        self._eos = eos_of(model) if request.eos is None else request.eos
+        self._sampler = Sampler(request.sampling, prompt)
+        if request.stops and tokenizer is None:
+            raise DataError("stop strings need a tokenizer, and there is none: leave them out")
+        self._stream = TextStream(tokenizer, request.stops) if tokenizer is not None else None
+        context = context_of(model)
+        if context is not None and len(prompt) >= context:
+            raise DataError(f"the prompt has {len(prompt)} tokens, and the model's context holds {context}: shorten it")
+        self._room = None if context is None else context - len(prompt)
+        self._count = 0
+        self.token = 0
+        self.finished: Finish | None = None
+
+    def take(self, logits: torch.Tensor) -> Event:
+        """Chooses the next token by logits (vocabulary,)."""
+        self.token = self._sampler(logits)
+        self._count += 1
+        text = ""
+        if self.token in self._eos:
+            self.finished = "eos"
+        elif self._stream is not None:
+            text = self._stream.push(self.token)
+        if self.finished is None:
+            self.finished = self._end()
+        if self.finished is not None and self._stream is not None:
+            text += self._stream.end()
+            if self._stream.stopped and self.finished != "eos":
+                self.finished = "stop"
+        return Event(self._number, self.token, text, self.finished)
+
+    def _end(self) -> Finish | None:
+        if self._stream is not None and self._stream.stopped:
+            return "stop"
+        if self._count >= self._request.max_new_tokens:
+            return "length"
+        return "context" if self._room is not None and self._count >= self._room else None
+
+
+def prompt_ids(model: Any, inputs: Inputs) -> list[int]:
+    """The tokens that stand before the first new one. Raises `DataError` if the inputs hold none."""
+    name = "decoder_input_ids" if getattr(model.config, "is_encoder_decoder", False) else "input_ids"
+    ids: list[int] = inputs[name][0].tolist() if name in inputs else []
+    if not ids:
+        raise DataError(f"the prompt has no tokens: {name} must hold at least one")
+    return ids
+
+
+def eos_of(model: Any) -> frozenset[int]:
+    """The tokens by which the model says that it has ended; empty if it names none."""
+    said = getattr(model.generation_config, "eos_token_id", None)
+    said = getattr(model.config.get_text_config(decoder=True), "eos_token_id", None) if said is None else said
+    return frozenset() if said is None else frozenset([said] if isinstance(said, int) else said)
+
+
+def context_of(model: Any) -> int | None:
+    """How many tokens prompt and answer may have together; None where a state of fixed size holds any number."""
+    text = model.config.get_text_config(decoder=True)
+    for name in ("max_target_positions", "max_position_embeddings"):
+        if isinstance(getattr(text, name, None), int):
+            return int(getattr(text, name))
+    return None

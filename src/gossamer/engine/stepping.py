@@ -1,0 +1,144 @@
+"""A batch of sequences inside a model: its prompts read at once, then one token for each at every step.
+
+The model's own code computes: `prepare_inputs_for_generation` says what a family wants to be given, and the past is
+whatever the model's forward pass makes (key–value caches, the states of Mamba and RWKV) and is handed back to it.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.core.errors import ModelError
+from gossamer.engine.forward import device_of, placed
+from gossamer.models.reloading import logits_of
+
+Inputs = Mapping[str, Tensor]
+"""The model's keyword arguments for one prompt, as a processor gives them: `input_ids` (1, length) and what belongs to
+it, images and their sizes; of encoder–decoder models the encoder's inputs and `decoder_input_ids`."""
+
+_PASTS = ("past_key_values", "cache_params", "state")
+_TOKENWISE = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+class Stepper:
+    """The model's side of decoding. Later ways of running a model have the same two methods."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model: Any = model
+        self._known = set(inspect.signature(model.forward).parameters)
+        self._encodes = bool(getattr(self._model.config, "is_encoder_decoder", False))
+        self._prefix = "decoder_" if self._encodes else ""
+        self._apart: list[Stepper] = []
+        self._past: dict[str, Any] = {}
+        self._constant: dict[str, Any] = {}
+        self._mask = self._positions = torch.empty(0)
+
+    def prefill(self, prompts: Sequence[Inputs]) -> Tensor:
+        """Reads the prompts. Returns logits (prompts, vocabulary) of the token after each, float32."""
+        if "state" in self._known and len(prompts) > 1:
+            # transformers' RWKV knows no padding, and mixes up the sequences of a batch when each has one token
+            self._apart = [Stepper(self._model) for _ in prompts]
+            return torch.cat([one.prefill([prompt]) for one, prompt in zip(self._apart, prompts, strict=True)])
+        inputs = placed(collate(prompts, pad_of(self._model)), device_of(self._model))
+        if self._encodes:
+            encoder = self._model.get_encoder()
+            wanted = set(inspect.signature(encoder.forward).parameters)
+            encoded = encoder(**{name: value for name, value in inputs.items() if name in wanted}, return_dict=True)
+            self._constant = {"encoder_outputs": encoded}
+            inputs = {name: value for name, value in inputs.items() if name.startswith(self._prefix)}
+        ids = inputs.pop(f"{self._prefix}input_ids")
+        self._mask = inputs.pop(f"{self._prefix}attention_mask")
+        self._positions = self._first_positions(ids, inputs)
+        return self._run(ids, {name: value for name, value in inputs.items() if name in self._known}, first=True)
+
+    def step(self, tokens: Sequence[int], moving: Sequence[bool]) -> Tensor:
+        """Reads one token for each sequence. Returns logits (sequences, vocabulary) of the next, float32.
+
+        Sequences that are not `moving` have ended: they ride along, their position no longer grows past the context.
+        """
+        if self._apart:
+            alone = zip(self._apart, tokens, moving, strict=True)
+            return torch.cat([one.step([token], [moves]) for one, token, moves in alone])
+        ids = torch.tensor(tokens, device=self._mask.device)[:, None]
+        going = torch.tensor(moving, device=self._mask.device)[:, None]
+        self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], 1)
+        self._positions = self._positions[..., -1:] + going
+        return self._run(ids, {}, first=False)
+
+    def _run(self, ids: Tensor, extra: Mapping[str, Any], first: bool) -> Tensor:
+        given: dict[str, Any] = {
+            f"{self._prefix}attention_mask": self._mask,
+            f"{self._prefix}position_ids": self._positions,
+        }
+        given = {name: value for name, value in given.items() if name in self._known}
+        if "logits_to_keep" in self._known:
+            given |= {"logits_to_keep": 1}
+        ready = self._model.prepare_inputs_for_generation(
+            ids, is_first_iteration=first, use_cache=True, **self._past, **self._constant, **given, **extra
+        )
+        output = self._model(**ready, return_dict=True)
+        self._past = {name: output[name] for name in _PASTS if output.get(name) is not None}
+        if not self._past:
+            raise ModelError(f"{type(self._model).__name__} keeps no past: it cannot write token after token")
+        return logits_of(output)[:, -1].float()
+
+    def _first_positions(self, ids: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """(prompts, length) from 0 at each first token. Where images count in rows and columns (M-RoPE) the model's own
+        index, (4, prompts, length): plain positions first, then time, height and width."""
+        plain = (self._mask.cumsum(-1) - 1).clamp(min=0)
+        index = getattr(self._model.base_model, "get_rope_index", None)
+        if index is None or "mm_token_type_ids" not in inputs or not {"image_grid_thw", "video_grid_thw"} & set(inputs):
+            return plain
+        wanted = set(inspect.signature(index).parameters) - {"input_ids", "attention_mask"}
+        known = {name: value for name, value in inputs.items() if name in wanted}
+        return torch.cat([plain[None], index(ids, attention_mask=self._mask, **known)[0]])
+
+
+def collate(prompts: Sequence[Inputs], pad: int) -> dict[str, Tensor]:
+    """Inputs of several prompts as one batch.
+
+    What has an entry for each token is padded on the left, ids with `pad` and all else with 0, so that all prompts end
+    where the first new token goes. Everything else is joined prompt by prompt, filled up with zeros behind where sizes
+    differ (tiles of images).
+    """
+    joined: dict[str, Tensor] = {}
+    for prefix in ("", "decoder_"):
+        if any(f"{prefix}input_ids" in prompt for prompt in prompts):
+            joined |= _padded(prompts, prefix, pad)
+    rest = dict.fromkeys(name for prompt in prompts for name in prompt if name not in joined)
+    for name in rest:
+        parts = [prompt[name] for prompt in prompts if name in prompt]
+        size = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+        joined[name] = torch.cat([_filled(part, size) for part in parts])
+    return joined
+
+
+def _padded(prompts: Sequence[Inputs], prefix: str, pad: int) -> dict[str, Tensor]:
+    lengths = [prompt[f"{prefix}input_ids"].shape[1] for prompt in prompts]
+    found: dict[str, Tensor] = {}
+    for name in (prefix + kind for kind in _TOKENWISE):
+        is_mask = name == f"{prefix}attention_mask"
+        if not is_mask and not any(name in prompt for prompt in prompts):
+            continue
+        missing = 1 if is_mask else 0
+        fill = pad if name == f"{prefix}input_ids" else 0
+        rows = []
+        for prompt, length in zip(prompts, lengths, strict=True):
+            row = prompt.get(name)
+            row = torch.full((1, length), missing) if row is None else row
+            rows.append(nn.functional.pad(row, (max(lengths) - length, 0), value=fill))
+        found[name] = torch.cat(rows)
+    return found
+
+
+def _filled(part: Tensor, size: Sequence[int]) -> Tensor:
+    behind = [entry for want, have in zip(size, part.shape[1:], strict=True) for entry in (want - have, 0)]
+    return nn.functional.pad(part, behind[::-1])
+
+
+def pad_of(model: Any) -> int:
+    """The id that stands where there is no token; 0 for models that name none, as it is never looked at."""
+    return max(0, getattr(model.config.get_text_config(decoder=True), "pad_token_id", None) or 0)
