@@ -56,11 +56,12 @@ class _Arrived(Exception):  # noqa: N818 - control flow: leaves the forward pass
 class Walk:
     """Walks a model in execution order.
 
-    `stages[k]` is the k-th block that a forward pass of `batch` runs. `step_of(layer)` tells after which stage a layer
+    `stages[k]` is the k-th block that a forward pass of `inputs` runs. `step_of(layer)` tells after which stage a layer
     outside the blocks runs (-1: before the first block). Raises `ModelError` if the forward pass runs no known block.
     """
 
     def __init__(self, model: nn.Module, hierarchy: Hierarchy, inputs: dict[str, Any]) -> None:
+        inputs = _first_row(inputs)
         self._model = model
         self._modules = dict(model.named_modules())
         self._roots = [modality.root for modality in hierarchy.modalities if modality.blocks and modality.root]
@@ -203,6 +204,12 @@ class Walk:
     def _forward(self, inputs: dict[str, Any]) -> Any:
         with torch.no_grad():
             return forward(self._model, inputs)
+
+
+def _first_row(inputs: dict[str, Any]) -> dict[str, Any]:
+    """One example where the inputs are rows of tokens alone: it shows the order, and logits of all would take memory."""
+    tokens = all(isinstance(x, Tensor) and x.dim() == 2 and not x.is_floating_point() for x in inputs.values())
+    return {name: value[:1] for name, value in inputs.items()} if tokens else inputs
 
 
 def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
