@@ -207,7 +207,7 @@ class Walk:
 
 
 def _first_row(inputs: dict[str, Any]) -> dict[str, Any]:
-    """One example where inputs are rows of tokens alone: it shows the order, and the logits of all would take memory."""
+    """One example where inputs are rows of tokens alone: it shows the order, and logits of all would take memory."""
     tokens = all(isinstance(x, Tensor) and x.dim() == 2 and not x.is_floating_point() for x in inputs.values())
     return {name: value[:1] for name, value in inputs.items()} if tokens else inputs
 
