@@ -78,6 +78,6 @@ def test_a_search_is_carried_out_elsewhere(place: str, model: Path, tmp_path: Pa
 
 def test_a_device_that_is_not_there_is_refused() -> None:
     assert named_device("cpu") == torch.device("cpu")
-    for name in ("cuda:63", "gpu", ""):
+    for name in ("cuda:63", "gpu", "meta", ""):
         with pytest.raises(DeviceError, match=r"this machine has cpu"):
             named_device(name)

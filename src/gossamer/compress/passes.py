@@ -43,16 +43,8 @@ class Quantized:
     @cached_property
     def loss(self) -> float:
         """The relative squared error (see `relative_loss`), computed only where it is asked for."""
-        return relative_loss(self._error, self.weight, self.statistics)
-
-    @property
-    def weight_error(self) -> float:
-        """That of the weight, whatever the inputs."""
-        return relative_loss(self._error, self.weight, None)
-
-    @property
-    def _error(self) -> Tensor:
-        return self.tensor.dequantize().neg_().add_(self.weight)  # one matrix besides the weight
+        error = self.tensor.dequantize().neg_().add_(self.weight)  # one matrix besides the weight
+        return relative_loss(error, self.weight, self.statistics)
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,7 +33,7 @@ def named_device(on: str) -> "torch.device":
     import torch
 
     try:
-        torch.empty(0, device=on)
+        torch.empty(0, device=on).cpu()  # fails on `meta` too, which computes nothing
         return torch.device(on)
     except (RuntimeError, AssertionError):
         more = [f"cuda:{number}" for number in range(torch.cuda.device_count())]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gossamer.core.errors import DataError, ModelError
 from gossamer.evaluate import tokens
+from gossamer.models.loading import first_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,9 +84,8 @@ def prompt_inputs(opened: Any, text: str, images: Sequence[Image] = (), raw: boo
     try:
         found = reader(text=[written], **pictures, add_special_tokens=special, return_tensors="pt")
     except (ValueError, IndexError, TypeError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise DataError(
-            f"{opened.source} cannot read {len(images)} images in the prompt {written!r} ({said})"
+            f"{opened.source} cannot read {len(images)} images in the prompt {written!r} ({first_line(error)})"
         ) from error
     inputs = {key: value for key, value in found.items() if key != "labels"}
     tokens.check_vocabulary(inputs["input_ids"][0].tolist(), opened)
@@ -104,8 +104,9 @@ def _in_form(opened: Any, text: str, images: int) -> tuple[str, bool]:
             chat = [{"role": "user", "content": content}]
             return writer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False), False
         except Exception as error:  # a template is a program of the model's author
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-            raise ModelError(f"the chat template of {opened.source} fails ({said}): --raw does without") from error
+            raise ModelError(
+                f"the chat template of {opened.source} fails ({first_line(error)}): --raw does without"
+            ) from error
     if images:
         raise DataError(f"{opened.source} says in no template where images go: write their places and give --raw")
     return text, True

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from gossamer.core.errors import ModelError
+from gossamer.models.loading import first_line
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _MARKERS = ("processor_config.json", "preprocessor_config.json")
@@ -18,8 +19,7 @@ def load_tokenizer(directory: Path) -> Any | None:
     try:
         return AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     except Exception as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise ModelError(f"the tokenizer in {directory} cannot be read ({line})") from error
+        raise ModelError(f"the tokenizer in {directory} cannot be read ({first_line(error)})") from error
 
 
 def load_processor(directory: Path) -> Any | None:
@@ -39,5 +39,4 @@ def load_processor(directory: Path) -> Any | None:
             return auto.from_pretrained(str(directory), local_files_only=True, **options)
         except Exception as error:
             errors.append(error)
-    line = (str(errors[0]).strip().splitlines() or [type(errors[0]).__name__])[0][:160]
-    raise ModelError(f"the processor in {directory} cannot be read ({line})")
+    raise ModelError(f"the processor in {directory} cannot be read ({first_line(errors[0])})")

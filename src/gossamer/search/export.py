@@ -9,6 +9,7 @@ from gossamer.core.errors import ModelError, OutputError, RequirementError
 from gossamer.core.files import writing
 from gossamer.core.outcome import Measure
 from gossamer.core.progress import SILENT, Progress
+from gossamer.core.runfolder import MARKER, checkpoint_of
 from gossamer.models.adapter import FOLDER
 from gossamer.models.gguf import gguf_tokenizer, read_gguf
 from gossamer.models.gguf_write import read_back, write_gguf
@@ -33,7 +34,7 @@ def export_gguf_job(source: str, out: Path, progress: Progress = SILENT) -> Json
     """
     if out.suffix != ".gguf":
         raise OutputError(f"cannot write {out}: a GGUF file's name ends in .gguf")
-    opened = open_model(checkpoint_of(source))
+    opened = open_model(finished_checkpoint(source))
     codes = codes_of(opened, "GGUF")
     if opened.tokenizer is None:
         raise ModelError(f"{source} has no tokenizer: a GGUF file carries its own")
@@ -68,10 +69,11 @@ def export_gguf_job(source: str, out: Path, progress: Progress = SILENT) -> Json
     }
 
 
-def checkpoint_of(source: str) -> str:
-    """The checkpoint of a run, or the model itself."""
-    run = Path(source)
-    return str(run / read_result(run)["checkpoint"]) if (run / "gossamer-run.json").exists() else source
+def finished_checkpoint(source: str) -> str:
+    """The checkpoint of a run, or the model itself. Raises `OutputError` for a run that has not finished."""
+    if (Path(source) / MARKER).exists():
+        read_result(Path(source))
+    return checkpoint_of(source)
 
 
 def codes_of(opened: Opened, form: str) -> dict[str, QuantizedTensor]:

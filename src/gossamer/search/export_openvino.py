@@ -17,7 +17,7 @@ from gossamer.models.open import Opened, open_model
 from gossamer.models.openvino_graphs import LANGUAGE, MODEL
 from gossamer.models.openvino_write import EXACT, computed, expected, write_openvino
 from gossamer.models.reloading import gap, logits_of
-from gossamer.search.export import PROBE, checkpoint_of, codes_of
+from gossamer.search.export import PROBE, codes_of, finished_checkpoint
 from gossamer.search.finish import PARITY_LIMIT
 from gossamer.search.jobs import Json
 
@@ -37,7 +37,7 @@ def export_openvino_job(source: str, out: Path) -> Json:
         raise OutputError("cannot write OpenVINO graphs without the openvino package: pip install 'gossamer[openvino]'")
     earlier = next((name for name in (MODEL, LANGUAGE) if (out / f"{name}.xml").exists()), MODEL)
     refuse_foreign(out, f"{earlier}.xml")
-    opened = open_model(checkpoint_of(source))
+    opened = open_model(finished_checkpoint(source))
     codes = codes_of(opened, "OpenVINO")
     inputs = _probe(opened)
     before = expected(opened.model, inputs)

@@ -13,7 +13,7 @@ import torch
 
 from gossamer.compress.calibrate import Stream, collect
 from gossamer.compress.statistics import Statistics
-from gossamer.compress.structure.narrowing import refit
+from gossamer.compress.structure.narrowing import masked
 from gossamer.compress.structure.outputs import passed_on
 from gossamer.compress.swap import Swap, finite_weight
 from gossamer.core.errors import BudgetError, PlanError
@@ -100,8 +100,7 @@ def _cut(weight: torch.Tensor, columns: torch.Tensor, statistics: Statistics | N
     if statistics is not None:
         energy = energy * statistics.hessian.diagonal()
     kept = columns[energy[columns].sum(1).topk(round(KEEP * len(columns))).indices.sort().values].flatten()
-    found = weight[:, kept] if statistics is None else refit(weight, kept, statistics.hessian, RIDGE)
-    return torch.zeros_like(weight).index_copy_(1, kept, found)
+    return masked(weight, kept, statistics, RIDGE)
 
 
 def _change(job: Job, kind: str, path: str, kl: float, cut: set[str]) -> Change:

@@ -139,10 +139,7 @@ def _mask(
         path = of_layer.pop(layer.path)
         weight = read_matrix(model, layer).float()
         columns = units.columns(path)[keep[path]].flatten().to(weight.device)
-        kept = weight[:, columns]
-        if statistics is not None and ridge is not None:
-            kept = refit(weight, columns, statistics.hessian, ridge)
-        write_matrix(model, layer, torch.zeros_like(weight).index_copy_(1, columns, kept))
+        write_matrix(model, layer, masked(weight, columns, statistics, ridge))
 
     if ridge is not None:
         walk = Walk(model, hierarchy, batches[0].inputs)
@@ -152,6 +149,14 @@ def _mask(
             pass_through(model, stream, [layer for layer in steps[step] if layer.path in of_layer], mask)
     for layer in [layer for layer in units.readers.values() if layer.path in of_layer]:
         mask(layer, None)
+
+
+def masked(weight: Tensor, columns: Tensor, statistics: Statistics | None, ridge: float | None) -> Tensor:
+    """`weight` (rows, all) with zeros outside `columns` (kept,), fitted anew (see `refit`) where both are given."""
+    kept = weight[:, columns]
+    if statistics is not None and ridge is not None:
+        kept = refit(weight, columns, statistics.hessian, ridge)
+    return torch.zeros_like(weight).index_copy_(1, columns, kept)
 
 
 def refit(weight: Tensor, columns: Tensor, hessian: Tensor, ridge: float) -> Tensor:
