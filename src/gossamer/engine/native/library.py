@@ -1,0 +1,113 @@
+"""The compiled library: built once for a version of its sources, loaded, and asked to run programs."""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+from gossamer.core.errors import DeviceError
+from gossamer.engine.native import abi
+
+SOURCES = Path(__file__).parent / "src"
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-w")
+_AVX2 = ("-mavx2", "-mfma", "-mf16c", "-mbmi2")
+_AVX512 = (*_AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni")), "-mprefer-vector-width=512")
+_UNITS = {
+    "engine": (),
+    "pool": (),
+    "generic": (),
+    "avx2": _AVX2,
+    "avx512": _AVX512,
+    "amx": (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+}
+_X86 = ("avx2", "avx512", "amx")
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The library, compiled if this version of it has not been. Raises `DeviceError` without a C++ compiler, or if it
+    fails."""
+    loaded = ctypes.CDLL(str(build()))
+    loaded.gossamer_isas.restype = ctypes.c_char_p
+    loaded.gossamer_new.restype = ctypes.c_void_p
+    loaded.gossamer_new.argtypes = [ctypes.c_char_p, ctypes.c_int]
+    loaded.gossamer_delete.argtypes = [ctypes.c_void_p]
+    loaded.gossamer_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+    sizes = (ctypes.c_int64 * 3)()
+    loaded.gossamer_sizes(sizes)
+    assert list(sizes) == [ctypes.sizeof(kind) for kind in (abi.Matrix, abi.Op, abi.Call)], "abi.py is not abi.h"
+    return loaded
+
+
+def isas() -> list[str]:
+    """The kinds of processor code that run here, best first: of amx, avx512, avx2, generic."""
+    names: bytes = library().gossamer_isas()
+    return names.decode().split()
+
+
+def build() -> Path:
+    """Compiles the library into the user's cache, unless it is there. Returns its file. Raises as `library` does."""
+    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++") or shutil.which("clang++")
+    digest = hashlib.sha256(platform.machine().encode())
+    for file in sorted(SOURCES.iterdir()):
+        digest.update(file.name.encode() + file.read_bytes())
+    digest.update(repr((_FLAGS, _UNITS)).encode())
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gossamer"
+    target = folder / f"native-{digest.hexdigest()[:16]}.so"
+    if target.exists():
+        return target
+    if compiler is None:
+        raise DeviceError("the native engine needs a C++ compiler to be built once: install g++ or clang++")
+    _compile(compiler, target)
+    return target
+
+
+def _compile(compiler: str, target: Path) -> None:
+    beside = target.with_suffix(f".{os.getpid()}")
+    try:
+        beside.mkdir(parents=True)
+        jobs = []
+        for unit, flags in _UNITS.items():
+            fitting = flags if platform.machine() in ("x86_64", "AMD64") else ()
+            if unit in _X86 and not fitting:
+                continue
+            command = [compiler, *_FLAGS, *fitting, "-c", str(SOURCES / f"{unit}.cpp"), "-o", str(beside / f"{unit}.o")]
+            jobs.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+        said = [job.communicate()[1] for job in jobs]
+        if not any(job.returncode for job in jobs):
+            objects = sorted(str(file) for file in beside.glob("*.o"))
+            link = [compiler, "-shared", "-o", str(beside / "library.so"), *objects, "-pthread"]
+            job = subprocess.run(link, stderr=subprocess.PIPE, text=True, check=False)
+            said.append(job.stderr)
+            if job.returncode == 0:
+                (beside / "library.so").rename(target)
+                return
+        line = next((line for text in said for line in text.splitlines() if "error" in line), "".join(said)[:200])
+        raise DeviceError(f"the native engine could not be compiled with {compiler}: {line}")
+    except OSError as error:
+        raise DeviceError(f"the native engine could not be built in {target.parent}: {error}") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+class Engine:
+    """Threads and working memory in which programs run. `isa` is one of `isas()`, the best by default."""
+
+    def __init__(self, threads: int, isa: str | None = None) -> None:
+        self.isa = isa or isas()[0]
+        self._handle = library().gossamer_new(self.isa.encode(), threads)
+        if not self._handle:
+            raise DeviceError(f"this processor does not run {self.isa!r} code: it runs {', '.join(isas())}")
+
+    def run(self, ops: "ctypes.Array[abi.Op]", call: abi.Call) -> None:
+        """Runs the steps over the call's rows. Raises `DeviceError` where memory is short."""
+        if library().gossamer_run(self._handle, ctypes.addressof(ops), len(ops), ctypes.addressof(call)):
+            raise DeviceError(f"there is not enough memory to compute {call.rows} tokens at once: read fewer together")
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            library().gossamer_delete(self._handle)

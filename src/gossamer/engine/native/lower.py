@@ -1,0 +1,305 @@
+"""From transformers' modules to a program: which steps on which weights compute what a decoder's blocks compute.
+
+Nothing of a model's code is copied: shapes, norms, activations and scalings are read from its modules. Blocks are served
+if their class is one of `BLOCKS`, whose arithmetic the tests compare with transformers'; pruned widths, dropped blocks,
+mixed grids and zero weights need nothing of their own, as every block has steps of its own.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from gossamer.core.errors import ModelError
+from gossamer.engine.native import abi
+from gossamer.engine.native.abi import Activation, OpKind, Prologue
+from gossamer.engine.native.weights import Weight, float_weight, packed_weight
+from gossamer.models.packed import QuantizedTensor, brief_dtype
+
+BLOCKS = (
+    "LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "SmolLM3DecoderLayer",
+    "GemmaDecoderLayer", "Gemma2DecoderLayer", "Gemma3DecoderLayer", "Qwen2VLDecoderLayer", "Qwen2_5_VLDecoderLayer",
+    "Qwen3VLTextDecoderLayer",
+)  # fmt: skip
+ACTIVATIONS = {
+    "SiLUActivation": Activation.SILU, "SiLU": Activation.SILU, "GELUActivation": Activation.GELU,
+    "GELUTanh": Activation.GELU_TANH, "NewGELUActivation": Activation.GELU_TANH, "ReLU": Activation.RELU,
+    "ReLUSquaredActivation": Activation.RELU2, "QuickGELUActivation": Activation.QUICK_GELU,
+}  # fmt: skip
+ROPES = ("default", "linear", "llama3", "yarn")
+"""Rotary embeddings whose angle depends on nothing but the position."""
+FUSIONS = frozenset({"norm", "qkv", "gate_up"})
+"""What may run as one step: a norm with the matrices that read it, query with key and value, gate with up."""
+
+HIDDEN, QUERY, KEY, VALUE, ATTENDED, GATE, UP, ASIDE, LOGITS, LAST = range(10)
+"""The buffers, by number: the hidden state first, those of a block, and at the end the last states and their logits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """A decoder ready to run: arrays of steps. `body` goes from hidden states to hidden states, `from_tokens` does so
+    from tokens, `head` from hidden states to logits.
+
+    `widths` are the buffers' columns, `kv_heads` and `head_dim` the cache's of
+    each layer, `tables` the kinds of rotary embedding, of `rotary`. Logits are bent by `softcap` if above 0.
+    """
+
+    from_tokens: Any
+    body: Any
+    head: Any
+    widths: dict[int, int]
+    kv_heads: list[int]
+    head_dim: list[int]
+    tables: list[str | None]
+    rotary: Any
+    softcap: float
+    vocabulary: int
+    weight_bytes: int
+    held: list[Any] = field(repr=False)
+
+
+def lower(
+    model: nn.Module,
+    codes: Mapping[str, QuantizedTensor] | None = None,
+    dtype: torch.dtype | None = None,
+    fusions: frozenset[str] = FUSIONS,
+) -> Program:
+    """The program of a model's text decoder.
+
+    `codes` are the weights that stay on their grids, by parameter name (see `stored_codes`); all others are kept as
+    `dtype`, by default as the 16-bit type that holds them best. Raises `ModelError` for a decoder that the native
+    engine does not serve, with the reason.
+    """
+    return _Lowering(model, codes or {}, dtype, fusions).program()
+
+
+class _Lowering:
+    def __init__(
+        self,
+        model: nn.Module,
+        codes: Mapping[str, QuantizedTensor],
+        dtype: torch.dtype | None,
+        fusions: frozenset[str],
+    ) -> None:
+        self._model: Any = model
+        self._decoder = decoder_of(model)
+        self._names = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
+        self._codes, self._dtype, self._fusions = codes, dtype, fusions
+        self._weights: dict[int, Weight] = {}
+        self._held: list[Any] = []
+        self._widths: dict[int, int] = {}
+        self._tables: list[str | None] = []
+
+    def program(self) -> Program:
+        decoder = self._decoder
+        head = self._model.get_output_embeddings()
+        if head is None:
+            raise ModelError(f"{type(self._model).__name__} has no language head that the native engine could run")
+        text = self._model.config.get_text_config(decoder=True)
+        embedding = decoder.embed_tokens
+        scale = float(getattr(embedding, "scalar_embed_scale", 1.0))
+        embed = abi.Op(kind=OpKind.EMBED, out=HIDDEN, count=1, scale=scale, width=embedding.weight.shape[1])
+        embed.matrices[0] = self._weight(embedding).struct
+        self._use(HIDDEN, embedding.weight.shape[1])
+        body = [op for number, block in enumerate(decoder.layers) for op in self._block(number, block)]
+        self._use(LAST, embedding.weight.shape[1])
+        last = list(self._linear(LAST, decoder.norm, [(head, LOGITS)]))
+        attentions = [block.self_attn for block in decoder.layers]
+        return Program(
+            from_tokens=_array([embed, *body]),
+            body=_array(body),
+            head=_array(last),
+            widths=self._widths,
+            kv_heads=[each.k_proj.weight.shape[0] // each.head_dim for each in attentions],
+            head_dim=[each.head_dim for each in attentions],
+            tables=self._tables or [None],
+            rotary=decoder.rotary_emb,
+            softcap=float(getattr(text, "final_logit_softcapping", None) or 0),
+            vocabulary=head.weight.shape[0],
+            weight_bytes=sum(weight.bytes for weight in self._weights.values()),
+            held=[*self._held, *self._weights.values()],
+        )
+
+    def _block(self, number: int, block: Any) -> Iterator[abi.Op]:
+        attention, mlp = block.self_attn, block.mlp
+        qkv = [(attention.q_proj, QUERY), (attention.k_proj, KEY), (attention.v_proj, VALUE)]
+        yield from self._linears(HIDDEN, block.input_layernorm, qkv, "qkv")
+        dim = attention.head_dim
+        heads, kv_heads = (layer.weight.shape[0] // dim for layer in (attention.q_proj, attention.k_proj))
+        for name, buffer, count in (("q_norm", QUERY, heads), ("k_norm", KEY, kv_heads)):
+            if getattr(attention, name, None) is not None:
+                yield self._norm(getattr(attention, name), buffer, buffer, heads=count)
+        place = {"layer": number, "heads": heads, "kv_heads": kv_heads, "head_dim": dim}
+        rotated = self._rotated(dim) if getattr(attention, "use_rope", True) else 0
+        store = abi.Op(kind=OpKind.ROTATE_STORE, in_=QUERY, aux=KEY, rotated=rotated, **place)
+        store.table = self._table(attention)
+        store.outs[0] = VALUE
+        yield store
+        self._use(ATTENDED, heads * dim)
+        yield abi.Op(
+            kind=OpKind.ATTEND,
+            in_=QUERY,
+            out=ATTENDED,
+            scale=attention.scaling,
+            softcap=getattr(attention, "attn_logit_softcapping", None) or 0,
+            window=_window(attention),
+            **place,
+        )
+        after, before = "post_attention_layernorm", "pre_feedforward_layernorm"
+        wraps = hasattr(block, before)  # Gemma 2 and 3: a norm behind each half as well as before it
+        yield from self._onto(ATTENDED, attention.o_proj, getattr(block, after) if wraps else None)
+        gate_up = [(mlp.gate_proj, GATE), (mlp.up_proj, UP)]
+        yield from self._linears(HIDDEN, getattr(block, before if wraps else after), gate_up, "gate_up")
+        name = type(mlp.act_fn).__name__
+        if name not in ACTIVATIONS:
+            raise ModelError(f"the native engine has no activation {name}: it has {', '.join(ACTIVATIONS)}")
+        down = {"prologue": Prologue.GATED, "activation": ACTIVATIONS[name], "aux": UP}
+        yield from self._onto(GATE, mlp.down_proj, block.post_feedforward_layernorm if wraps else None, **down)
+
+    def _onto(self, source: int, layer: nn.Linear, norm: nn.Module | None, **settings: Any) -> Iterator[abi.Op]:
+        """A layer whose outputs, after a norm if there is one, are added to the hidden state."""
+        if norm is None:
+            yield from self._linear(source, None, [(layer, HIDDEN)], accumulate=1, **settings)
+        else:
+            yield from self._linear(source, None, [(layer, ASIDE)], **settings)
+            yield self._norm(norm, ASIDE, HIDDEN, accumulate=1)
+
+    def _linears(
+        self, source: int, norm: nn.Module, layers: list[tuple[nn.Linear, int]], fusion: str
+    ) -> Iterator[abi.Op]:
+        """Layers that read the same normed input, in one step or in one each."""
+        for some in [layers] if fusion in self._fusions else [[layer] for layer in layers]:
+            yield from self._linear(source, norm, some)
+
+    def _linear(
+        self, source: int, norm: nn.Module | None, layers: list[tuple[nn.Linear, int]], **settings: Any
+    ) -> Iterator[abi.Op]:
+        width = layers[0][0].weight.shape[1]
+        op = abi.Op(kind=OpKind.LINEAR, in_=source, count=len(layers), width=width, **settings)
+        if norm is not None and "norm" in self._fusions:
+            self._set_norm(op, norm)
+        elif norm is not None:
+            yield self._norm(norm, source, ASIDE)
+            op.in_ = ASIDE
+        for place, (layer, buffer) in enumerate(layers):
+            op.matrices[place] = self._weight(layer).struct
+            op.outs[place] = buffer
+            op.biases[place] = self._floats(layer.bias) if getattr(layer, "bias", None) is not None else None
+            self._use(buffer, layer.weight.shape[0])
+        yield op
+
+    def _norm(self, norm: Any, source: int, to: int, heads: int = 1, accumulate: int = 0) -> abi.Op:
+        op = abi.Op(kind=OpKind.NORM, in_=source, out=to, heads=heads, accumulate=accumulate)
+        self._set_norm(op, norm)
+        op.width = norm.weight.shape[0]
+        self._use(to, op.width * heads)
+        return op
+
+    def _set_norm(self, op: abi.Op, norm: Any) -> None:
+        """The norm's rate and weight. A module of transformers whose weight counts from 1 says so by its output."""
+        name = type(norm).__name__
+        if not name.endswith("RMSNorm"):
+            raise ModelError(f"the native engine has no norm {name}: it has root mean square norms")
+        eps = getattr(norm, "variance_epsilon", None)
+        op.eps = norm.eps if eps is None else eps
+        op.prologue = Prologue.RMS
+        weight = norm.weight.detach().float()
+        ones = torch.ones(1, weight.shape[0], dtype=norm.weight.dtype)
+        with torch.no_grad():
+            offset = bool((norm(ones) / (1 + op.eps) ** -0.5 - weight).mean().abs() > 0.5)
+        op.weight = self._floats(weight + 1 if offset else weight)
+
+    def _weight(self, layer: Any) -> Weight:
+        """The layer's weight, once for layers that share it."""
+        if type(layer).__name__ != "Linear" and not isinstance(layer, nn.Embedding):
+            raise ModelError(f"the native engine runs plain linear layers, and this model has a {type(layer).__name__}")
+        if layer._forward_pre_hooks or layer._forward_hooks:
+            raise ModelError("the native engine runs plain linear layers, and this model's inputs are rounded")
+        parameter = layer.weight
+        if id(parameter) not in self._weights:
+            codes = self._codes.get(self._names[id(parameter)])
+            values = parameter.detach()
+            dtype = self._dtype or (brief_dtype(values) if codes is None else None)
+            self._weights[id(parameter)] = float_weight(values, dtype) if codes is None else packed_weight(codes)
+        return self._weights[id(parameter)]
+
+    def _floats(self, values: Tensor) -> int:
+        """The address of values float32, filled up with zeros as the kernels read them."""
+        kept = pad(values.detach().float(), (0, -len(values) % abi.LANES)).contiguous()
+        self._held.append(kept)
+        return kept.data_ptr()
+
+    def _use(self, buffer: int, width: int) -> None:
+        self._widths[buffer] = max(width, self._widths.get(buffer, 0))
+
+    def _table(self, attention: Any) -> int:
+        kind = getattr(attention, "layer_type", None) if _has_tables(self._decoder.rotary_emb) else None
+        if kind not in self._tables:
+            self._tables.append(kind)
+        return self._tables.index(kind)
+
+    def _rotated(self, head_dim: int) -> int:
+        return angles(self._decoder.rotary_emb, torch.zeros(1, 1, dtype=torch.long), self._tables_kind())[0].shape[-1]
+
+    def _tables_kind(self) -> str | None:
+        rotary = self._decoder.rotary_emb
+        return self._decoder.config.layer_types[0] if _has_tables(rotary) else None
+
+
+def _array(ops: list[abi.Op]) -> Any:
+    return (abi.Op * len(ops))(*ops)
+
+
+def decoder_of(model: nn.Module) -> Any:
+    """The module that holds the text decoder's embedding, blocks, last norm and rotary embedding.
+
+    Raises `ModelError` if there is none that the native engine serves.
+    """
+    parts = ("embed_tokens", "layers", "norm", "rotary_emb")
+    decoder: Any = next((part for part in model.modules() if all(hasattr(part, name) for name in parts)), None)
+    if decoder is None:
+        raise ModelError(f"{type(model).__name__} has no text decoder that the native engine serves: {_served()}")
+    for block in decoder.layers:
+        if type(block).__name__ not in BLOCKS:
+            raise ModelError(f"the native engine does not serve blocks of kind {type(block).__name__}: {_served()}")
+    kinds = getattr(decoder.rotary_emb, "rope_type", "default")
+    for kind in kinds.values() if isinstance(kinds, Mapping) else (kinds,):
+        if kind not in ROPES:
+            raise ModelError(f"the native engine has no rotary embedding {kind!r}: it has {', '.join(ROPES)}")
+    return decoder
+
+
+def angles(rotary: Any, positions: Tensor, table: str | None) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (length, rotated), float32, at positions (1, length), or (3, 1, length) where images count in
+    rows and columns."""
+    of: Callable[..., Any] = rotary
+    if positions.ndim == 2 and _has_axes(rotary):
+        positions = positions[None].expand(3, -1, -1)
+    like = torch.zeros(1)
+    cosines, sines = of(like, positions) if table is None else of(like, positions, table)
+    return cosines[0].float().contiguous(), sines[0].float().contiguous()
+
+
+def _has_tables(rotary: Any) -> bool:
+    return "layer_type" in inspect.signature(rotary.forward).parameters
+
+
+def _has_axes(rotary: Any) -> bool:
+    return "mrope_section" in (getattr(rotary.config, "rope_parameters", None) or {})
+
+
+def _window(attention: Any) -> int:
+    """How many places, its own among them, a token of this layer sees; 0 for all."""
+    if hasattr(attention, "sliding_window"):
+        return attention.sliding_window or 0
+    if "Mistral" in type(attention).__name__:
+        return getattr(attention.config, "sliding_window", None) or 0
+    return 0
+
+
+def _served() -> str:
+    return "it serves " + ", ".join(name.removesuffix("DecoderLayer") for name in BLOCKS)

@@ -1,0 +1,9 @@
+#include "common.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define GOSSAMER_AMX
+#define GOSSAMER_ISA amx
+#define GOSSAMER_ISA_HEADER "isa_avx512.h"
+namespace gossamer::amx { constexpr bool kPairs = false; }
+#include "steps.inl"
+#endif

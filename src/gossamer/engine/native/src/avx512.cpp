@@ -1,0 +1,8 @@
+#include "common.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define GOSSAMER_ISA avx512
+#define GOSSAMER_ISA_HEADER "isa_avx512.h"
+namespace gossamer::avx512 { constexpr bool kPairs = false; }
+#include "steps.inl"
+#endif

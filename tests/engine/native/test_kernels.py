@@ -1,0 +1,167 @@
+"""The C++ kernels, on every kind of processor code that runs here, against NumPy and double precision."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gossamer.core.errors import DeviceError
+from gossamer.engine.native import abi, library
+from gossamer.engine.native.library import Engine, isas
+from gossamer.engine.native.weights import Weight, float_weight, packed_weight
+from gossamer.models.packed import QuantizedTensor, Scheme
+
+HERE = isas()
+BITS = range(2, 9)
+
+
+def product(
+    weight: Weight, inputs: torch.Tensor, isa: str, *, wide: bool = True, exact: bool = True, threads: int = 1
+) -> torch.Tensor:
+    """inputs (rows, columns) times the weight, by a program of one step."""
+    rows, columns = inputs.shape
+    source = torch.zeros(-(-rows // 32) * 32, -(-columns // 16) * 16)
+    source[:rows, :columns] = inputs
+    out = torch.zeros(len(source), -(-weight.struct.rows // 16) * 16)
+    op = abi.Op(kind=abi.OpKind.LINEAR, in_=0, count=1, width=columns)
+    op.matrices[0], op.outs[0] = weight.struct, 1
+    call = abi.Call(rows=rows, exact=exact, wide=wide)
+    for place, buffer in enumerate((source, out)):
+        call.buffers[place] = abi.Buffer(buffer.data_ptr(), buffer.stride(0))
+    Engine(threads, isa).run((abi.Op * 1)(op), call)
+    return out[:rows, : weight.struct.rows]
+
+
+def quantised(rows: int, columns: int, scheme: Scheme, seed: int = 0, unit: bool = False) -> QuantizedTensor:
+    """A random weight on a grid; with scales of 1 if `unit`."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (rows, scheme.groups(columns))
+    codes = torch.randint(scheme.low, scheme.high + 1, (rows, columns), generator=generator).to(torch.int8)
+    scales = torch.ones(shape) if unit else torch.rand(shape, generator=generator) + 0.5
+    zeros = torch.randint(scheme.low, scheme.high + 1, shape, generator=generator).to(torch.int8)
+    return QuantizedTensor(scheme, (rows, columns), codes, scales.half(), None if scheme.symmetric else zeros)
+
+
+@pytest.mark.parametrize("isa", HERE)
+@settings(max_examples=60, deadline=None)
+@given(
+    bits=st.sampled_from(BITS),
+    symmetric=st.booleans(),
+    group=st.sampled_from([None, 8, 24, 128, 256]),
+    rows=st.integers(1, 70),
+    groups=st.integers(1, 3),
+    tokens=st.integers(1, 19),
+    threads=st.integers(1, 3),
+    seed=st.integers(0, 2**20),
+)
+def test_whole_inputs_and_unit_scales_give_numpys_integers(
+    isa, bits, symmetric, group, rows, groups, tokens, threads, seed
+) -> None:
+    """With one input of the largest size in every step, all are whole multiples of what they are rounded to."""
+    columns = group * groups if group else 37 * groups
+    tensor = quantised(rows, columns, Scheme(bits, group, symmetric), seed, unit=True)
+    generator = np.random.default_rng(seed)
+    inputs = generator.integers(-127, 128, (tokens, columns))
+    weight = packed_weight(tensor)
+    inputs[:, :: weight.struct.step] = 127
+    whole = tensor.codes.numpy().astype(np.int64)
+    if tensor.zeros is not None:
+        whole = whole - np.repeat(tensor.zeros.numpy().astype(np.int64), columns // tensor.zeros.shape[1], 1)
+    expected = inputs @ whole.T
+    found = product(weight, torch.tensor(inputs).float(), isa, wide=False, threads=threads).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-3)  # sums of float32 products of integers
+    wide = product(weight, torch.tensor(inputs).float(), isa, threads=threads).numpy()
+    np.testing.assert_allclose(wide, expected, rtol=1e-6, atol=np.abs(inputs).sum(1).max() * 1e-4)
+
+
+@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize("bits", BITS)
+def test_rounding_inputs_costs_what_their_bits_say(isa: str, bits: int) -> None:
+    tensor = quantised(50, 192, Scheme(bits, 64, False), seed=bits)
+    inputs = torch.randn(5, 192, generator=torch.Generator().manual_seed(bits))
+    exact = inputs.double() @ tensor.dequantize().double().T
+    errors = [
+        float((product(packed_weight(tensor), inputs, isa, wide=wide) - exact).norm() / exact.norm())
+        for wide in (True, False)
+    ]
+    assert errors[0] < 1e-4 < errors[1] < 2e-2
+
+
+@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize("wide", [True, False])
+def test_a_rows_result_does_not_depend_on_its_company(isa: str, wide: bool) -> None:
+    weight = packed_weight(quantised(33, 160, Scheme(4, 32, False)))
+    inputs = torch.randn(23, 160, generator=torch.Generator().manual_seed(1))
+    together = product(weight, inputs, isa, wide=wide, threads=2)
+    apart = torch.cat([product(weight, row[None], isa, wide=wide) for row in inputs])
+    assert torch.equal(together, apart)
+
+
+@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize(("rows", "columns"), [(40, 96), (17, 50), (3, 7)])
+@pytest.mark.parametrize("tokens", [1, 3, 18, 45])
+@pytest.mark.parametrize(("dtype", "unit"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 6e-3)])
+def test_float_weights(isa: str, rows: int, columns: int, tokens: int, dtype: torch.dtype, unit: float) -> None:
+    generator = torch.Generator().manual_seed(rows + tokens)
+    dense = torch.randn(rows, columns, generator=generator)
+    inputs = torch.randn(tokens, columns, generator=generator)
+    for exact in (True, False):
+        found = product(float_weight(dense, dtype), inputs, isa, exact=exact, threads=2)
+        rounded = inputs.double() @ dense.to(dtype).double().T
+        error = float((found - rounded).norm() / rounded.norm())
+        tiled = isa == "amx" and not exact and tokens >= 16 and dtype != torch.float32
+        assert error < (6e-3 if tiled else 1e-6)
+        assert float((found - inputs @ dense.T).norm() / rounded.norm()) < unit + (6e-3 if tiled else 0)
+
+
+@pytest.mark.skipif("amx" not in HERE, reason="this processor has no matrix units")
+@settings(max_examples=40, deadline=None)
+@given(
+    bits=st.sampled_from(BITS),
+    group=st.sampled_from([None, 24, 64]),
+    symmetric=st.booleans(),
+    rows=st.integers(1, 100),
+    groups=st.sampled_from([1, 2, 5, 20]),
+    tokens=st.integers(16, 70),
+    threads=st.integers(1, 3),
+)
+def test_many_tokens_by_matrix_units_are_right_to_bfloat16(
+    bits, group, symmetric, rows, groups, tokens, threads
+) -> None:
+    columns = group * groups if group else 70 * groups
+    tensor = quantised(rows, columns, Scheme(bits, group, symmetric))
+    inputs = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(tokens))
+    exact = inputs.double() @ tensor.dequantize().double().T
+    found = product(packed_weight(tensor), inputs, "amx", exact=False, threads=threads)
+    size = inputs.norm(dim=1)[:, None] * tensor.dequantize().norm(dim=1)
+    assert float(((found - exact).abs() / size.clamp(min=1e-9)).max()) < 2**-7
+
+
+def test_packed_weights_take_the_bytes_of_their_bits() -> None:
+    for bits in BITS:
+        tensor = quantised(64, 256, Scheme(bits, 64))
+        assert packed_weight(tensor).bytes == tensor.bytes == 64 * 256 * bits // 8 + 2 * 64 * 4
+
+
+def test_without_a_compiler_one_sentence_says_what_to_install(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(DeviceError, match=r"install g\+\+ or clang\+\+"):
+        library.build()
+
+
+def test_a_failing_compiler_is_quoted_and_leaves_nothing(monkeypatch, tmp_path) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\necho 'x.cpp:1: error: no such thing' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(DeviceError, match="error: no such thing"):
+        library.build()
+    assert not list((tmp_path / "cache" / "gossamer").iterdir())
+
+
+def test_an_unknown_processor_code_is_refused() -> None:
+    with pytest.raises(DeviceError, match="it runs .*generic"):
+        Engine(1, "sve9")

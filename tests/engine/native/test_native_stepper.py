@@ -1,0 +1,178 @@
+"""The native decoder against transformers' modules: every family it serves, every way of reading."""
+
+import pytest
+import torch
+from tests.engine.test_decode import WRITERS, lively, prompts_for
+from tests.models.tiny import build
+
+from gossamer.core.errors import ModelError
+from gossamer.engine.native.library import Engine
+from gossamer.engine.native.lower import FUSIONS, lower
+from gossamer.engine.native.stepper import NativeStepper, Precision
+from gossamer.engine.stepping import Stepper
+from gossamer.models.packed import QuantizedTensor, Scheme
+
+REFUSED = ("whisper", "rwkv", "mamba", "mixtral", "qwen2_moe", "qwen3_moe")
+SERVED = tuple(name for name in WRITERS if name not in REFUSED)
+EXACT = Precision(exact=True, half_cache=False)
+
+
+def native(model: torch.nn.Module, precision: Precision = EXACT, **settings) -> NativeStepper:
+    return NativeStepper(lower(model, **{"dtype": torch.float32, **settings}), model, Engine(2), precision)
+
+
+def text_prompts(model, *lengths: int) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(5)
+    top = model.config.get_text_config().vocab_size
+    return [{"input_ids": torch.randint(0, top, (1, length), generator=generator)} for length in lengths]
+
+
+def close(one: torch.Tensor, other: torch.Tensor, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(one, other, rtol=0, atol=tolerance * float(other.abs().max()))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", SERVED)
+def test_logits_are_those_of_transformers(name: str) -> None:
+    model = lively(name)
+    prompts = text_prompts(model, 5, 9) if name == "qwen3_vl" else prompts_for(name, model)
+    oracle, mine = Stepper(model), native(model)
+    expected = oracle.prefill(prompts)
+    close(mine.prefill(prompts), expected)
+    for _ in range(4):
+        tokens = expected.argmax(-1).tolist()
+        expected = oracle.step(tokens, [True] * 2)
+        close(mine.step(tokens, [True] * 2), expected)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["gemma3", "qwen2_vl", "mistral"])
+def test_default_precision_differs_by_its_rounding(name: str) -> None:
+    model = lively(name)
+    prompts = prompts_for(name, model)
+    expected = Stepper(model).prefill(prompts)
+    close(native(model, Precision(), dtype=None).prefill(prompts), expected, 2e-2)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_decoders_are_refused_with_what_is_served(name: str) -> None:
+    with pytest.raises(ModelError, match="native engine .*it serves Llama"):
+        lower(build(name))
+
+
+def test_images_that_enter_several_blocks_are_refused() -> None:
+    model = lively("qwen3_vl")
+    with pytest.raises(ModelError, match="images of Qwen3VLForConditionalGeneration to several blocks"):
+        native(model).prefill(prompts_for("qwen3_vl", model)[:1])
+
+
+@torch.inference_mode()
+def test_weights_stay_on_their_grids() -> None:
+    model = lively("qwen2")
+    codes = {}
+    for bits, (name, module) in enumerate(model.named_modules()):
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+            scheme = Scheme(2 + bits % 7, [None, 8, 16][bits % 3], bits % 2 == 0).fitted(module.weight.shape[1])
+            shape = (module.weight.shape[0], scheme.groups(module.weight.shape[1]))
+            grouped = module.weight.reshape(*shape, -1).abs().amax(-1)
+            zeros = None if scheme.symmetric else torch.ones(shape, dtype=torch.int8)
+            tensor = QuantizedTensor.encode(
+                module.weight, scheme, (grouped / scheme.high).clamp(min=1e-4).half(), zeros
+            )
+            module.weight.copy_(tensor.dequantize())
+            codes[f"{name}.weight"] = tensor
+    prompts = text_prompts(model, 4, 11)
+    oracle, mine = Stepper(model), native(model, codes=codes, dtype=None)
+    close(mine.prefill(prompts), oracle.prefill(prompts), 1e-3)
+    close(mine.step([3, 4], [True] * 2), oracle.step([3, 4], [True] * 2), 1e-3)
+    assert lower(model, codes).weight_bytes < 0.5 * lower(model).weight_bytes
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("fusion", [None, *sorted(FUSIONS)])
+def test_every_fusion_computes_the_same(fusion: str | None) -> None:
+    model = lively("qwen3")
+    prompts = text_prompts(model, 20)
+    fused = native(model).prefill(prompts)
+    close(native(model, fusions=FUSIONS - {fusion} if fusion else frozenset()).prefill(prompts), fused, 1e-6)
+
+
+@torch.inference_mode()
+def test_dropped_blocks_and_other_widths_run_as_they_are() -> None:
+    model = lively("llama")
+    del model.model.layers[1]
+    mlp = model.model.layers[0].mlp
+    for name, dim in (("gate_proj", 0), ("up_proj", 0), ("down_proj", 1)):
+        layer = getattr(mlp, name)
+        layer.weight.data = layer.weight.data.narrow(dim, 0, 20).contiguous()
+    prompts = text_prompts(model, 7)
+    close(native(model).prefill(prompts), model(**prompts[0]).logits[:, -1])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("precision", [EXACT, Precision()])
+def test_many_tokens_at_once_are_as_one_by_one(precision: Precision, monkeypatch) -> None:
+    model = lively("mistral")
+    (prompt,) = text_prompts(model, 70)
+    whole = native(model, precision).prefill([prompt])
+    monkeypatch.setattr("gossamer.engine.native.stepper.MOST_ROWS", 32)
+    close(native(model, precision).prefill([prompt]), whole, 1e-6 if precision is EXACT else 1e-2)
+    one = native(model, precision)
+    one.prefill([{"input_ids": prompt["input_ids"][:, :3]}])
+    for token in prompt["input_ids"][0, 3:].tolist():
+        last = one.step([token], [True])
+    close(last, whole, 1e-6 if precision is EXACT else 1e-2)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen2_vl"])
+def test_extend_and_rewind(name: str) -> None:
+    model = lively(name)
+    prompts = prompts_for(name, model)
+    plain = native(model, Precision())
+    plain.prefill(prompts)
+    tokens = torch.tensor([[4, 9, 2], [7, 1, 1]])
+    steps = torch.stack([plain.step(column.tolist(), [True] * 2) for column in tokens.T], 1)
+    mine = native(model, Precision())
+    mine.prefill(prompts)
+    mine.extend(torch.tensor([[3, 3, 3, 3], [8, 8, 8, 8]]))
+    mine.rewind(4)
+    assert torch.equal(mine.extend(tokens), steps)
+    mine.rewind(1)
+    assert torch.equal(mine.step([2, 1], [True] * 2), steps[:, 2])
+    with pytest.raises(ModelError, match="cannot forget 99 tokens"):
+        mine.rewind(99)
+
+
+@torch.inference_mode()
+def test_sequences_leave_fork_and_join() -> None:
+    model = lively("llama")
+    prompts = text_prompts(model, 5, 9, 3)
+    alone = []
+    for prompt in prompts:
+        stepper = native(model, Precision())
+        stepper.prefill([prompt])
+        alone.append([stepper.step([token], [True])[0] for token in (1, 2, 3)])
+    mine, late = native(model, Precision()), native(model, Precision())
+    mine.prefill(prompts[:2])
+    assert torch.equal(torch.stack([alone[0][0], alone[1][0]]), mine.step([1, 1], [True] * 2))
+    late.prefill(prompts[2:])
+    late.step([1], [True])
+    mine.join(late)
+    assert torch.equal(torch.stack([each[1] for each in alone]), mine.step([2, 2, 2], [True] * 3))
+    mine.select([2, 0, 2])
+    found = mine.step([3, 3, 3], [True] * 3)
+    assert torch.equal(torch.stack([alone[2][2], alone[0][2], alone[2][2]]), found)
+
+
+@torch.inference_mode()
+def test_ended_sequences_do_not_move() -> None:
+    model = lively("llama")
+    prompts = text_prompts(model, 5, 6)
+    mine, alone = native(model, Precision()), native(model, Precision())
+    mine.prefill(prompts)
+    alone.prefill(prompts[1:])
+    mine.step([1, 1], [False, True])
+    alone.step([1], [True])
+    assert torch.equal(mine.step([5, 2], [True, True])[1:], alone.step([2], [True]))
+    assert mine.cache_bytes > 0
