@@ -116,6 +116,40 @@ def load_weights(path: Path, config: Any, memory: Memory = IN_MEMORY) -> "nn.Mod
     return whole.float()
 
 
+def load_packed(path: Path, config: Any) -> "nn.Module":
+    """The model as it is stored: compressed layers keep their codes (`weight_packed` or so in place of a weight), all
+    others their type. Only parts whose layers have weights can be run.
+
+    Raises as `load_weights` does.
+    """
+    method = (getattr(config, "quantization_config", None) or {}).get("quant_method")
+    if method not in (None, "compressed-tensors"):
+        return load_weights(path, config)  # which says what can be opened
+    try:
+        model = class_of(config, path).from_pretrained(
+            str(path), dtype="auto", local_files_only=True, use_safetensors=True
+        )
+    except Exception as error:
+        raise ModelError(f"{path} cannot be loaded: its tensors do not fit its config ({first_line(error)})") from error
+    if hasattr(model, "ct_decompress_hook"):
+        model.hf_quantizer.compressor.remove_decompression_hook(model)
+    whole: nn.Module = model
+    return whole
+
+
+def unpack(layer: "nn.Module") -> "nn.Module":
+    """The same layer of a model from `load_packed`, with a weight; inputs are rounded as it is stored."""
+    if hasattr(layer, "quantization_scheme"):
+        from compressed_tensors.compressors.base import decompress_module
+
+        from gossamer.models.inputs import round_inputs, stored_input_grids
+
+        grids = stored_input_grids(layer)
+        decompress_module(layer, leave_decompressed=False)
+        round_inputs(layer, grids.get(""))
+    return layer
+
+
 def _generation(directory: Path) -> Any:
     """The generation config that `from_pretrained` finds in a directory: in a file of its own, or in the model's."""
     from transformers import GenerationConfig

@@ -6,6 +6,7 @@ file, or, where no weights are needed, a `config.json` or the name of a well-kno
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gossamer.core.errors import ModelError
 from gossamer.models.embedded import embedded_model, embedded_models, known_config, known_configs
 from gossamer.models.hierarchy import Hierarchy
-from gossamer.models.loading import dense_config, load_weights, meta_model, quiet, read_config
+from gossamer.models.loading import dense_config, load_packed, load_weights, meta_model, quiet, read_config
 from gossamer.models.memory import IN_MEMORY, Memory
 
 if TYPE_CHECKING:
@@ -66,6 +67,18 @@ def open_model(ref: str, *, weights: bool = True, memory: Memory = IN_MEMORY) ->
     with quiet():
         opened = _OPENERS[place.kind](place, weights, memory)
     return _moved(opened, memory) if weights and memory is not IN_MEMORY else opened
+
+
+def open_packed(ref: str) -> Opened:
+    """Opens `ref` without unpacking: the model of a directory is as it is stored (see `load_packed`), those of single
+    files are as `open_model` opens them. Raises as that does."""
+    place = locate(ref)
+    if place.kind != "directory":
+        return open_model(ref)
+    with quiet():
+        config = read_config(place.path / "config.json")
+        outline = _open_directory(place, weights=True, memory=IN_MEMORY, load=lambda: meta_model(config, place.path))
+        return replace(outline, model=load_packed(place.path, config).eval().requires_grad_(False))
 
 
 def _moved(opened: Opened, memory: Memory) -> Opened:
@@ -139,7 +152,9 @@ def _from_hub(ref: str, weights: bool) -> Path:
 # ---------------------------------------------------------------------------------------------------- openers
 
 
-def _open_directory(place: Located, weights: bool, memory: Memory) -> Opened:
+def _open_directory(
+    place: Located, weights: bool, memory: Memory, load: "Callable[[], nn.Module] | None" = None
+) -> Opened:
     from gossamer.models.stored import fingerprint_of, stored_tensors
 
     config = read_config(place.path / "config.json")
@@ -149,7 +164,10 @@ def _open_directory(place: Located, weights: bool, memory: Memory) -> Opened:
         found = next((file.name for file in place.path.glob("pytorch_model*.bin")), None)
         what = f"only {found}, which is a pickle" if found else "no weights"
         raise ModelError(f"{place.path} has a config but {what}: model.safetensors is needed")
-    model = load_weights(place.path, config, memory) if weights else meta_model(config, place.path)
+    if load is None:
+        model = load_weights(place.path, config, memory) if weights else meta_model(config, place.path)
+    else:
+        model = load()
     return _finish(
         place, model, dense_config(config),
         fingerprint=fingerprint_of(essentials, tensors if weights else ()),

@@ -163,5 +163,5 @@ def test_a_failing_compiler_is_quoted_and_leaves_nothing(monkeypatch, tmp_path) 
 
 
 def test_an_unknown_processor_code_is_refused() -> None:
-    with pytest.raises(DeviceError, match="it runs .*generic"):
+    with pytest.raises(DeviceError, match=r"it runs .*generic"):
         Engine(1, "sve9")

@@ -1,8 +1,8 @@
 """From transformers' modules to a program: which steps on which weights compute what a decoder's blocks compute.
 
-Nothing of a model's code is copied: shapes, norms, activations and scalings are read from its modules. Blocks are served
-if their class is one of `BLOCKS`, whose arithmetic the tests compare with transformers'; pruned widths, dropped blocks,
-mixed grids and zero weights need nothing of their own, as every block has steps of its own.
+Nothing of a model's code is copied: shapes, norms, activations and scalings are read from its modules. Blocks are
+served if their class is one of `BLOCKS`, whose arithmetic the tests compare with transformers'; pruned widths, dropped
+blocks, mixed grids and zero weights need nothing of their own, as every block has steps of its own.
 """
 
 import inspect
@@ -18,12 +18,13 @@ from gossamer.core.errors import ModelError
 from gossamer.engine.native import abi
 from gossamer.engine.native.abi import Activation, OpKind, Prologue
 from gossamer.engine.native.weights import Weight, float_weight, packed_weight
+from gossamer.models.inputs import input_grid, stored_input_grids
+from gossamer.models.loading import unpack
 from gossamer.models.packed import QuantizedTensor, brief_dtype
 
 BLOCKS = (
     "LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "SmolLM3DecoderLayer",
     "GemmaDecoderLayer", "Gemma2DecoderLayer", "Gemma3DecoderLayer", "Qwen2VLDecoderLayer", "Qwen2_5_VLDecoderLayer",
-    "Qwen3VLTextDecoderLayer",
 )  # fmt: skip
 ACTIVATIONS = {
     "SiLUActivation": Activation.SILU, "SiLU": Activation.SILU, "GELUActivation": Activation.GELU,
@@ -34,6 +35,11 @@ ROPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angle depends on nothing but the position."""
 FUSIONS = frozenset({"norm", "qkv", "gate_up"})
 """What may run as one step: a norm with the matrices that read it, query with key and value, gate with up."""
+
+
+class NotServedError(ModelError):
+    """The native engine does not run this model; torch does."""
+
 
 HIDDEN, QUERY, KEY, VALUE, ATTENDED, GATE, UP, ASIDE, LOGITS, LAST = range(10)
 """The buffers, by number: the hidden state first, those of a block, and at the end the last states and their logits."""
@@ -58,8 +64,13 @@ class Program:
     rotary: Any
     softcap: float
     vocabulary: int
-    weight_bytes: int
+    weights: Mapping[str, Weight]
     held: list[Any] = field(repr=False)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights, each counted once."""
+        return sum(weight.bytes for weight in {id(weight): weight for weight in self.weights.values()}.values())
 
 
 def lower(
@@ -67,14 +78,16 @@ def lower(
     codes: Mapping[str, QuantizedTensor] | None = None,
     dtype: torch.dtype | None = None,
     fusions: frozenset[str] = FUSIONS,
+    known: Mapping[str, Weight] | None = None,
 ) -> Program:
-    """The program of a model's text decoder.
+    """The program of a model's text decoder, which may be as it is stored (see `open_packed`).
 
     `codes` are the weights that stay on their grids, by parameter name (see `stored_codes`); all others are kept as
-    `dtype`, by default as the 16-bit type that holds them best. Raises `ModelError` for a decoder that the native
-    engine does not serve, with the reason.
+    `dtype`, by default as the 16-bit type that holds them best. `known` are weights of another program on the same
+    modules, which are shared. Raises `NotServedError` for a decoder that the native
+    engine does not run, with the reason.
     """
-    return _Lowering(model, codes or {}, dtype, fusions).program()
+    return _Lowering(model, codes or {}, dtype, fusions, known or {}).program()
 
 
 class _Lowering:
@@ -84,12 +97,14 @@ class _Lowering:
         codes: Mapping[str, QuantizedTensor],
         dtype: torch.dtype | None,
         fusions: frozenset[str],
+        known: Mapping[str, Weight],
     ) -> None:
         self._model: Any = model
         self._decoder = decoder_of(model)
-        self._names = {id(parameter): name for name, parameter in model.named_parameters(remove_duplicate=False)}
+        self._names = {id(module): f"{name}.weight" for name, module in model.named_modules()}
         self._codes, self._dtype, self._fusions = codes, dtype, fusions
-        self._weights: dict[int, Weight] = {}
+        self._weights: dict[str, Weight] = dict(known)
+        self._tensors: dict[int, Weight] = {}
         self._held: list[Any] = []
         self._widths: dict[int, int] = {}
         self._tables: list[str | None] = []
@@ -98,15 +113,16 @@ class _Lowering:
         decoder = self._decoder
         head = self._model.get_output_embeddings()
         if head is None:
-            raise ModelError(f"{type(self._model).__name__} has no language head that the native engine could run")
+            raise NotServedError(f"{type(self._model).__name__} has no language head that the native engine could run")
         text = self._model.config.get_text_config(decoder=True)
         embedding = decoder.embed_tokens
         scale = float(getattr(embedding, "scalar_embed_scale", 1.0))
-        embed = abi.Op(kind=OpKind.EMBED, out=HIDDEN, count=1, scale=scale, width=embedding.weight.shape[1])
+        width = embedding.embedding_dim
+        embed = abi.Op(kind=OpKind.EMBED, out=HIDDEN, count=1, scale=scale, width=width)
         embed.matrices[0] = self._weight(embedding).struct
-        self._use(HIDDEN, embedding.weight.shape[1])
+        self._use(HIDDEN, width)
         body = [op for number, block in enumerate(decoder.layers) for op in self._block(number, block)]
-        self._use(LAST, embedding.weight.shape[1])
+        self._use(LAST, width)
         last = list(self._linear(LAST, decoder.norm, [(head, LOGITS)]))
         attentions = [block.self_attn for block in decoder.layers]
         return Program(
@@ -114,14 +130,14 @@ class _Lowering:
             body=_array(body),
             head=_array(last),
             widths=self._widths,
-            kv_heads=[each.k_proj.weight.shape[0] // each.head_dim for each in attentions],
+            kv_heads=[each.k_proj.out_features // each.head_dim for each in attentions],
             head_dim=[each.head_dim for each in attentions],
             tables=self._tables or [None],
             rotary=decoder.rotary_emb,
             softcap=float(getattr(text, "final_logit_softcapping", None) or 0),
-            vocabulary=head.weight.shape[0],
-            weight_bytes=sum(weight.bytes for weight in self._weights.values()),
-            held=[*self._held, *self._weights.values()],
+            vocabulary=head.out_features,
+            weights=self._weights,
+            held=self._held,
         )
 
     def _block(self, number: int, block: Any) -> Iterator[abi.Op]:
@@ -129,7 +145,7 @@ class _Lowering:
         qkv = [(attention.q_proj, QUERY), (attention.k_proj, KEY), (attention.v_proj, VALUE)]
         yield from self._linears(HIDDEN, block.input_layernorm, qkv, "qkv")
         dim = attention.head_dim
-        heads, kv_heads = (layer.weight.shape[0] // dim for layer in (attention.q_proj, attention.k_proj))
+        heads, kv_heads = (layer.out_features // dim for layer in (attention.q_proj, attention.k_proj))
         for name, buffer, count in (("q_norm", QUERY, heads), ("k_norm", KEY, kv_heads)):
             if getattr(attention, name, None) is not None:
                 yield self._norm(getattr(attention, name), buffer, buffer, heads=count)
@@ -156,7 +172,7 @@ class _Lowering:
         yield from self._linears(HIDDEN, getattr(block, before if wraps else after), gate_up, "gate_up")
         name = type(mlp.act_fn).__name__
         if name not in ACTIVATIONS:
-            raise ModelError(f"the native engine has no activation {name}: it has {', '.join(ACTIVATIONS)}")
+            raise NotServedError(f"the native engine has no activation {name}: it has {', '.join(ACTIVATIONS)}")
         down = {"prologue": Prologue.GATED, "activation": ACTIVATIONS[name], "aux": UP}
         yield from self._onto(GATE, mlp.down_proj, block.post_feedforward_layernorm if wraps else None, **down)
 
@@ -178,7 +194,7 @@ class _Lowering:
     def _linear(
         self, source: int, norm: nn.Module | None, layers: list[tuple[nn.Linear, int]], **settings: Any
     ) -> Iterator[abi.Op]:
-        width = layers[0][0].weight.shape[1]
+        width = layers[0][0].in_features
         op = abi.Op(kind=OpKind.LINEAR, in_=source, count=len(layers), width=width, **settings)
         if norm is not None and "norm" in self._fusions:
             self._set_norm(op, norm)
@@ -189,7 +205,7 @@ class _Lowering:
             op.matrices[place] = self._weight(layer).struct
             op.outs[place] = buffer
             op.biases[place] = self._floats(layer.bias) if getattr(layer, "bias", None) is not None else None
-            self._use(buffer, layer.weight.shape[0])
+            self._use(buffer, layer.out_features)
         yield op
 
     def _norm(self, norm: Any, source: int, to: int, heads: int = 1, accumulate: int = 0) -> abi.Op:
@@ -203,7 +219,7 @@ class _Lowering:
         """The norm's rate and weight. A module of transformers whose weight counts from 1 says so by its output."""
         name = type(norm).__name__
         if not name.endswith("RMSNorm"):
-            raise ModelError(f"the native engine has no norm {name}: it has root mean square norms")
+            raise NotServedError(f"the native engine has no norm {name}: it has root mean square norms")
         eps = getattr(norm, "variance_epsilon", None)
         op.eps = norm.eps if eps is None else eps
         op.prologue = Prologue.RMS
@@ -216,16 +232,24 @@ class _Lowering:
     def _weight(self, layer: Any) -> Weight:
         """The layer's weight, once for layers that share it."""
         if type(layer).__name__ != "Linear" and not isinstance(layer, nn.Embedding):
-            raise ModelError(f"the native engine runs plain linear layers, and this model has a {type(layer).__name__}")
-        if layer._forward_pre_hooks or layer._forward_hooks:
-            raise ModelError("the native engine runs plain linear layers, and this model's inputs are rounded")
-        parameter = layer.weight
-        if id(parameter) not in self._weights:
-            codes = self._codes.get(self._names[id(parameter)])
-            values = parameter.detach()
-            dtype = self._dtype or (brief_dtype(values) if codes is None else None)
-            self._weights[id(parameter)] = float_weight(values, dtype) if codes is None else packed_weight(codes)
-        return self._weights[id(parameter)]
+            raise NotServedError(
+                f"the native engine runs plain linear layers, and this model has a {type(layer).__name__}"
+            )
+        if input_grid(layer) is not None or stored_input_grids(layer):
+            raise NotServedError("the native engine runs layers whose inputs are not rounded, and this model's are")
+        name = self._names[id(layer)]
+        if name not in self._weights:
+            codes = self._codes.get(name)
+            self._weights[name] = self._dense(layer) if codes is None else packed_weight(codes)
+        return self._weights[name]
+
+    def _dense(self, layer: Any) -> Weight:
+        values = unpack(layer).weight.detach()
+        if values.data_ptr() in self._tensors:  # tied: one tensor, two modules
+            return self._tensors[values.data_ptr()]
+        dtype = values.dtype if values.element_size() == 2 else brief_dtype(values)
+        weight = self._tensors[values.data_ptr()] = float_weight(values, self._dtype or dtype)
+        return weight
 
     def _floats(self, values: Tensor) -> int:
         """The address of values float32, filled up with zeros as the kernels read them."""
@@ -257,19 +281,19 @@ def _array(ops: list[abi.Op]) -> Any:
 def decoder_of(model: nn.Module) -> Any:
     """The module that holds the text decoder's embedding, blocks, last norm and rotary embedding.
 
-    Raises `ModelError` if there is none that the native engine serves.
+    Raises `NotServedError` if there is none that the native engine runs.
     """
     parts = ("embed_tokens", "layers", "norm", "rotary_emb")
     decoder: Any = next((part for part in model.modules() if all(hasattr(part, name) for name in parts)), None)
     if decoder is None:
-        raise ModelError(f"{type(model).__name__} has no text decoder that the native engine serves: {_served()}")
+        raise NotServedError(f"{type(model).__name__} has no text decoder that the native engine serves: {_served()}")
     for block in decoder.layers:
         if type(block).__name__ not in BLOCKS:
-            raise ModelError(f"the native engine does not serve blocks of kind {type(block).__name__}: {_served()}")
+            raise NotServedError(f"the native engine does not serve blocks of kind {type(block).__name__}: {_served()}")
     kinds = getattr(decoder.rotary_emb, "rope_type", "default")
     for kind in kinds.values() if isinstance(kinds, Mapping) else (kinds,):
         if kind not in ROPES:
-            raise ModelError(f"the native engine has no rotary embedding {kind!r}: it has {', '.join(ROPES)}")
+            raise NotServedError(f"the native engine has no rotary embedding {kind!r}: it has {', '.join(ROPES)}")
     return decoder
 
 

@@ -242,36 +242,30 @@ class Entry:
     positions: Tensor
 
 
-class _Reached(Exception):
-    pass
+class _ReachedError(Exception):
+    """The first block has been given its inputs."""
 
 
 def entry_of(model: Any, rotary: nn.Module, prompt: Inputs) -> Entry:
-    """Runs the model's own code up to its first decoder block. Raises `ModelError` where later blocks would be given
-    more than the first one's output (Qwen3-VL's images)."""
+    """Runs the model's own code up to its first decoder block."""
     decoder = next(part for part in model.modules() if getattr(part, "rotary_emb", None) is rotary)
     caught: dict[str, Any] = {}
 
     def at_rotary(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         caught.setdefault("positions", args[1] if len(args) > 1 else kwargs["position_ids"])
 
-    def at_decoder(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if kwargs.get("deepstack_visual_embeds"):
-            raise ModelError(f"the native engine cannot hand images of {type(model).__name__} to several blocks")
-
     def at_block(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
         caught.update(hidden=hidden, mask=kwargs.get("attention_mask"))
-        raise _Reached
+        raise _ReachedError
 
     hooks = [
         rotary.register_forward_pre_hook(at_rotary, with_kwargs=True),
-        decoder.register_forward_pre_hook(at_decoder, with_kwargs=True),
         decoder.layers[0].register_forward_pre_hook(at_block, with_kwargs=True),
     ]
     try:
         Stepper(model).prefill([collate([prompt], pad_of(model))])
-    except _Reached:
+    except _ReachedError:
         return Entry(caught["hidden"], caught["mask"], caught["positions"].expand(*caught["positions"].shape))
     finally:
         for hook in hooks:
