@@ -1,6 +1,7 @@
 """Low-rank matrices beside a compressed checkpoint: peft computes with them what the model in memory computes."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from gossamer.models.adapter import load_with_adapter, write_adapter
 from gossamer.models.checkpoint import save_compressed, settle
 from gossamer.models.hierarchy import Layer
 from gossamer.models.low_rank import LowRank
-from gossamer.models.open import Opened
+from gossamer.models.open import Opened, open_model
 from gossamer.models.packed import QuantizedTensor, Scheme
 from gossamer.models.reloading import from_pretrained, parity
 from gossamer.models.stored import stored_tensors
@@ -80,8 +81,17 @@ def test_base_and_adapter_reloaded_are_the_model_in_memory(name: str, tmp_path: 
     assert float((ours - bare).abs().max()) > 0.1
     theirs = logits(load_with_adapter(tmp_path / "small"), feed)
     assert float((ours - theirs).abs().max()) < ROUNDING
+    again = logits(open_model(str(tmp_path / "small")).model, feed)
+    assert float((ours - again).abs().max()) < ROUNDING
     assert size == sum(matrix.bytes for _, matrix in matrices.values())
     assert size == sum(tensor.bytes for tensor in stored_tensors(tmp_path / "small" / "adapter"))
+
+
+def test_an_adapter_changes_the_fingerprint(tmp_path: Path) -> None:
+    written("llama", tmp_path)
+    corrected = open_model(str(tmp_path)).fingerprint
+    shutil.rmtree(tmp_path / "adapter")
+    assert open_model(str(tmp_path)).fingerprint != corrected
 
 
 def test_plain_transformers_and_peft_load_it_once_the_base_is_unpacked(tmp_path: Path) -> None:

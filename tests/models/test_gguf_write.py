@@ -338,7 +338,7 @@ def test_codes_of_a_checkpoint_are_those_that_were_saved_and_reach_the_file(tmp_
             modules[f"{layer.module}.weight"] = tensors[layer.path]
     save_compressed(opened, tensors, tmp_path / "small")
     small = open_model(str(tmp_path / "small"))
-    found = stored_codes(tmp_path / "small", small.model)
+    found = stored_codes(tmp_path / "small")
     assert found.keys() == modules.keys()
     for name, tensor in found.items():
         assert tensor.scheme == modules[name].scheme
@@ -363,7 +363,7 @@ def test_codes_of_a_checkpoint_are_those_that_were_saved_and_reach_the_file(tmp_
 def test_a_dense_checkpoint_holds_no_codes(tmp_path: Path) -> None:
     model: Any = llama()
     model.save_pretrained(tmp_path)
-    assert stored_codes(tmp_path, model) == {}
+    assert stored_codes(tmp_path) == {}
 
 
 def test_codes_in_other_forms_are_left_out(tmp_path: Path) -> None:
@@ -377,13 +377,13 @@ def test_codes_in_other_forms_are_left_out(tmp_path: Path) -> None:
     state = load_file(file)
     name = f"{layer.module}.weight_scale"
     save_file({**state, name: state[name].float() * 1.0001}, file, metadata={"format": "pt"})
-    assert stored_codes(tmp_path, opened.model) == {}
+    assert stored_codes(tmp_path) == {}
     save_file(state, file, metadata={"format": "pt"})
-    assert len(stored_codes(tmp_path, opened.model)) == 1
+    assert len(stored_codes(tmp_path)) == 1
     config = json.loads((tmp_path / "config.json").read_text())
     config["quantization_config"]["config_groups"]["group_0"]["weights"]["type"] = "float"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert stored_codes(tmp_path, opened.model) == {}
+    assert stored_codes(tmp_path) == {}
 
 
 @pytest.mark.parametrize(

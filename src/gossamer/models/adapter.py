@@ -48,6 +48,33 @@ def write_adapter(layers: Mapping[str, tuple[Layer, LowRank]], directory: Path, 
         return sum(tensor.bytes for tensor in stored_tensors(folder))
 
 
+def read_adapter(directory: Path) -> dict[str, LowRank]:
+    """Module → the low-rank matrix that is added to its weight, as `write_adapter` wrote them beside a checkpoint.
+
+    Empty where there are none. Raises `ModelError` for a file that holds anything else.
+    """
+    from safetensors import safe_open
+
+    file = directory / FOLDER / "adapter_model.safetensors"
+    if not file.is_file():
+        return {}
+    with safe_open(file, framework="pt") as stored:
+        state = {name.removeprefix("base_model.model."): stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    found = {}
+    for name in sorted(state):
+        module, _, part = name.partition(".lora_")
+        if part == "A.weight" and f"{module}.lora_B.weight" in state:
+            right, left = state.pop(name).flatten(1), state.pop(f"{module}.lora_B.weight").flatten(1)
+        elif part == "embedding_A" and f"{module}.lora_embedding_B" in state:
+            left, right = state.pop(name).T, state.pop(f"{module}.lora_embedding_B").T
+        else:
+            continue
+        found[module] = LowRank(left.contiguous(), right.contiguous())
+    if state:
+        raise ModelError(f"{file} holds {min(state)}, which is no pair of low-rank matrices: write the adapter anew")
+    return found
+
+
 def load_with_adapter(directory: Path) -> "nn.Module":
     """The model in `directory` with its adapter, through plain `transformers` and `peft`: float32, eval.
 

@@ -117,18 +117,20 @@ def load_weights(path: Path, config: Any, memory: Memory = IN_MEMORY) -> "nn.Mod
 
 
 def load_packed(path: Path, config: Any) -> "nn.Module":
-    """The model as it is stored: compressed layers keep their codes (`weight_packed` or so in place of a weight), all
-    others their type. Only parts whose layers have weights can be run.
+    """The model as it is stored: compressed layers keep their codes (`weight_packed` or so in place of a weight). What
+    is stored in floats is float32 beside those, else of its own type. Only parts whose layers have weights can be run.
 
     Raises as `load_weights` does.
     """
     method = (getattr(config, "quantization_config", None) or {}).get("quant_method")
     if method not in (None, "compressed-tensors"):
         return load_weights(path, config)  # which says what can be opened
-    try:
-        model = class_of(config, path).from_pretrained(
-            str(path), dtype="auto", local_files_only=True, use_safetensors=True
-        )
+    import torch
+
+    settings: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+    try:  # scales are float16, which the type of a model need not hold
+        dtype = "auto" if method is None else torch.float32
+        model = class_of(config, path).from_pretrained(str(path), dtype=dtype, **settings)
     except Exception as error:
         raise ModelError(f"{path} cannot be loaded: its tensors do not fit its config ({first_line(error)})") from error
     if hasattr(model, "ct_decompress_hook"):

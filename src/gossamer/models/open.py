@@ -29,6 +29,7 @@ class Opened:
     """An open model.
 
     `model` is in eval mode, float32, without gradients; on the meta device, without values, if opened without weights.
+    Low-rank matrices beside a checkpoint have been added to its weights.
     `fingerprint` is `sha256:<64 hex>` over the config's essentials and the stored tensors, however they are spread over
     files; without weights, over the config alone. `stored_bytes` are the bytes of the tensors on disk, 0 if there are
     none. `file` is the directory or file that the model was read from, None for a config alone. `defaults` are the
@@ -155,10 +156,13 @@ def _from_hub(ref: str, weights: bool) -> Path:
 def _open_directory(
     place: Located, weights: bool, memory: Memory, load: "Callable[[], nn.Module] | None" = None
 ) -> Opened:
+    from gossamer.models.adapter import FOLDER, read_adapter
     from gossamer.models.stored import fingerprint_of, stored_tensors
 
     config = read_config(place.path / "config.json")
     tensors = stored_tensors(place.path)
+    if (place.path / FOLDER).is_dir():
+        tensors = [*tensors, *stored_tensors(place.path / FOLDER)]
     essentials = config.to_dict()
     if weights and not tensors:
         found = next((file.name for file in place.path.glob("pytorch_model*.bin")), None)
@@ -166,6 +170,9 @@ def _open_directory(
         raise ModelError(f"{place.path} has a config but {what}: model.safetensors is needed")
     if load is None:
         model = load_weights(place.path, config, memory) if weights else meta_model(config, place.path)
+        for module, matrix in read_adapter(place.path).items() if weights else ():
+            weight = model.get_submodule(module).weight
+            weight.data += matrix.dense().reshape(weight.shape)
     else:
         model = load()
     return _finish(

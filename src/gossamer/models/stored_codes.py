@@ -1,80 +1,61 @@
-"""The codes in a compressed-tensors checkpoint, read back as they lie in its files."""
+"""The codes in a compressed-tensors checkpoint, read back as they are stored."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gossamer.models.loading import load_packed, quiet, read_config
 from gossamer.models.packed import QuantizedTensor, Scheme, scheme_state
-from gossamer.models.stored import StoredTensor, stored_tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
-def stored_codes(directory: Path, model: "nn.Module") -> dict[str, QuantizedTensor]:
-    """Parameter of `model` → its codes, for every layer of the checkpoint that lies on a grid of whole numbers.
+def stored_codes(directory: Path) -> dict[str, QuantizedTensor]:
+    """Parameter → its codes, for every layer of the checkpoint that lies on a grid of whole numbers.
 
-    Empty for a checkpoint that is not compressed. Layers in other forms (float codes, packed zero points, columns
-    in an order of their own, scales that 16-bit floats do not hold) are left out: the model has their values.
-    Raises `ModelError` for a damaged file.
+    Empty for a checkpoint that is not compressed. Raises `ModelError` for a damaged one.
     """
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("quantization_config")
-    if config is None:
+    config = read_config(directory / "config.json")
+    if getattr(config, "quantization_config", None) is None:
         return {}
-    stored = {tensor.name: tensor for tensor in stored_tensors(directory)}
+    with quiet():
+        return codes_in(load_packed(directory, config))
+
+
+def codes_in(model: "nn.Module") -> dict[str, QuantizedTensor]:
+    """The same of a model that was opened without unpacking (see `load_packed`).
+
+    Layers in other forms (float codes, packed zero points, columns in an order of their own, scales that 16-bit floats
+    do not hold) are left out: unpacked they have their values.
+    """
     found = {}
-    for name, scheme in _schemes(config, model):
-        prefix = f"{name}.weight"
-        parts = {part: stored[prefix + part] for part in _PARTS if prefix + part in stored}
-        tensor = _tensor({part: _load(entry) for part, entry in parts.items()}, scheme)
+    for name, module in model.named_modules():
+        weights = getattr(getattr(module, "quantization_scheme", None), "weights", None)
+        if weights is None or weights.type != "int" or weights.strategy not in ("group", "channel"):
+            continue
+        scheme = Scheme(weights.num_bits, weights.group_size or None, weights.symmetric)
+        tensor = _tensor({part: getattr(module, f"weight{part}", None) for part in _PARTS}, scheme)
         if tensor is not None:
-            found[prefix] = tensor
+            found[f"{name}.weight"] = tensor
     return found
 
 
 _PARTS = ("", "_packed", "_scale", "_shape", "_zero_point", "_g_idx")
 
 
-def _schemes(config: dict[str, Any], model: "nn.Module") -> Iterator[tuple[str, Scheme]]:
-    """(module, grid) of every module that a config group with a grid of whole numbers names."""
-    from compressed_tensors.utils.match import is_match
-
-    groups = [group for group in config["config_groups"].values() if _is_grid(group["weights"])]
-    for name, module in model.named_modules():
-        for group in groups:
-            if is_match(name, module, group["targets"], config.get("ignore") or ()):
-                weights = group["weights"]
-                yield name, Scheme(weights["num_bits"], weights.get("group_size") or None, weights["symmetric"])
-
-
-def _is_grid(weights: dict[str, Any] | None) -> bool:
-    return weights is not None and weights["type"] == "int" and weights["strategy"] in ("group", "channel")
-
-
-def _tensor(parts: "dict[str, Tensor]", scheme: Scheme) -> QuantizedTensor | None:
-    import torch
-
-    scales, zeros = parts.get("_scale"), parts.get("_zero_point")
-    if scales is None or "_g_idx" in parts or not bool((scales.half().to(scales.dtype) == scales).all()):
+def _tensor(parts: "dict[str, Any]", scheme: Scheme) -> QuantizedTensor | None:
+    scales, zeros = parts["_scale"], parts["_zero_point"]
+    if scales is None or parts["_g_idx"] is not None or not bool((scales.half().to(scales.dtype) == scales).all()):
         return None
     if scheme.symmetric:
         zeros = None
-    elif zeros is None or zeros.dtype != torch.int8:
+    elif zeros is None or str(zeros.dtype) != "torch.int8":
         return None
-    if "_packed" not in parts:
-        codes = parts[""]
+    if parts["_packed"] is None:
+        codes = parts[""].detach()
         matrix = codes.reshape(codes.shape[0], -1)
-        return QuantizedTensor(scheme, tuple(codes.shape), matrix, scales.half(), zeros)
+        return QuantizedTensor(scheme, tuple(codes.shape), matrix, scales.detach().half(), zeros)
     if zeros is not None:
         return None
     said = {"scheme": scheme_state(scheme), "shape": parts["_shape"]}
-    return QuantizedTensor.from_state({**said, "packed": parts["_packed"], "scales": scales.half()})
-
-
-def _load(entry: StoredTensor) -> "Tensor":
-    from safetensors import safe_open
-
-    with safe_open(entry.file, framework="pt") as file:
-        tensor: Tensor = file.get_tensor(entry.name)
-        return tensor
+    return QuantizedTensor.from_state({**said, "packed": parts["_packed"].detach(), "scales": scales.detach().half()})

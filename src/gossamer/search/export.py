@@ -89,7 +89,7 @@ def codes_of(opened: Opened, form: str) -> dict[str, QuantizedTensor]:
     folder = opened.file if opened.file is not None and opened.file.is_dir() else None
     if folder is not None and (folder / FOLDER).exists():
         raise ModelError(f"{folder} has low-rank matrices beside it ({FOLDER}): {form} export takes no adapters")
-    return stored_codes(folder, opened.model) if folder is not None else {}
+    return stored_codes(folder) if folder is not None else {}
 
 
 def _logits(model: nn.Module, ids: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from gossamer.engine.native.library import Engine
 from gossamer.engine.native.lower import FUSIONS, NotServedError, lower
 from gossamer.engine.native.stepper import NativeStepper, Precision
 from gossamer.engine.stepping import Stepper
+from gossamer.models.low_rank import LowRank
 from gossamer.models.packed import QuantizedTensor, Scheme
 
 REFUSED = ("whisper", "rwkv", "mamba", "mixtral", "qwen2_moe", "qwen3_moe", "qwen3_vl")
@@ -83,6 +84,23 @@ def test_weights_stay_on_their_grids() -> None:
     close(mine.prefill(prompts), oracle.prefill(prompts), 1e-3)
     close(mine.step([3, 4], [True] * 2), oracle.step([3, 4], [True] * 2), 1e-3)
     assert lower(model, codes).weight_bytes < 0.5 * lower(model).weight_bytes
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["gemma2", "llama"])
+def test_low_rank_matrices_run_beside_their_weights(name: str) -> None:
+    model = lively(name)
+    low_ranks = {}
+    for number, (path, module) in enumerate(model.named_modules()):
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding) and number % 3:
+            factors = (torch.randn(size) / 4 for size in ((module.weight.shape[0], 5), (5, module.weight.shape[1])))
+            low_ranks[path] = LowRank(*(factor.half() for factor in factors))
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone(), requires_grad=False)
+    mine = native(model, low_ranks=low_ranks)
+    for path, matrix in low_ranks.items():
+        model.get_submodule(path).weight.add_(matrix.dense())
+    prompts = text_prompts(model, 6, 2)
+    close(mine.prefill(prompts), Stepper(model).prefill(prompts), 1e-4)
 
 
 @torch.inference_mode()

@@ -20,6 +20,7 @@ from gossamer.engine.native.abi import Activation, OpKind, Prologue
 from gossamer.engine.native.weights import Weight, float_weight, packed_weight
 from gossamer.models.inputs import input_grid, stored_input_grids
 from gossamer.models.loading import unpack
+from gossamer.models.low_rank import LowRank
 from gossamer.models.packed import QuantizedTensor, brief_dtype
 
 BLOCKS = (
@@ -41,8 +42,9 @@ class NotServedError(ModelError):
     """The native engine does not run this model; torch does."""
 
 
-HIDDEN, QUERY, KEY, VALUE, ATTENDED, GATE, UP, ASIDE, LOGITS, LAST = range(10)
-"""The buffers, by number: the hidden state first, those of a block, and at the end the last states and their logits."""
+HIDDEN, QUERY, KEY, VALUE, ATTENDED, GATE, UP, ASIDE, LOGITS, LAST, RANKS = range(11)
+"""The buffers, by number: the hidden state first, those of a block, the last states and their logits, and what
+passes between the factors of a low-rank matrix."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,15 +81,16 @@ def lower(
     dtype: torch.dtype | None = None,
     fusions: frozenset[str] = FUSIONS,
     known: Mapping[str, Weight] | None = None,
+    low_ranks: Mapping[str, LowRank] | None = None,
 ) -> Program:
     """The program of a model's text decoder, which may be as it is stored (see `open_packed`).
 
     `codes` are the weights that stay on their grids, by parameter name (see `stored_codes`); all others are kept as
     `dtype`, by default as the 16-bit type that holds them best. `known` are weights of another program on the same
-    modules, which are shared. Raises `NotServedError` for a decoder that the native
-    engine does not run, with the reason.
+    modules, which are shared. `low_ranks` are matrices beside the weights, by module name: their factors run as two
+    more steps. Raises `NotServedError` for a decoder that the native engine does not run, with the reason.
     """
-    return _Lowering(model, codes or {}, dtype, fusions, known or {}).program()
+    return _Lowering(model, codes or {}, dtype, fusions, known or {}, low_ranks or {}).program()
 
 
 class _Lowering:
@@ -98,11 +101,12 @@ class _Lowering:
         dtype: torch.dtype | None,
         fusions: frozenset[str],
         known: Mapping[str, Weight],
+        low_ranks: Mapping[str, LowRank],
     ) -> None:
         self._model: Any = model
         self._decoder = decoder_of(model)
         self._names = {id(module): f"{name}.weight" for name, module in model.named_modules()}
-        self._codes, self._dtype, self._fusions = codes, dtype, fusions
+        self._codes, self._dtype, self._fusions, self._low_ranks = codes, dtype, fusions, low_ranks
         self._weights: dict[str, Weight] = dict(known)
         self._tensors: dict[int, Weight] = {}
         self._held: list[Any] = []
@@ -207,6 +211,27 @@ class _Lowering:
             op.biases[place] = self._floats(layer.bias) if getattr(layer, "bias", None) is not None else None
             self._use(buffer, layer.out_features)
         yield op
+        for layer, buffer in layers:
+            yield from self._beside(op, layer, buffer)
+
+    def _beside(self, op: abi.Op, layer: nn.Linear, buffer: int) -> Iterator[abi.Op]:
+        """The layer's low-rank matrix, if it has one: right factor, then left, onto what its weight gave."""
+        name = self._names[id(layer)].removesuffix(".weight")
+        if name not in self._low_ranks:
+            return
+        matrix = self._low_ranks[name]
+        first = abi.Op(
+            kind=OpKind.LINEAR, in_=op.in_, aux=op.aux, width=op.width, count=1, prologue=op.prologue,
+            activation=op.activation, eps=op.eps, weight=op.weight, shift=op.shift,
+        )  # fmt: skip
+        second = abi.Op(kind=OpKind.LINEAR, in_=RANKS, width=matrix.rank, count=1, accumulate=1)
+        for step, part, factor, to in ((first, "right", matrix.right, RANKS), (second, "left", matrix.left, buffer)):
+            key = f"{name}.{part}"
+            if key not in self._weights:
+                self._weights[key] = float_weight(factor, self._dtype or factor.dtype)
+            step.matrices[0], step.outs[0] = self._weights[key].struct, to
+            yield step
+        self._use(RANKS, matrix.rank)
 
     def _norm(self, norm: Any, source: int, to: int, heads: int = 1, accumulate: int = 0) -> abi.Op:
         op = abi.Op(kind=OpKind.NORM, in_=source, out=to, heads=heads, accumulate=accumulate)
@@ -231,20 +256,25 @@ class _Lowering:
 
     def _weight(self, layer: Any) -> Weight:
         """The layer's weight, once for layers that share it."""
+        name = self._names[id(layer)]
+        if name in self._weights:
+            return self._weights[name]
         if type(layer).__name__ != "Linear" and not isinstance(layer, nn.Embedding):
-            raise NotServedError(
-                f"the native engine runs plain linear layers, and this model has a {type(layer).__name__}"
-            )
+            kind = type(layer).__name__
+            raise NotServedError(f"the native engine runs plain linear layers, and this model has a {kind}")
         if input_grid(layer) is not None or stored_input_grids(layer):
             raise NotServedError("the native engine runs layers whose inputs are not rounded, and this model's are")
-        name = self._names[id(layer)]
-        if name not in self._weights:
-            codes = self._codes.get(name)
-            self._weights[name] = self._dense(layer) if codes is None else packed_weight(codes)
-        return self._weights[name]
+        codes = self._codes.get(name)
+        if isinstance(layer, nn.Embedding) and name.removesuffix(".weight") in self._low_ranks:
+            codes = None
+        weight = self._weights[name] = self._dense(layer) if codes is None else packed_weight(codes)
+        return weight
 
     def _dense(self, layer: Any) -> Weight:
         values = unpack(layer).weight.detach()
+        name = self._names[id(layer)].removesuffix(".weight")
+        if name in self._low_ranks and isinstance(layer, nn.Embedding):  # its rows are looked up, not multiplied
+            values = values + self._low_ranks[name].dense()
         if values.data_ptr() in self._tensors:  # tied: one tensor, two modules
             return self._tensors[values.data_ptr()]
         dtype = values.dtype if values.element_size() == 2 else brief_dtype(values)

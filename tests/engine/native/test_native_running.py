@@ -1,0 +1,66 @@
+"""Checkpoints opened for the native engine: nothing unpacked, the same answers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from gossamer.operate.speculate.self_draft import first_blocks
+from tests.models.feeds import inputs_for
+from tests.models.test_adapter import written
+
+from gossamer.core.errors import ModelError
+from gossamer.engine.native.lower import NotServedError
+from gossamer.engine.native.running import open_native
+from gossamer.engine.native.stepper import Precision
+from gossamer.engine.stepping import Stepper
+from gossamer.models.open import open_model
+
+EXACT = Precision(exact=True, half_cache=False)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["llama", "llava", "qwen2_vl"])
+def test_a_checkpoint_of_codes_and_low_ranks_runs_without_its_floats(name: str, tmp_path: Path) -> None:
+    written(name, tmp_path)
+    dense = open_model(str(tmp_path)).model
+    both = inputs_for(name, dense)
+    count = both["input_ids"].shape[0]
+    prompt = {key: value.chunk(count)[0] for key, value in both.items()}
+    opened, native = open_native(str(tmp_path), EXACT)
+    kept = sum(parameter.nbytes for parameter in opened.model.get_decoder().parameters())
+    assert kept < 0.1 * sum(parameter.nbytes for parameter in dense.get_decoder().parameters())
+    mine, oracle = native(opened.model), Stepper(dense)
+    expected = oracle.prefill([prompt])
+    torch.testing.assert_close(mine.prefill([prompt]), expected, rtol=0, atol=2e-3 * float(expected.abs().max()))
+    expected = oracle.step([7], [True])
+    torch.testing.assert_close(mine.step([7], [True]), expected, rtol=0, atol=2e-3 * float(expected.abs().max()))
+
+
+@torch.inference_mode()
+def test_embedded_models_run_as_in_torch() -> None:
+    opened, native = open_native("tiny-lm", EXACT)
+    oracle = open_model("tiny-lm")
+    prompt = {"input_ids": torch.tensor([oracle.tokenizer("It was the best of times")["input_ids"]])}
+    expected = Stepper(oracle.model).prefill([prompt])
+    found = native(opened.model).prefill([prompt])
+    assert float((found - expected).abs().max()) < 2e-2  # the 16-bit weights of the file, rounded as they are stored
+    assert opened.fingerprint == oracle.fingerprint
+
+
+@torch.inference_mode()
+def test_the_first_blocks_alone_share_the_weights() -> None:
+    opened, native = open_native("tiny-lm", EXACT)
+    dense = open_model("tiny-lm").model
+    prompt = {"input_ids": torch.arange(5, 12)[None]}
+    expected = Stepper(first_blocks(dense, 2)).prefill([prompt])
+    found = native(first_blocks(opened.model, 2)).prefill([prompt])
+    assert float((found - expected).abs().max()) < 2e-2
+    whole = native(opened.model).prefill([prompt])
+    assert float((whole - Stepper(dense).prefill([prompt])).abs().max()) < 2e-2
+
+
+def test_what_the_engine_does_not_run_is_refused_before_its_weights_are_taken() -> None:
+    with pytest.raises(NotServedError, match="native engine"):
+        open_native("tiny-ovd")
+    with pytest.raises(ModelError, match="does not exist"):
+        open_native("no-such-model")
