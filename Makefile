@@ -60,7 +60,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 # One script per claim; the files named here are shared by the scripts, or fill in the README.
-BENCH_PARTS := benchmarks/__init__.py benchmarks/models.py benchmarks/readme_table.py
+BENCH_PARTS := $(addprefix benchmarks/,__init__.py environments.py models.py readme_table.py)
 bench: $(STAMP)
 	@for script in $(filter-out $(BENCH_PARTS),$(sort $(wildcard benchmarks/*.py))); do \
 	  echo "== $$script"; $(BIN)/python $$script || exit 1; done

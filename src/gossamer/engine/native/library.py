@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from functools import cache
 from pathlib import Path
 
@@ -37,6 +38,8 @@ def library() -> ctypes.CDLL:
     loaded.gossamer_new.argtypes = [ctypes.c_char_p, ctypes.c_int]
     loaded.gossamer_delete.argtypes = [ctypes.c_void_p]
     loaded.gossamer_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+    loaded.gossamer_sweep.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    loaded.gossamer_sweep.restype = ctypes.c_float
     sizes = (ctypes.c_int64 * 3)()
     loaded.gossamer_sizes(sizes)
     assert list(sizes) == [ctypes.sizeof(kind) for kind in (abi.Matrix, abi.Op, abi.Call)], "abi.py is not abi.h"
@@ -107,6 +110,19 @@ class Engine:
         """Runs the steps over the call's rows. Raises `DeviceError` where memory is short."""
         if library().gossamer_run(self._handle, ctypes.addressof(ops), len(ops), ctypes.addressof(call)):
             raise DeviceError(f"there is not enough memory to compute {call.rows} tokens at once: read fewer together")
+
+    def bandwidth(self, size: int) -> float:
+        """Bytes per second at which all threads together read `size` bytes of memory, as a product reads its weights:
+        the best of some sweeps. What lies in caches is read from there."""
+        import torch
+
+        memory = torch.ones(max(size, 256), dtype=torch.uint8)
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            library().gossamer_sweep(self._handle, memory.data_ptr(), memory.nbytes)
+            times.append(time.perf_counter() - start)
+        return memory.nbytes / min(times)
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):

@@ -67,12 +67,20 @@ class Program:
     softcap: float
     vocabulary: int
     weights: Mapping[str, Weight]
+    embedding: str
     held: list[Any] = field(repr=False)
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of all weights, each counted once."""
         return sum(weight.bytes for weight in {id(weight): weight for weight in self.weights.values()}.values())
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that are read for each token: all but an embedding that is not the head too."""
+        looked_up = self.weights[self.embedding]
+        shared = any(weight is looked_up for name, weight in self.weights.items() if name != self.embedding)
+        return self.weight_bytes - (0 if shared else looked_up.bytes)
 
 
 def lower(
@@ -141,6 +149,7 @@ class _Lowering:
             softcap=float(getattr(text, "final_logit_softcapping", None) or 0),
             vocabulary=head.out_features,
             weights=self._weights,
+            embedding=self._names[id(embedding)],
             held=self._held,
         )
 

@@ -36,6 +36,7 @@ class Native:
         self.engine = Engine(threads or torch.get_num_threads())
         self._programs: dict[int, tuple[nn.Module, Program]] = {id(model): (model, program)}
         self.weight_bytes = program.weight_bytes
+        self.bytes_per_token = program.bytes_per_token
         self._weights = program.weights
         _give_up(model, program, self.engine)
         del codes

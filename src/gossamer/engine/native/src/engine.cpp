@@ -12,10 +12,12 @@
 
 namespace gossamer {
 
+using Sweep = float(const uint8_t*, int64_t, int, int);
 using Run = void(const Op*, int, const Call&, Pool&, int, uint8_t*, int64_t, int64_t);
 #define GOSSAMER_DECLARE(isa) \
   namespace isa {             \
   Run run;                    \
+  Sweep sweep;                \
   }
 GOSSAMER_DECLARE(generic)
 #if defined(__x86_64__)
@@ -27,6 +29,7 @@ GOSSAMER_DECLARE(amx)
 struct Isa {
   const char* name;
   Run* run;
+  Sweep* sweep;
 };
 
 // From the best to what always runs.
@@ -43,12 +46,12 @@ std::vector<Isa> found() {
   const bool tiles = (edx >> 24 & 1) && (edx >> 22 & 1);
   constexpr long kAskForTiles = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   if (vnni && tiles && __builtin_cpu_supports("avx512bf16") && syscall(SYS_arch_prctl, kAskForTiles, kTileData) == 0)
-    isas.push_back({"amx", amx::run});
+    isas.push_back({"amx", amx::run, amx::sweep});
 #endif
-  if (vnni) isas.push_back({"avx512", avx512::run});
-  if (second) isas.push_back({"avx2", avx2::run});
+  if (vnni) isas.push_back({"avx512", avx512::run, avx512::sweep});
+  if (second) isas.push_back({"avx2", avx2::run, avx2::sweep});
 #endif
-  isas.push_back({"generic", generic::run});
+  isas.push_back({"generic", generic::run, generic::sweep});
   return isas;
 }
 
@@ -101,6 +104,16 @@ void* gossamer_new(const char* name, int threads) {
 }
 
 void gossamer_delete(void* engine) { delete (Engine*)engine; }
+
+// Reads memory once on all threads, as weights are read; what it returns has no meaning.
+float gossamer_sweep(void* handle, const uint8_t* memory, int64_t bytes) {
+  Engine& engine = *(Engine*)handle;
+  std::vector<float> sums(engine.pool.size());
+  engine.pool.run([&](int thread) { sums[thread] = engine.isa.sweep(memory, bytes, thread, engine.pool.size()); });
+  float all = 0;
+  for (float each : sums) all += each;
+  return all;
+}
 
 // 0, or 1 where there is not memory enough.
 int gossamer_run(void* handle, const Op* ops, int count, const Call* call) {

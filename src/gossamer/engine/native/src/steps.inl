@@ -608,6 +608,19 @@ void attention(const Op& op, const Call& call, int thread, int threads) {
   }
 }
 
+// Reads a thread's share of the memory, once, and returns a sum of it.
+float sweep(const uint8_t* memory, int64_t bytes, int thread, int threads) {
+  const int64_t blocks = bytes / 256, begin = blocks * thread / threads, end = blocks * (thread + 1) / threads;
+  u32x16 a{}, b{}, c{}, d{};
+  for (const u32x16* p = (const u32x16*)memory + 4 * begin; p < (const u32x16*)memory + 4 * end; p += 4) {
+    a += p[0];
+    b += p[1];
+    c += p[2];
+    d += p[3];
+  }
+  return sum(__builtin_convertvector(a + b + c + d, f32x16));
+}
+
 void run(const Op* ops, int count, const Call& call, Pool& pool, int thread, uint8_t* memory, int64_t common, int64_t each) {
   const int threads = pool.size();
   uint8_t* own = memory + common + thread * each;
