@@ -57,19 +57,13 @@ def decode(model: nn.Module, requests: Sequence[Request], tokenizer: Any = None)
     Raises `ModelError` for a model that does not write, or whose logits are no numbers, and `DataError` for a prompt
     that leaves no room in the context, or for stop strings without a tokenizer.
     """
-    if not getattr(model, "can_generate", bool)():
-        raise ModelError(
-            f"{type(model).__name__} does not write: a model with a language head that generates is needed"
-        )
-    prompts = [prompt_ids(model, request.inputs) for request in requests]
-    rows = [_Row(*each, model, tokenizer) for each in zip(range(len(requests)), requests, prompts, strict=True)]
+    rows = rows_of(model, requests, tokenizer)
     if not rows:
         return
     stepper = Stepper(model)
     logits = stepper.prefill([request.inputs for request in requests])
     while True:
-        if logits.isnan().any():
-            raise ModelError(f"{type(model).__name__} computes logits that are no numbers: its weights may be damaged")
+        check_numbers(model, logits)
         for row, scores in zip(rows, logits, strict=True):
             if row.finished is None:
                 yield row.take(scores)
@@ -79,47 +73,63 @@ def decode(model: nn.Module, requests: Sequence[Request], tokenizer: Any = None)
         logits = stepper.step([row.token for row in rows], moving)
 
 
-class _Row:
-    """One request on its way. `token` is its latest."""
+def rows_of(model: Any, requests: Sequence[Request], tokenizer: Any = None) -> list["Row"]:
+    """The requests, ready to be continued. Raises what `decode` does for those that cannot be."""
+    if not getattr(model, "can_generate", bool)():
+        raise ModelError(
+            f"{type(model).__name__} does not write: a model with a language head that generates is needed"
+        )
+    return [Row(number, request, model, tokenizer) for number, request in enumerate(requests)]
 
-    def __init__(self, number: int, request: Request, prompt: Sequence[int], model: Any, tokenizer: Any) -> None:
-        self._number, self._request = number, request
+
+def check_numbers(model: Any, logits: torch.Tensor) -> None:
+    """Raises `ModelError` unless all logits are numbers."""
+    if logits.isnan().any():
+        raise ModelError(f"{type(model).__name__} computes logits that are no numbers: its weights may be damaged")
+
+
+class Row:
+    """One request on its way: the law of its next tokens, and what ends it. `token` is its latest."""
+
+    def __init__(self, number: int, request: Request, model: Any, tokenizer: Any) -> None:
+        self._number = number
         self._eos = eos_of(model) if request.eos is None else request.eos
-        self._sampler = Sampler(request.sampling, prompt)
+        self.prompt = prompt_ids(model, request.inputs)
+        self.sampler = Sampler(request.sampling, self.prompt)
         if request.stops and tokenizer is None:
             raise DataError("stop strings need a tokenizer, and there is none: leave them out")
         self._stream = TextStream(tokenizer, request.stops) if tokenizer is not None else None
-        context = context_of(model)
-        if context is not None and len(prompt) >= context:
-            raise DataError(f"the prompt has {len(prompt)} tokens, and the model's context holds {context}: shorten it")
-        self._room = None if context is None else context - len(prompt)
-        self._count = 0
+        context, length = context_of(model), len(self.prompt)
+        if context is not None and length >= context:
+            raise DataError(f"the prompt has {length} tokens, and the model's context holds {context}: shorten it")
+        room = request.max_new_tokens if context is None else context - length
+        self._limit: Finish = "length" if request.max_new_tokens <= room else "context"
+        self.room = min(room, request.max_new_tokens)
         self.token = 0
         self.finished: Finish | None = None
 
     def take(self, logits: torch.Tensor) -> Event:
         """Chooses the next token by logits (vocabulary,)."""
-        self.token = self._sampler(logits)
-        self._count += 1
+        return self.write(self.sampler.choose(logits))
+
+    def write(self, token: int) -> Event:
+        """Goes on with `token`, however it was chosen. `room` says how many more there may be."""
+        self.sampler.note(token)
+        self.token, self.room = token, self.room - 1
         text = ""
-        if self.token in self._eos:
+        if token in self._eos:
             self.finished = "eos"
         elif self._stream is not None:
-            text = self._stream.push(self.token)
-        if self.finished is None:
-            self.finished = self._end()
+            text = self._stream.push(token)
+        if self.finished is None and self._stream is not None and self._stream.stopped:
+            self.finished = "stop"
+        elif self.finished is None and self.room == 0:
+            self.finished = self._limit
         if self.finished is not None and self._stream is not None:
             text += self._stream.end()
             if self._stream.stopped and self.finished != "eos":
                 self.finished = "stop"
-        return Event(self._number, self.token, text, self.finished)
-
-    def _end(self) -> Finish | None:
-        if self._stream is not None and self._stream.stopped:
-            return "stop"
-        if self._count >= self._request.max_new_tokens:
-            return "length"
-        return "context" if self._room is not None and self._count >= self._room else None
+        return Event(self._number, token, text, self.finished)
 
 
 def prompt_ids(model: Any, inputs: Inputs) -> list[int]:

@@ -93,11 +93,10 @@ class Stepper:
         length = self._mask.shape[1] - count
         if not 0 <= count < self._mask.shape[1]:
             raise ValueError(f"cannot forget {count} of {self._mask.shape[1]} positions")
-        for layer in cache.layers:
-            window = getattr(layer, "sliding_window", None)
-            if count and window is not None and layer.is_initialized:
-                if layer.keys.shape[-2] - count < min(length, window - 1):
-                    raise ModelError(f"a window of {window} tokens no longer holds what came {count} tokens ago")
+        for layer in (layer for layer in cache.layers if getattr(layer, "is_sliding", False) and layer.is_initialized):
+            window = layer.sliding_window
+            if layer.keys.shape[-2] - count < min(length, window - 1):
+                raise ModelError(f"a window of {window} tokens no longer holds what came {count} tokens ago")
         cache.crop(-count)
         self._mask, self._positions = self._mask[:, :length], self._positions[..., :length]
 
