@@ -4,6 +4,7 @@ The model's own code computes: `prepare_inputs_for_generation` says what a famil
 whatever the model's forward pass makes (key–value caches, the states of Mamba and RWKV) and is handed back to it.
 """
 
+import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from gossamer.core.errors import ModelError
 from gossamer.engine.forward import device_of, placed
+from gossamer.engine.pasts import drop_oldest, join_rows, take_rows
 from gossamer.models.reloading import logits_of
 
 Inputs = Mapping[str, Tensor]
@@ -24,7 +26,7 @@ _TOKENWISE = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_id
 
 
 class Stepper:
-    """The model's side of decoding. Later ways of running a model have the same two methods."""
+    """The model's side of decoding. Later ways of running a model have the same methods."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model: Any = model
@@ -67,6 +69,59 @@ class Stepper:
         self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], 1)
         self._positions = self._positions[..., -1:] + going
         return self._run(ids, {}, first=False)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """The batch becomes the sequences at these places, at least one; a place may be repeated: the sequence forks.
+
+        Columns where only those had tokens that have left are given up.
+        """
+        if self._apart:
+            self._apart = [self._apart[row]._forked() for row in rows]
+            return
+        taken = torch.tensor(rows, device=self._mask.device)
+        self._past = {name: take_rows(past, rows) for name, past in self._past.items()}
+        for encoded in self._constant.values():
+            for name, value in encoded.items():
+                encoded[name] = value[taken]
+        self._positions = self._positions[..., -1:].index_select(-2, taken)
+        mask = self._mask[taken]
+        empty = int((mask.cumsum(-1).amax(0) == 0).sum())
+        self._mask = mask[:, empty:]
+        for past in self._past.values():
+            drop_oldest(past, empty)
+
+    def join(self, other: "Stepper") -> None:
+        """The sequences of another stepper of this model come after this one's; the other is used up.
+
+        Raises `ModelError` for a model whose past cannot be joined, or encoder inputs of different sizes.
+        """
+        if "state" in self._known:
+            self._apart = [*self._alone(), *other._alone()]
+            return
+        for name, encoded in self._constant.items():
+            for part, value in encoded.items():
+                more = other._constant[name][part]
+                if value.shape[1:] != more.shape[1:]:
+                    raise ModelError(
+                        f"encoder inputs of sizes {tuple(value.shape)} and {tuple(more.shape)} cannot join"
+                    )
+                encoded[part] = torch.cat([value, more])
+        self._past = {name: join_rows(past, other._past[name]) for name, past in self._past.items()}
+        width = max(self._mask.shape[1], other._mask.shape[1])
+        masks = [nn.functional.pad(each._mask, (width - each._mask.shape[1], 0)) for each in (self, other)]
+        self._mask = torch.cat(masks)
+        latest = [each._positions[..., -1:] for each in (self, other)]
+        if latest[0].ndim != latest[1].ndim:  # text beside images: without images rows and columns count as time does
+            latest = [each.expand(4, -1, -1) if each.ndim == 2 else each for each in latest]
+        self._positions = torch.cat(latest, -2)
+
+    def _alone(self) -> "list[Stepper]":
+        return self._apart or [self._forked()]
+
+    def _forked(self) -> "Stepper":
+        twin = copy.copy(self)
+        twin._past = copy.deepcopy(self._past)
+        return twin
 
     def _run(self, ids: Tensor, extra: Mapping[str, Any], first: bool) -> Tensor:
         given: dict[str, Any] = {
