@@ -1,6 +1,7 @@
 """A second model that reads along with an answer and guesses ahead."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,24 +15,25 @@ from gossamer.operate.speculate.drafter import Drafts
 class Follower:
     """Drafts drawn from a model's laws, by the sampling of the answer; its own past follows what is written."""
 
-    def __init__(self, model: nn.Module, inputs: Inputs, sampler: Sampler, size: int) -> None:
+    def __init__(self, model: Any, inputs: Inputs, sampler: Sampler, size: int) -> None:
         self._model, self._sampler, self._size = model, sampler, size
-        context = context_of(model)
-        self._room = None if context is None else context - len(prompt_ids(model, inputs))
+        context, prompt = context_of(model), prompt_ids(model, inputs)
+        self._room = None if context is None else context - len(prompt)
+        self._table = model.get_input_embeddings().num_embeddings
         self._stepper = Stepper(model)
-        self._fits = self._room is None or self._room > 0
-        if self._fits:
+        self._reads = self._can_read(prompt)
+        if self._reads:
             self._stepper.prefill([inputs])
             self._stepper.rewind(0)  # says at once if this model cannot go back
         self._guessed = torch.zeros(1, 0, dtype=torch.long)
 
     def propose(self, fresh: Sequence[int], length: int, count: int) -> Drafts:
-        """See `Drafting`. Nothing once the model's own context is full."""
+        """See `Drafting`. Nothing once the model's own context is full, or a token came that is not in its table."""
         if self._room is not None:
             self._room -= len(fresh)
             length = min(length, self._room)
-        if length <= 0 or not self._fits:
-            self._fits = False
+        self._reads = self._reads and self._can_read(fresh)
+        if not self._reads:
             return Drafts.none(self._size)
         logits = self._follow(fresh)
         if count > 1:
@@ -50,6 +52,9 @@ class Follower:
             tokens = torch.cat([tokens, draw(law, numbers.to(law.device))[:, None]], 1)
         self._guessed = tokens[:, :-1]
         return Drafts(tokens, torch.stack(laws, 1))
+
+    def _can_read(self, tokens: Sequence[int]) -> bool:
+        return max(tokens) < self._table and (self._room is None or self._room > 0)
 
     def _follow(self, fresh: Sequence[int]) -> Tensor:
         """Reads what was written where it differs from what was guessed. Returns logits (1, vocabulary) of the next."""

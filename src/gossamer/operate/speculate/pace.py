@@ -7,7 +7,7 @@ LONGEST = 16
 """No more tokens than that are drafted at once."""
 
 _FIRST = (4, 1, 0)
-"""The lengths of the first rounds, each tried `_TRIES` times: two points of the cost of drafting, and plain decoding."""
+"""The lengths of the first rounds, `_TRIES` times: two points of the cost of drafting, and plain decoding."""
 _TRIES = 3
 _REMEMBERED = 9
 """Rounds of one length whose median time counts."""

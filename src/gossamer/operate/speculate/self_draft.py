@@ -32,7 +32,9 @@ def first_blocks(model: Any, count: int) -> Any:
     Raises `SettingError` unless that is at least one block and not all, `ModelError` for a model whose language blocks
     are not known.
     """
-    blocks = [block.module for block in hierarchy_of(model, model.config).blocks() if block.path.startswith("language.")]
+    blocks = [
+        block.module for block in hierarchy_of(model, model.config).blocks() if block.path.startswith("language.")
+    ]
     if not blocks:
         raise ModelError(f"{type(model).__name__} has no language blocks that are known: it cannot draft for itself")
     if not 1 <= count < len(blocks):
