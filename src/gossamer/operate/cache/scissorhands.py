@@ -29,7 +29,7 @@ class Scissorhands(Policy):
         return 0, self.recent
 
     def tally(self, weights: Tensor, visible: Tensor) -> Tensor:
-        """Less one for each query that saw the row and gave it less than the average, averaged over the group."""
+        """Less one for each query of the group that saw the row and gave it less than the average."""
         average = 1 / visible.sum(-1, keepdim=True)
         low = (weights < average) & visible
-        return -low.to(weights.dtype).mean(1).sum(1)
+        return -low.sum((1, 2)).to(weights)
