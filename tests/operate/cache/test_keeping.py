@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from tests.engine.test_decode import WRITERS, lively, prompts_for, written
+import transformers
+from tests.engine.test_decode import WRITERS, lively, prompts_for
 from tests.models.tiny import build
 
 from gossamer.core.errors import DataError, ModelError, SettingError
-from gossamer.engine.decode import Request
-from gossamer.engine.stepping import Stepper, bytes_of
+from gossamer.engine.decode import Request, decode
+from gossamer.engine.stepping import Stepper
 from gossamer.operate.cache import POLICIES, KeyValues
 from gossamer.operate.cache.policy import Policy
 
@@ -61,3 +62,94 @@ def test_rows_are_evicted_in_every_family_and_the_answer_goes_on(name: str) -> N
             assert torch.equal(found[:, 0], together[:, at])
             assert all(layer.get_seq_length() in (5, 6) for layer in caches(stepper))
             assert not torch.allclose(found, plain[at])
+
+
+@torch.inference_mode()
+def test_layers_with_a_window_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    config = transformers.Gemma3TextConfig(
+        vocab_size=96, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=4, head_dim=4,
+        num_key_value_heads=2, sliding_window=8, layer_types=kinds, pad_token_id=0,
+    )  # fmt: skip
+    model = transformers.Gemma3ForCausalLM(config).eval()
+    prompt = {"input_ids": torch.arange(3, 33)[None]}
+    stepper = Stepper(model, KeyValues(SMALL["streaming"], budget=5, block=2))
+    assert continued(stepper, [prompt]).isfinite().all()
+    assert [layer.keys.shape[2] for layer in stepper._past["past_key_values"].layers] == [7, 5, 7]
+    plain = continued(Stepper(model), [prompt])
+    assert torch.equal(continued(Stepper(model, KeyValues(SMALL["h2o"], budget=64)), [prompt]), plain)
+
+
+def test_what_has_no_keys_and_values_is_refused() -> None:
+    for name, why in (
+        ("rwkv", "state of fixed size"),
+        ("mamba", "state of fixed size"),
+        ("whisper", "encoder's output"),
+        ("mistral", "a window or a state"),
+    ):
+        model = build(name)
+        for keeper in (KeyValues(SMALL["h2o"], budget=5), KeyValues(bits=8)):
+            with pytest.raises(ModelError, match=why):
+                written_with(model, prompts_for(name, model)[0], keeper)
+    padded = {"input_ids": torch.tensor([[0, 5, 6]]), "attention_mask": torch.tensor([[0, 1, 1]])}
+    with pytest.raises(DataError, match="padding"):
+        written_with(build("llama"), padded, KeyValues(bits=8))
+
+
+def written_with(model, prompt, keeper: KeyValues) -> list[int]:
+    request = Request(prompt, max_new_tokens=4)
+    return [event.token for event in decode(model, [request], stepper_of=lambda each: Stepper(each, keeper))]
+
+
+def test_attention_of_another_kind_is_refused_and_put_back() -> None:
+    model = build("llama")
+    model.config._attn_implementation = "flex_attention"
+    with pytest.raises(ModelError, match="flex_attention"):
+        written_with(model, {"input_ids": torch.arange(3, 30)[None]}, KeyValues(SMALL["h2o"], budget=5))
+    model.config._attn_implementation = "sdpa"
+    model.model.layers[1].mlp.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        written_with(model, {"input_ids": torch.arange(3, 30)[None]}, KeyValues(SMALL["h2o"], budget=5))
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_settings_from_text() -> None:
+    parsed = KeyValues.parse("snapkv:budget=256,bits=8,window=16,positions=rerotate,pyramid=0.5")
+    assert parsed == KeyValues(POLICIES["snapkv"](window=16), 256, pyramid=0.5, bits=8, positions="rerotate")
+    assert parsed.described["policy"] == {"name": "snapkv", "window": 16, "pool": 5}
+    assert KeyValues.parse("full") == KeyValues()
+    assert KeyValues.parse("full:bits=4,residual=0").described == {
+        "policy": {"name": "full"}, "budget": 512, "block": 32, "pyramid": 0.0, "bits": 4, "group": 32, "residual": 0,
+        "positions": "keep",
+    }  # fmt: skip
+    for wrong, why in {
+        "snap": "--kv 'snap' is not known: give full, h2o",
+        "h2o:window=3": "no setting 'window': it takes budget",
+        "h2o:budget": "budget='' is not possible: give a whole number",
+        "h2o:budget=x": "give a whole number",
+        "h2o:heavy=1.5": "heavy 1.5",
+        "snapkv:pool=2": "odd",
+        "snapkv:window=0": "window 0",
+        "streaming:sinks=-1": "sinks -1",
+        "full:bits=3": "8, 4 or 2",
+        "full:budget=9": "evicts nothing",
+        "full:positions=rerotate": "nothing moves",
+        "h2o:positions=there": "keep or rerotate",
+        "h2o:budget=0": "budget 0",
+        "h2o:block=0": "block 0",
+        "h2o:pyramid=1": "pyramid 1.0",
+        "full:group=0": "group 0",
+        "full:residual=-1": "residual -1",
+    }.items():
+        with pytest.raises(SettingError) as error:
+            KeyValues.parse(wrong)
+        assert why in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["streaming:budget=3", "snapkv:budget=31", "scissorhands:budget=9", "snapkv:budget=40,pyramid=0.9"]
+)
+def test_a_budget_below_what_always_stays_is_refused(text: str) -> None:
+    with pytest.raises(SettingError, match=r"rows in a layer is too small: .* always keeps the first \d+ and the"):
+        written_with(build("llama"), {"input_ids": torch.arange(3, 30)[None]}, KeyValues.parse(text))
