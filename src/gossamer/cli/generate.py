@@ -32,6 +32,14 @@ def command(
         typer.Option(metavar="TEXT", show_default=False, help="End before this text; may be given again."),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it stands, without a chat template.")] = False,
+    kv: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POLICY[:SETTING=VALUE,…]",
+            show_default=False,
+            help="Keep less of past tokens, as streaming:budget=512,bits=8; see docs/operation.md.",
+        ),
+    ] = None,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,
@@ -43,7 +51,9 @@ def command(
     with output() as say, job(threads):
         from gossamer.engine.sampling import Sampling
         from gossamer.evaluate.generate import generate
+        from gossamer.operate.cache import KeyValues
 
+        keeper = None if kv is None else KeyValues.parse(kv)
         result = generate(
             model,
             prompt,
@@ -52,8 +62,11 @@ def command(
             sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed),
             stops=stop or (),
             raw=raw,
+            keeper=keeper,
             say=(lambda text: None) if as_json else say,
         )
+        if keeper is not None:
+            result["kv"] = keeper.described
     show(result, as_json, draw)
 
 
@@ -63,6 +76,10 @@ def draw(result: Result) -> None:
     said = [
         f"{result['prompt_tokens']} tokens read, {result['new_tokens']} written (ended by {result['finish_reason']})"
     ]
-    names = {"time_to_first_token_ms": "the first after", "time_per_token_ms": "then each"}
+    names = {
+        "time_to_first_token_ms": "the first after",
+        "time_per_token_ms": "then each",
+        "cache_bytes": "the cache holds",
+    }
     said += [f"{names[key]} {quantity(key, value['value'])}" for key, value in result["measured"].items()]
     print(", ".join(said), file=sys.stderr)

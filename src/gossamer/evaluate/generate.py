@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from gossamer.core.errors import ModelError
+from gossamer.core.outcome import Measure
 from gossamer.core.runfolder import checkpoint_of
 from gossamer.data.images import load_image
 from gossamer.engine.decode import Event, Request, decode
 from gossamer.engine.sampling import Sampling
+from gossamer.engine.stepping import Keeper, Stepper
 from gossamer.evaluate.meters import latency
 from gossamer.evaluate.prompts import prompt_inputs
 from gossamer.models.open import open_model
@@ -26,13 +28,16 @@ def generate(
     sampling: Sampling | None = None,
     stops: Sequence[str] = (),
     raw: bool = False,
+    keeper: Keeper | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Lets the model, or the checkpoint of the run folder, `ref` continue a prompt (see `prompt_inputs`).
 
-    `say` is given each piece of text as it comes; `sampling` is greedy by default. Returns `text`, `tokens`,
+    `say` is given each piece of text as it comes; `sampling` is greedy by default; `keeper` says what is kept of past
+    tokens, by default all. Returns `text`, `tokens`,
     `finish_reason` (see `Finish`), `prompt_tokens`, `new_tokens`, and under `measured` `time_to_first_token_ms`, from
-    the prompt's text and images on, and, of two tokens or more, `time_per_token_ms`. Raises `ModelError` for a model
+    the prompt's text and images on, of two tokens or more `time_per_token_ms`, and `cache_bytes`, what is held of past
+    tokens at the end. Raises `ModelError` for a model
     that does not write from text, `DataError` for an image that cannot be read or a prompt that leaves no room in the
     context.
     """
@@ -45,7 +50,8 @@ def generate(
     request = Request(inputs, sampling or Sampling(), max_tokens, tuple(stops))
     events: list[Event] = []
     times: list[float] = []
-    for event in decode(opened.model, [request], opened.tokenizer):
+    stepper = Stepper(opened.model, keeper)
+    for event in decode(opened.model, [request], opened.tokenizer, lambda model: stepper):
         times.append(1000 * (time.perf_counter() - start))
         events.append(event)
         say(event.text)
@@ -53,6 +59,7 @@ def generate(
     gaps = [later - earlier for earlier, later in pairwise(times)]
     if gaps:
         measured["time_per_token_ms"] = latency(gaps, "median and quartiles of the tokens after the first")
+    measured["cache_bytes"] = Measure.exact(stepper.cache_bytes)
     return {
         "model": {"name": ref, "family": opened.hierarchy.family, "fingerprint": opened.fingerprint},
         "text": "".join(event.text for event in events),

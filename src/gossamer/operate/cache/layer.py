@@ -104,7 +104,7 @@ class KeptLayer(DynamicLayer):
         return torch.cat([keys, self.keys], 2), torch.cat([values, self.values], 2)
 
     def move(self, by: int) -> None:
-        """Turns the keys so that the rows stand one behind the other, the latest `by` positions before where it stood."""
+        """Turns the keys so that rows stand one behind the other, the latest `by` positions before where it stood."""
         rotation = self.rules.rotation
         assert rotation is not None
         if by or self.behind is not None:

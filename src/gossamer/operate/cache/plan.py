@@ -31,9 +31,9 @@ Positions = Literal["keep", "rerotate"]
 class KeyValues:
     """What is kept of the keys and values of past tokens, and how.
 
-    `policy` chooses `budget` rows in each layer and head (None: nothing is evicted) whenever there are `block` more than
-    these, at once and not at every step. With `pyramid`, in [0, 1), lower layers get more and upper ones less, in equal
-    steps from `1 + pyramid` to `1 - pyramid` budgets (PyramidKV, Cai et al. 2024, arXiv:2406.02069); the sum stays.
+    `policy` chooses `budget` rows in each layer and head (None: nothing is evicted) as soon as there are `block` more,
+    at once and not at every step. With `pyramid`, in [0, 1), lower layers get more and upper ones less, in equal steps
+    from `1 + pyramid` to `1 - pyramid` budgets (PyramidKV, Cai et al. 2024, arXiv:2406.02069); the sum stays.
     `bits`, 8, 4 or 2: all but the latest `residual` rows are packed so (see `packing`), `group` tokens at a time.
 
     `positions`: with `keep`, rows keep their rotations and new tokens come at their true positions, so the context's
