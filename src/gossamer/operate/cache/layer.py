@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from gossamer.core.errors import ModelError
 from gossamer.operate.cache.attention import attention
@@ -132,21 +132,36 @@ class KeptLayer(DynamicLayer):
         """Rows, not tokens that were read: what masks are made for."""
         return super().get_seq_length() + (0 if self.packed is None else self.packed.rows)
 
+    def can_forget(self, count: int) -> bool:
+        """Whether the latest `count` rows are the latest tokens, none of them evicted, nor any right before them."""
+        return self.get_seq_length() - count >= self._picked
+
     def crop(self, tokens_to_remove: int) -> None:
-        """Forgets the latest -`tokens_to_remove` rows. Raises `ModelError` where rows before them were evicted since
-        they were read."""
+        """Forgets the latest -`tokens_to_remove` rows, which it must be able to."""
         count = -tokens_to_remove
         if not count or not self.is_initialized:
             return
         rows = self.get_seq_length() - count
-        if rows < self._picked:
-            raise ModelError(f"the cache cannot forget {count} tokens again: it has evicted some of them meanwhile")
         keys, values = self.whole()
         packed = 0 if self.packed is None else min(rows, self.packed.rows) // self.rules.group * self.rules.group
         self.keys, self.values = keys[:, :, packed:rows].clone(), values[:, :, packed:rows].clone()
         self.packed = self.packed.first(packed, self.rules.group) if self.packed is not None and packed else None
         self.tally = None if self.tally is None else self.tally[:, :rows]
         self.queries = None if self.queries is None else self.queries[:, :, :-count]
+
+
+class KeptCache(DynamicCache):
+    """A cache of transformers, some of whose layers are `KeptLayer`s."""
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forgets the latest -`tokens_to_remove` tokens. Raises `ModelError`, and does nothing, where some of them, or
+        of those before them, were evicted since they were read."""
+        own = [layer for layer in self.layers if isinstance(layer, KeptLayer) and layer.is_initialized]
+        if not all(layer.can_forget(-tokens_to_remove) for layer in own):
+            raise ModelError(
+                f"the cache cannot forget the latest {-tokens_to_remove} tokens: it has evicted some of them meanwhile"
+            )
+        super().crop(tokens_to_remove)
 
 
 def _tally(policy: Policy, query: Any, keys: Tensor, *rest: Any) -> Tensor:

@@ -138,15 +138,14 @@ class KeyValues:
     def new_past(self, model: Any) -> Any:
         """An empty cache of transformers for one sequence. Raises `ModelError` for a model that keeps no keys and
         values that could be evicted or packed, `SettingError` for a budget that is too small."""
-        from transformers import DynamicCache
         from transformers.cache_utils import DummyLayer, DynamicLayer
 
-        from gossamer.operate.cache.layer import KeptLayer, Rules
+        from gossamer.operate.cache.layer import KeptCache, KeptLayer, Rules
         from gossamer.operate.cache.rotation import Rotation
 
         name = type(model).__name__
         _check_serves(model, evicts=self.policy is not None)
-        past = DynamicCache(config=model.config)
+        past = KeptCache(config=model.config)
         own = [at for at, layer in enumerate(past.layers) if type(layer) is DynamicLayer]
         if not own:
             raise ModelError(
