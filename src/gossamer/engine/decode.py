@@ -4,7 +4,7 @@ This is the plain loop that any faster one must agree with: greedily it gives th
 Of a model's generation config only the end tokens count, neither its sampling nor tokens that it forces or forbids.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch import nn
 from gossamer.core.errors import DataError, ModelError, SettingError
 from gossamer.engine.detokenise import TextStream
 from gossamer.engine.sampling import Sampler, Sampling
-from gossamer.engine.stepping import Inputs, Stepper
+from gossamer.engine.stepping import Inputs, Stepper, context_of
 
 Finish = Literal["eos", "stop", "length", "context"]
 """Why a request ended: the model said so, a stop string came, `max_new_tokens` were written, the context is full."""
@@ -51,16 +51,22 @@ class Event:
 
 
 @torch.inference_mode()
-def decode(model: nn.Module, requests: Sequence[Request], tokenizer: Any = None) -> Iterator[Event]:
+def decode(
+    model: nn.Module,
+    requests: Sequence[Request],
+    tokenizer: Any = None,
+    stepper_of: Callable[[nn.Module], Stepper] = Stepper,
+) -> Iterator[Event]:
     """Continues all requests together, an event for each token as it comes; without a tokenizer, events have no text.
+    `stepper_of` says what reads the tokens.
 
     Raises `ModelError` for a model that does not write, or whose logits are no numbers, and `DataError` for a prompt
     that leaves no room in the context, or for stop strings without a tokenizer.
     """
-    rows = rows_of(model, requests, tokenizer)
+    stepper = stepper_of(model)
+    rows = rows_of(model, requests, tokenizer, stepper.endless)
     if not rows:
         return
-    stepper = Stepper(model)
     logits = stepper.prefill([request.inputs for request in requests])
     while True:
         check_numbers(model, logits)
@@ -73,13 +79,14 @@ def decode(model: nn.Module, requests: Sequence[Request], tokenizer: Any = None)
         logits = stepper.step([row.token for row in rows], moving)
 
 
-def rows_of(model: Any, requests: Sequence[Request], tokenizer: Any = None) -> list["Row"]:
-    """The requests, ready to be continued. Raises what `decode` does for those that cannot be."""
+def rows_of(model: Any, requests: Sequence[Request], tokenizer: Any = None, endless: bool = False) -> list["Row"]:
+    """The requests, ready to be continued, past the context if `endless`. Raises what `decode` does for those that
+    cannot be."""
     if not getattr(model, "can_generate", bool)():
         raise ModelError(
             f"{type(model).__name__} does not write: a model with a language head that generates is needed"
         )
-    return [Row(number, request, model, tokenizer) for number, request in enumerate(requests)]
+    return [Row(number, request, model, tokenizer, endless) for number, request in enumerate(requests)]
 
 
 def check_numbers(model: Any, logits: torch.Tensor) -> None:
@@ -91,7 +98,7 @@ def check_numbers(model: Any, logits: torch.Tensor) -> None:
 class Row:
     """One request on its way: the law of its next tokens, and what ends it. `token` is its latest."""
 
-    def __init__(self, number: int, request: Request, model: Any, tokenizer: Any) -> None:
+    def __init__(self, number: int, request: Request, model: Any, tokenizer: Any, endless: bool = False) -> None:
         self._number = number
         self._eos = eos_of(model) if request.eos is None else request.eos
         self.prompt = prompt_ids(model, request.inputs)
@@ -99,7 +106,7 @@ class Row:
         if request.stops and tokenizer is None:
             raise DataError("stop strings need a tokenizer, and there is none: leave them out")
         self._stream = TextStream(tokenizer, request.stops) if tokenizer is not None else None
-        context, length = context_of(model), len(self.prompt)
+        context, length = None if endless else context_of(model), len(self.prompt)
         if context is not None and length >= context:
             raise DataError(f"the prompt has {length} tokens, and the model's context holds {context}: shorten it")
         room = request.max_new_tokens if context is None else context - length
@@ -146,12 +153,3 @@ def eos_of(model: Any) -> frozenset[int]:
     said = getattr(model.generation_config, "eos_token_id", None)
     said = getattr(model.config.get_text_config(decoder=True), "eos_token_id", None) if said is None else said
     return frozenset() if said is None else frozenset([said] if isinstance(said, int) else said)
-
-
-def context_of(model: Any) -> int | None:
-    """How many tokens prompt and answer may have together; None where a state of fixed size holds any number."""
-    text = model.config.get_text_config(decoder=True)
-    for name in ("max_target_positions", "max_position_embeddings"):
-        if isinstance(getattr(text, name, None), int):
-            return int(getattr(text, name))
-    return None

@@ -80,8 +80,8 @@ class Speculation:
         if self.drafts > 1 and request.sampling.temperature == 0:
             raise SettingError(f"{self.drafts} drafts need a temperature above 0: greedy drafts are all the same")
         count = Statistics() if statistics is None else statistics
-        (row,) = rows_of(model, [request], tokenizer)
         stepper = stepper_of(model)
+        (row,) = rows_of(model, [request], tokenizer, stepper.endless)
         logits = stepper.prefill([request.inputs])
         stepper.rewind(0)  # says at once if this model cannot go back
         check_numbers(model, logits)
