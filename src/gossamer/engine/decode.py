@@ -4,7 +4,7 @@ This is the plain loop that any faster one must agree with: greedily it gives th
 Of a model's generation config only the end tokens count, neither its sampling nor tokens that it forces or forbids.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -50,40 +50,97 @@ class Event:
     finished: Finish | None = None
 
 
-@torch.inference_mode()
 def decode(model: nn.Module, requests: Sequence[Request], tokenizer: Any = None) -> Iterator[Event]:
     """Continues all requests together, an event for each token as it comes; without a tokenizer, events have no text.
 
     Raises `ModelError` for a model that does not write, or whose logits are no numbers, and `DataError` for a prompt
     that leaves no room in the context, or for stop strings without a tokenizer.
     """
-    if not getattr(model, "can_generate", bool)():
-        raise ModelError(
-            f"{type(model).__name__} does not write: a model with a language head that generates is needed"
-        )
-    prompts = [prompt_ids(model, request.inputs) for request in requests]
-    rows = [_Row(*each, model, tokenizer) for each in zip(range(len(requests)), requests, prompts, strict=True)]
-    if not rows:
-        return
-    stepper = Stepper(model)
-    logits = stepper.prefill([request.inputs for request in requests])
-    while True:
+    batch = Batch(model, tokenizer)
+    yield from batch.admit(dict(enumerate(requests)))
+    while len(batch):
+        yield from batch.step()
+
+
+class Batch:
+    """Requests that a model continues together while others come and go; an event names its request by the number that
+    it was admitted with.
+
+    Raises `ModelError` for a model that does not write. After any other error than one of `admit` the batch is lost.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
+        if not getattr(model, "can_generate", bool)():
+            raise ModelError(
+                f"{type(model).__name__} does not write: a model with a language head that generates is needed"
+            )
+        self._model, self._tokenizer = model, tokenizer
+        self._rows: list[_Row] = []
+        self._stepper: Stepper | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @torch.inference_mode()
+    def admit(self, requests: Mapping[int, Request]) -> list[Event]:
+        """Reads prompts, apart from the requests that are under way, which they then join; their first tokens.
+
+        Raises what `decode` raises; those under way are then as they were.
+        """
+        if not requests:
+            return []
+        prompts = {number: prompt_ids(self._model, request.inputs) for number, request in requests.items()}
+        rows = [_Row(each, requests[each], prompts[each], self._model, self._tokenizer) for each in requests]
+        stepper = Stepper(self._model)
+        events = self._take(rows, stepper.prefill([request.inputs for request in requests.values()]))
+        going = _going_on(rows, stepper)
+        if going and self._stepper is not None:
+            self._stepper.join(stepper)
+        elif going:
+            self._stepper = stepper
+        self._rows += going
+        return events
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """The next token of every request under way; those that end leave."""
+        if self._stepper is None:
+            return []
+        logits = self._stepper.step([row.token for row in self._rows], [True] * len(self._rows))
+        events = self._take(self._rows, logits)
+        self._settle()
+        return events
+
+    @torch.inference_mode()
+    def leave(self, numbers: Container[int]) -> None:
+        """Ends these requests here, as far as they are under way."""
+        self._settle(numbers)
+
+    def _settle(self, gone: Container[int] = ()) -> None:
+        self._rows = _going_on(self._rows, self._stepper, gone)
+        if not self._rows:
+            self._stepper = None
+
+    def _take(self, rows: Sequence["_Row"], logits: torch.Tensor) -> list[Event]:
         if logits.isnan().any():
-            raise ModelError(f"{type(model).__name__} computes logits that are no numbers: its weights may be damaged")
-        for row, scores in zip(rows, logits, strict=True):
-            if row.finished is None:
-                yield row.take(scores)
-        moving = [row.finished is None for row in rows]
-        if not any(moving):
-            return
-        logits = stepper.step([row.token for row in rows], moving)
+            kind = type(self._model).__name__
+            raise ModelError(f"{kind} computes logits that are no numbers: its weights may be damaged")
+        return [row.take(scores) for row, scores in zip(rows, logits, strict=True)]
+
+
+def _going_on(rows: list["_Row"], stepper: Stepper | None, gone: Container[int] = ()) -> list["_Row"]:
+    """The rows that have not ended and are not `gone`; if there are any, the stepper is left with just them."""
+    places = [place for place, row in enumerate(rows) if row.finished is None and row.number not in gone]
+    if stepper is not None and 0 < len(places) < len(rows):
+        stepper.select(places)
+    return [rows[place] for place in places]
 
 
 class _Row:
     """One request on its way. `token` is its latest."""
 
     def __init__(self, number: int, request: Request, prompt: Sequence[int], model: Any, tokenizer: Any) -> None:
-        self._number, self._request = number, request
+        self.number, self._request = number, request
         self._eos = eos_of(model) if request.eos is None else request.eos
         self._sampler = Sampler(request.sampling, prompt)
         if request.stops and tokenizer is None:
@@ -112,7 +169,7 @@ class _Row:
             text += self._stream.end()
             if self._stream.stopped and self.finished != "eos":
                 self.finished = "stop"
-        return Event(self._number, self.token, text, self.finished)
+        return Event(self.number, self.token, text, self.finished)
 
     def _end(self) -> Finish | None:
         if self._stream is not None and self._stream.stopped:
