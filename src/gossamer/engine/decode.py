@@ -146,10 +146,7 @@ class _Row:
         if request.stops and tokenizer is None:
             raise DataError("stop strings need a tokenizer, and there is none: leave them out")
         self._stream = TextStream(tokenizer, request.stops) if tokenizer is not None else None
-        context = context_of(model)
-        if context is not None and len(prompt) >= context:
-            raise DataError(f"the prompt has {len(prompt)} tokens, and the model's context holds {context}: shorten it")
-        self._room = None if context is None else context - len(prompt)
+        self._room = room_for(model, prompt)
         self._count = 0
         self.token = 0
         self.finished: Finish | None = None
@@ -193,6 +190,16 @@ def eos_of(model: Any) -> frozenset[int]:
     said = getattr(model.generation_config, "eos_token_id", None)
     said = getattr(model.config.get_text_config(decoder=True), "eos_token_id", None) if said is None else said
     return frozenset() if said is None else frozenset([said] if isinstance(said, int) else said)
+
+
+def room_for(model: Any, prompt: Sequence[int]) -> int | None:
+    """How many tokens an answer may have in the context, None for any number. Raises `DataError` if it has no room."""
+    context = context_of(model)
+    if context is None:
+        return None
+    if len(prompt) >= context:
+        raise DataError(f"the prompt has {len(prompt)} tokens, and the model's context holds {context}: shorten it")
+    return context - len(prompt)
 
 
 def context_of(model: Any) -> int | None:
