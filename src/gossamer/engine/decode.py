@@ -50,6 +50,7 @@ class Event:
     finished: Finish | None = None
 
 
+@torch.inference_mode()
 def decode(model: nn.Module, requests: Sequence[Request], tokenizer: Any = None) -> Iterator[Event]:
     """Continues all requests together, an event for each token as it comes; without a tokenizer, events have no text.
 
@@ -70,12 +71,9 @@ class Batch:
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
-        if not getattr(model, "can_generate", bool)():
-            raise ModelError(
-                f"{type(model).__name__} does not write: a model with a language head that generates is needed"
-            )
+        check_writes(model)
         self._model, self._tokenizer = model, tokenizer
-        self._rows: list[_Row] = []
+        self._rows: list[Row] = []
         self._stepper: Stepper | None = None
 
     def __len__(self) -> int:
@@ -89,8 +87,7 @@ class Batch:
         """
         if not requests:
             return []
-        prompts = {number: prompt_ids(self._model, request.inputs) for number, request in requests.items()}
-        rows = [_Row(each, requests[each], prompts[each], self._model, self._tokenizer) for each in requests]
+        rows = [Row(number, request, self._model, self._tokenizer) for number, request in requests.items()]
         stepper = Stepper(self._model)
         events = self._take(rows, stepper.prefill([request.inputs for request in requests.values()]))
         going = _going_on(rows, stepper)
@@ -121,14 +118,12 @@ class Batch:
         if not self._rows:
             self._stepper = None
 
-    def _take(self, rows: Sequence["_Row"], logits: torch.Tensor) -> list[Event]:
-        if logits.isnan().any():
-            kind = type(self._model).__name__
-            raise ModelError(f"{kind} computes logits that are no numbers: its weights may be damaged")
+    def _take(self, rows: Sequence["Row"], logits: torch.Tensor) -> list[Event]:
+        check_numbers(self._model, logits)
         return [row.take(scores) for row, scores in zip(rows, logits, strict=True)]
 
 
-def _going_on(rows: list["_Row"], stepper: Stepper | None, gone: Container[int] = ()) -> list["_Row"]:
+def _going_on(rows: list["Row"], stepper: Stepper | None, gone: Container[int] = ()) -> list["Row"]:
     """The rows that have not ended and are not `gone`; if there are any, the stepper is left with just them."""
     places = [place for place, row in enumerate(rows) if row.finished is None and row.number not in gone]
     if stepper is not None and 0 < len(places) < len(rows):
@@ -136,44 +131,59 @@ def _going_on(rows: list["_Row"], stepper: Stepper | None, gone: Container[int] 
     return [rows[place] for place in places]
 
 
-class _Row:
-    """One request on its way. `token` is its latest."""
+def check_writes(model: Any) -> None:
+    """Raises `ModelError` for a model that does not write."""
+    if not getattr(model, "can_generate", bool)():
+        raise ModelError(
+            f"{type(model).__name__} does not write: a model with a language head that generates is needed"
+        )
 
-    def __init__(self, number: int, request: Request, prompt: Sequence[int], model: Any, tokenizer: Any) -> None:
-        self.number, self._request = number, request
+
+def check_numbers(model: Any, logits: torch.Tensor) -> None:
+    """Raises `ModelError` unless all logits are numbers."""
+    if logits.isnan().any():
+        raise ModelError(f"{type(model).__name__} computes logits that are no numbers: its weights may be damaged")
+
+
+class Row:
+    """One request on its way: the law of its next tokens, and what ends it. `token` is its latest."""
+
+    def __init__(self, number: int, request: Request, model: Any, tokenizer: Any) -> None:
+        self.number = number
         self._eos = eos_of(model) if request.eos is None else request.eos
-        self._sampler = Sampler(request.sampling, prompt)
+        self.prompt = prompt_ids(model, request.inputs)
+        self.sampler = Sampler(request.sampling, self.prompt)
         if request.stops and tokenizer is None:
             raise DataError("stop strings need a tokenizer, and there is none: leave them out")
         self._stream = TextStream(tokenizer, request.stops) if tokenizer is not None else None
-        self._room = room_for(model, prompt)
-        self._count = 0
+        room = room_for(model, self.prompt)
+        self._limit: Finish = "length" if room is None or request.max_new_tokens <= room else "context"
+        self.room = request.max_new_tokens if room is None else min(room, request.max_new_tokens)
         self.token = 0
         self.finished: Finish | None = None
 
     def take(self, logits: torch.Tensor) -> Event:
         """Chooses the next token by logits (vocabulary,)."""
-        self.token = self._sampler(logits)
-        self._count += 1
+        return self.write(self.sampler.choose(logits))
+
+    def write(self, token: int) -> Event:
+        """Goes on with `token`, however it was chosen. `room` says how many more there may be."""
+        self.sampler.note(token)
+        self.token, self.room = token, self.room - 1
         text = ""
-        if self.token in self._eos:
+        if token in self._eos:
             self.finished = "eos"
         elif self._stream is not None:
-            text = self._stream.push(self.token)
-        if self.finished is None:
-            self.finished = self._end()
+            text = self._stream.push(token)
+        if self.finished is None and self._stream is not None and self._stream.stopped:
+            self.finished = "stop"
+        elif self.finished is None and self.room == 0:
+            self.finished = self._limit
         if self.finished is not None and self._stream is not None:
             text += self._stream.end()
             if self._stream.stopped and self.finished != "eos":
                 self.finished = "stop"
-        return Event(self.number, self.token, text, self.finished)
-
-    def _end(self) -> Finish | None:
-        if self._stream is not None and self._stream.stopped:
-            return "stop"
-        if self._count >= self._request.max_new_tokens:
-            return "length"
-        return "context" if self._room is not None and self._count >= self._room else None
+        return Event(self.number, token, text, self.finished)
 
 
 def prompt_ids(model: Any, inputs: Inputs) -> list[int]:

@@ -54,7 +54,7 @@ class Stepper:
         ids = inputs.pop(f"{self._prefix}input_ids")
         self._mask = inputs.pop(f"{self._prefix}attention_mask")
         self._positions = self._first_positions(ids, inputs)
-        return self._run(ids, {name: value for name, value in inputs.items() if name in self._known}, first=True)
+        return self._run(ids, {name: value for name, value in inputs.items() if name in self._known}, first=True)[:, -1]
 
     def step(self, tokens: Sequence[int], moving: Sequence[bool]) -> Tensor:
         """Reads one token for each sequence. Returns logits (sequences, vocabulary) of the next, float32.
@@ -66,9 +66,48 @@ class Stepper:
             return torch.cat([one.step([token], [moves]) for one, token, moves in alone])
         ids = torch.tensor(tokens, device=self._mask.device)[:, None]
         going = torch.tensor(moving, device=self._mask.device)[:, None]
-        self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1])], 1)
-        self._positions = self._positions[..., -1:] + going
-        return self._run(ids, {}, first=False)
+        return self._read(ids, self._positions[..., -1:] + going)[:, -1]
+
+    def extend(self, tokens: Tensor) -> Tensor:
+        """Reads `tokens` (sequences, length) after each sequence, which `rewind` can forget again.
+
+        Returns logits (sequences, length, vocabulary) of the token after each of them, float32.
+        """
+        if self._apart:
+            return torch.cat([one.extend(row[None]) for one, row in zip(self._apart, tokens, strict=True)])
+        tokens = tokens.to(self._mask.device)
+        cache = self._cache()
+        if cache is None:  # a state of fixed size goes on token by token
+            return torch.stack([self.step(column, [True] * len(column)) for column in tokens.T.tolist()], 1)
+        cache.activate_past_recording()  # else a sliding window forgets what it needs after a rewind
+        ahead = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+        return self._read(tokens, self._positions[..., -1:] + ahead, keep=0)
+
+    def rewind(self, count: int) -> None:
+        """Forgets the latest `count` positions of every sequence, as if they had not been read.
+
+        Raises `ModelError` for models whose past is a state that has no way back, and for a sliding window that no
+        longer holds what came before these positions: it does for those that `extend` read since the last rewind.
+        """
+        cache = self._cache()
+        if cache is None:
+            raise ModelError(f"{type(self._model).__name__} keeps a state, not its past: it cannot go back")
+        length = self._mask.shape[1] - count
+        if not 0 <= count < self._mask.shape[1]:
+            raise ValueError(f"cannot forget {count} of {self._mask.shape[1]} positions")
+        for layer in (layer for layer in cache.layers if getattr(layer, "is_sliding", False) and layer.is_initialized):
+            window = layer.sliding_window
+            if layer.keys.shape[-2] - count < min(length, window - 1):
+                raise ModelError(f"a window of {window} tokens no longer holds what came {count} tokens ago")
+        cache.activate_past_recording()
+        cache.crop(-count)
+        self._mask, self._positions = self._mask[:, :length], self._positions[..., :length]
+
+    def _cache(self) -> Any:
+        """The keys and values of past tokens, if that is all that the model remembers, else None."""
+        past = self._past.get("past_key_values")
+        cache = getattr(past, "self_attention_cache", past)
+        return cache if len(self._past) == 1 and getattr(cache, "is_croppable", False) else None
 
     def select(self, rows: Sequence[int]) -> None:
         """The batch becomes the sequences at these places, at least one; a place may be repeated: the sequence forks.
@@ -83,12 +122,13 @@ class Stepper:
         for encoded in self._constant.values():
             for name, value in encoded.items():
                 encoded[name] = value[taken]
-        self._positions = self._positions[..., -1:].index_select(-2, taken)
         mask = self._mask[taken]
         empty = int((mask.cumsum(-1).amax(0) == 0).sum())
         self._mask = mask[:, empty:]
-        for past in self._past.values():
-            drop_oldest(past, empty)
+        self._positions = self._positions.index_select(-2, taken)[..., empty:]
+        if empty:
+            for past in self._past.values():
+                drop_oldest(past, empty)
 
     def join(self, other: "Stepper") -> None:
         """The sequences of another stepper of this model come after this one's; the other is used up.
@@ -108,12 +148,14 @@ class Stepper:
                 encoded[part] = torch.cat([value, more])
         self._past = {name: join_rows(past, other._past[name]) for name, past in self._past.items()}
         width = max(self._mask.shape[1], other._mask.shape[1])
-        masks = [nn.functional.pad(each._mask, (width - each._mask.shape[1], 0)) for each in (self, other)]
+        masks, positions = (
+            [nn.functional.pad(each, (width - each.shape[-1], 0)) for each in pair]
+            for pair in ((self._mask, other._mask), (self._positions, other._positions))
+        )
         self._mask = torch.cat(masks)
-        latest = [each._positions[..., -1:] for each in (self, other)]
-        if latest[0].ndim != latest[1].ndim:  # text beside images: without images rows and columns count as time does
-            latest = [each.expand(4, -1, -1) if each.ndim == 2 else each for each in latest]
-        self._positions = torch.cat(latest, -2)
+        if positions[0].ndim != positions[1].ndim:  # text beside images: without them rows and columns count as time
+            positions = [each.expand(4, -1, -1) if each.ndim == 2 else each for each in positions]
+        self._positions = torch.cat(positions, -2)
 
     def _alone(self) -> "list[Stepper]":
         return self._apart or [self._forked()]
@@ -123,14 +165,20 @@ class Stepper:
         twin._past = copy.deepcopy(self._past)
         return twin
 
-    def _run(self, ids: Tensor, extra: Mapping[str, Any], first: bool) -> Tensor:
+    def _read(self, ids: Tensor, positions: Tensor, keep: int = 1) -> Tensor:
+        self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1]).expand(ids.shape)], 1)
+        self._positions = torch.cat([self._positions, positions], -1)
+        return self._run(ids, {}, first=False, keep=keep)
+
+    def _run(self, ids: Tensor, extra: Mapping[str, Any], first: bool, keep: int = 1) -> Tensor:
+        """Logits (sequences, `keep` latest or all if 0, vocabulary)."""
         given: dict[str, Any] = {
             f"{self._prefix}attention_mask": self._mask,
-            f"{self._prefix}position_ids": self._positions,
+            f"{self._prefix}position_ids": self._positions[..., -ids.shape[1] :],
         }
         given = {name: value for name, value in given.items() if name in self._known}
         if "logits_to_keep" in self._known:
-            given |= {"logits_to_keep": 1}
+            given |= {"logits_to_keep": keep}
         ready = self._model.prepare_inputs_for_generation(
             ids, is_first_iteration=first, use_cache=True, **self._past, **self._constant, **given, **extra
         )
@@ -138,7 +186,7 @@ class Stepper:
         self._past = {name: output[name] for name in _PASTS if output.get(name) is not None}
         if not self._past:
             raise ModelError(f"{type(self._model).__name__} keeps no past: it cannot write token after token")
-        return logits_of(output)[:, -1].float()
+        return logits_of(output)[:, -keep:].float()
 
     def _first_positions(self, ids: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """(prompts, length) from 0 at each first token. Where images count in rows and columns (M-RoPE) the model's own

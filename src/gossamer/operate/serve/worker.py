@@ -121,19 +121,21 @@ class Worker(threading.Thread):
         self._numbers += len(jobs)
         for job in jobs:
             job.started = time.monotonic()
+        self._running |= numbered
         try:
             with self._image_clock as clock:
                 events = self._batch.admit({number: job.request for number, job in numbered.items()})
-        except Exception as error:  # of one of them: found by reading each alone
-            if len(jobs) > 1:
+        except Exception as error:
+            for number in numbered:
+                del self._running[number]
+            if len(jobs) == 1:
+                self._deliver([(jobs[0], error)])
+            else:  # one of them is at fault: each alone shows which
                 for job in jobs:
                     self._admit([job])
-            else:
-                self._deliver([(jobs[0], error)])
             return
         for job in jobs:
             job.image_s = clock.seconds if "pixel_values" in job.request.inputs else 0.0
-        self._running |= numbered
         self._tell(events)
 
     def _step(self) -> None:
