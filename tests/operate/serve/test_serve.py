@@ -12,6 +12,7 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
+import psutil
 import pytest
 from live_server import before_each_pass, running
 from PIL import Image
@@ -126,6 +127,22 @@ def test_a_crowd_gets_what_each_would_get_alone(serve, lm) -> None:
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(ask, settings)) == expected
     until(lambda: served.service.open == 0)
+
+
+def test_a_crowd_with_and_without_images(serve, vlm) -> None:
+    pictures = [Image.fromarray(scene("test", index).image) for index in range(4)]
+    questions = ["what shape is the largest object?", "how many objects are there?", "is there a red cross?"]
+    asked = [(question, picture) for question in questions for picture in [*pictures, None]]
+    expected = [alone(vlm, text, [image] if image else (), raw=False, tokens=6) for text, image in asked]
+    client = serve(vlm, batch=6).client
+
+    def ask(text: str, image: Image.Image | None) -> str:
+        messages = asking(text, *([data_url(image)] if image else []))
+        answer = client.chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=6)
+        return answer.choices[0].message.content
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, *zip(*asked, strict=True))) == expected
 
 
 def test_too_many_are_told_to_come_back(serve, lm, gate) -> None:
@@ -330,3 +347,37 @@ def test_metrics_count_what_happened(serve, lm) -> None:
     assert float(found["gossamer_generation_tokens_total"]) == 12
     assert float(found["gossamer_time_to_first_token_seconds_count"]) == 3
     assert float(found["gossamer_requests_running"]) == 0
+
+
+@pytest.mark.slow
+def test_sixty_four_clients_for_a_minute(serve, lm) -> None:
+    served = serve(lm, batch=32, queue=24)  # 56 places for 64: some are told to come back
+    end = time.monotonic() + 60
+    own = psutil.Process()
+    answered, refused, sizes = [0] * 64, [0] * 64, []
+
+    def ask(number: int) -> None:
+        client, chance = served.client_with("none"), random.Random(number)
+        while time.monotonic() < end:
+            asked = {"prompt": PROMPT * chance.randint(1, 8), "max_tokens": chance.randint(1, 60)}
+            try:
+                for _ in client.completions.create(model="tiny", stream=True, **asked):
+                    pass
+                answered[number] += 1
+            except openai.RateLimitError as error:
+                refused[number] += 1
+                time.sleep(float(error.response.headers["retry-after"]))
+
+    with ThreadPoolExecutor(64) as pool:
+        asking = [pool.submit(ask, number) for number in range(64)]
+        time.sleep(20)  # until all paths have been warmed up
+        while time.monotonic() < end:
+            sizes.append(own.memory_info().rss)
+            time.sleep(0.5)
+        for each in asking:
+            each.result()
+    until(lambda: served.service.open == 0)
+    assert all(answered), answered
+    assert sum(refused) > 0
+    early, late = sorted(sizes[:20])[10], sorted(sizes[-20:])[10]
+    assert late < 1.05 * early, (early, late)
