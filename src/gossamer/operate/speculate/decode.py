@@ -6,7 +6,7 @@ are used differently, and where the length of drafts follows measured times, dif
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,9 +64,15 @@ class Speculation:
 
     @torch.inference_mode()
     def decode(
-        self, model: nn.Module, request: Request, tokenizer: Any = None, statistics: Statistics | None = None
+        self,
+        model: nn.Module,
+        request: Request,
+        tokenizer: Any = None,
+        statistics: Statistics | None = None,
+        stepper_of: Callable[[nn.Module], Stepper] = Stepper,
     ) -> Iterator[Event]:
-        """Continues a request, an event for each token; `statistics` are counted up as it goes.
+        """Continues a request, an event for each token; `statistics` are counted up as it goes, `stepper_of` says what
+        reads the tokens.
 
         Raises what `engine.decode` does, `ModelError` for models that cannot go back in their past, and `SettingError`
         for several drafts of greedy decoding, which would be the same.
@@ -76,7 +82,7 @@ class Speculation:
         count = Statistics() if statistics is None else statistics
         check_writes(model)
         row = Row(0, request, model, tokenizer)
-        stepper = Stepper(model)
+        stepper = stepper_of(model)
         logits = stepper.prefill([request.inputs])
         stepper.rewind(0)  # says at once if this model cannot go back
         check_numbers(model, logits)

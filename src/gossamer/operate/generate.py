@@ -1,0 +1,94 @@
+"""The `generate` job: one prompt, the model's answer as it comes, and how fast it came."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from gossamer.core.runfolder import checkpoint_of
+from gossamer.data.images import load_image
+from gossamer.engine.decode import Event, Request, decode
+from gossamer.engine.sampling import Sampling
+from gossamer.evaluate.intervals import wilson
+from gossamer.evaluate.meters import latency
+from gossamer.evaluate.prompts import prompt_inputs
+from gossamer.operate.speculate.decode import Statistics
+from gossamer.operate.speculate.wish import Wish, open_writer
+
+
+def generate(
+    ref: str,
+    prompt: str,
+    images: Sequence[Path] = (),
+    *,
+    max_tokens: int = 128,
+    sampling: Sampling | None = None,
+    stops: Sequence[str] = (),
+    raw: bool = False,
+    speculate: Wish | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Lets the model, or the checkpoint of the run folder, `ref` continue a prompt (see `prompt_inputs`).
+
+    `say` is given each piece of text as it comes; `sampling` is greedy by default; `speculate` says how to draft, if at
+    all. Returns `text`, `tokens`, `finish_reason` (see `Finish`), `prompt_tokens`, `new_tokens`, and under `measured`
+    `time_to_first_token_ms`, from the prompt's text and images on, and, of two tokens or more, `time_per_token_ms`;
+    with drafts `measured` has their `acceptance`, the share of places at which a drafted token was taken, and
+    `speculation` its settings, `tokens_per_pass` and `Statistics`. Raises `ModelError` for a model that does not write
+    from text, `DataError` for an image that cannot be read or a prompt that leaves no room in the context, and what
+    `Wish.fitted` does.
+    """
+    pictures = [load_image(path, "--image") for path in images]
+    opened = open_writer(checkpoint_of(ref))
+    speculation = None if speculate is None else speculate.fitted(opened, prompt, pictures, raw)
+    count = Statistics()
+    start = time.perf_counter()
+    inputs = prompt_inputs(opened, prompt, pictures, raw)
+    request = Request(inputs, sampling or Sampling(), max_tokens, tuple(stops))
+    if speculation is None:
+        coming = decode(opened.model, [request], opened.tokenizer)
+    else:
+        coming = speculation.decode(opened.model, request, opened.tokenizer, count)
+    events: list[Event] = []
+    times: list[tuple[int, float]] = []
+    for event in coming:
+        times.append((count.passes if speculation else len(events), 1000 * (time.perf_counter() - start)))
+        events.append(event)
+        say(event.text)
+    measured = {"time_to_first_token_ms": latency([times[0][1]], "one run, from the prompt's text and images on")}
+    if len(events) > 1:
+        shared = ", those of one pass alike" if speculation else ""
+        measured["time_per_token_ms"] = latency(
+            _gaps(times), f"median and quartiles of the tokens after the first{shared}"
+        )
+    if count.judged:
+        measured["acceptance"] = wilson(count.accepted, count.judged)
+    told = {} if speculate is None else {"speculation": _told(speculate, count)}
+    return {
+        "model": {"name": ref, "family": opened.hierarchy.family, "fingerprint": opened.fingerprint},
+        "text": "".join(event.text for event in events),
+        "tokens": [event.token for event in events],
+        "finish_reason": events[-1].finished,
+        "prompt_tokens": inputs["input_ids"].shape[1],
+        "new_tokens": len(events),
+        "measured": {key: value.model_dump() for key, value in measured.items()},
+        "sampling": asdict(request.sampling),
+        **told,
+    }
+
+
+def _gaps(times: Iterable[tuple[int, float]]) -> Iterator[float]:
+    """The time that each token after the first took, by the pass that it came from and when: tokens that one pass gave
+    come at once, and share its time."""
+    (_, last), *rest = times
+    for _, together in groupby(rest, key=lambda each: each[0]):
+        *_, (_, end) = group = list(together)
+        yield from [(end - last) / len(group)] * len(group)
+        last = end
+
+
+def _told(wish: Wish, count: Statistics) -> dict[str, Any]:
+    written = count.accepted + count.passes
+    return {**asdict(wish), "tokens_per_pass": written / count.passes if count.passes else None, **asdict(count)}
