@@ -45,6 +45,14 @@ def command(
     drafts: Annotated[int, typer.Option(metavar="K", help="Drafts that are verified together.")] = 1,
     rule: Annotated[DraftRule, typer.Option(help="How several drafts are verified.")] = DraftRule.kseq,
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it stands, without a chat template.")] = False,
+    kv: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POLICY[:SETTING=VALUE,…]",
+            show_default=False,
+            help="Keep less of past tokens, as streaming:budget=512,bits=8; see docs/operation.md.",
+        ),
+    ] = None,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,
@@ -55,9 +63,11 @@ def command(
     """
     with output() as say, job(threads):
         from gossamer.engine.sampling import Sampling
+        from gossamer.operate.cache import KeyValues
         from gossamer.operate.generate import generate
         from gossamer.operate.speculate.wish import Wish
 
+        keeper = None if kv is None else KeyValues.parse(kv)
         result = generate(
             model,
             prompt,
@@ -67,8 +77,11 @@ def command(
             stops=stop or (),
             raw=raw,
             speculate=None if speculate is None else Wish(speculate, draft_tokens, drafts, rule),
+            keeper=keeper,
             say=(lambda text: None) if as_json else say,
         )
+        if keeper is not None:
+            result["kv"] = keeper.described
     show(result, as_json, draw)
 
 
@@ -78,7 +91,11 @@ def draw(result: Result) -> None:
     said = [
         f"{result['prompt_tokens']} tokens read, {result['new_tokens']} written (ended by {result['finish_reason']})"
     ]
-    names = {"time_to_first_token_ms": "the first after", "time_per_token_ms": "then each"}
+    names = {
+        "time_to_first_token_ms": "the first after",
+        "time_per_token_ms": "then each",
+        "cache_bytes": "the cache holds",
+    }
     measured = result["measured"]
     said += [f"{name} {quantity(key, measured[key]['value'])}" for key, name in names.items() if key in measured]
     print(", ".join(said), file=sys.stderr)

@@ -4,7 +4,7 @@ This is the plain loop that any faster one must agree with: greedily it gives th
 Of a model's generation config only the end tokens count, neither its sampling nor tokens that it forces or forbids.
 """
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch import nn
 from gossamer.core.errors import DataError, ModelError, SettingError
 from gossamer.engine.detokenise import TextStream
 from gossamer.engine.sampling import Sampler, Sampling
-from gossamer.engine.stepping import Inputs, Stepper
+from gossamer.engine.stepping import Inputs, Stepper, context_of
 
 Finish = Literal["eos", "stop", "length", "context"]
 """Why a request ended: the model said so, a stop string came, `max_new_tokens` were written, the context is full."""
@@ -51,13 +51,19 @@ class Event:
 
 
 @torch.inference_mode()
-def decode(model: nn.Module, requests: Sequence[Request], tokenizer: Any = None) -> Iterator[Event]:
+def decode(
+    model: nn.Module,
+    requests: Sequence[Request],
+    tokenizer: Any = None,
+    stepper_of: Callable[[nn.Module], Stepper] = Stepper,
+) -> Iterator[Event]:
     """Continues all requests together, an event for each token as it comes; without a tokenizer, events have no text.
+    `stepper_of` says what reads the tokens.
 
     Raises `ModelError` for a model that does not write, or whose logits are no numbers, and `DataError` for a prompt
     that leaves no room in the context, or for stop strings without a tokenizer.
     """
-    batch = Batch(model, tokenizer)
+    batch = Batch(model, tokenizer, stepper_of)
     yield from batch.admit(dict(enumerate(requests)))
     while len(batch):
         yield from batch.step()
@@ -65,19 +71,26 @@ def decode(model: nn.Module, requests: Sequence[Request], tokenizer: Any = None)
 
 class Batch:
     """Requests that a model continues together while others come and go; an event names its request by the number that
-    it was admitted with.
+    it was admitted with. `stepper_of` says what reads the tokens.
 
     Raises `ModelError` for a model that does not write. After any other error than one of `admit` the batch is lost.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any = None) -> None:
+    def __init__(
+        self, model: nn.Module, tokenizer: Any = None, stepper_of: Callable[[nn.Module], Stepper] = Stepper
+    ) -> None:
         check_writes(model)
-        self._model, self._tokenizer = model, tokenizer
+        self._model, self._tokenizer, self._stepper_of = model, tokenizer, stepper_of
         self._rows: list[Row] = []
         self._stepper: Stepper | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that are kept of past tokens, padding included."""
+        return 0 if self._stepper is None else self._stepper.cache_bytes
 
     @torch.inference_mode()
     def admit(self, requests: Mapping[int, Request]) -> list[Event]:
@@ -87,8 +100,8 @@ class Batch:
         """
         if not requests:
             return []
-        rows = [Row(number, request, self._model, self._tokenizer) for number, request in requests.items()]
-        stepper = Stepper(self._model)
+        stepper = self._stepper_of(self._model)
+        rows = [Row(*each, self._model, self._tokenizer, stepper.endless) for each in requests.items()]
         events = self._take(rows, stepper.prefill([request.inputs for request in requests.values()]))
         going = _going_on(rows, stepper)
         if going and self._stepper is not None:
@@ -148,7 +161,7 @@ def check_numbers(model: Any, logits: torch.Tensor) -> None:
 class Row:
     """One request on its way: the law of its next tokens, and what ends it. `token` is its latest."""
 
-    def __init__(self, number: int, request: Request, model: Any, tokenizer: Any) -> None:
+    def __init__(self, number: int, request: Request, model: Any, tokenizer: Any, endless: bool = False) -> None:
         self.number = number
         self._eos = eos_of(model) if request.eos is None else request.eos
         self.prompt = prompt_ids(model, request.inputs)
@@ -156,7 +169,7 @@ class Row:
         if request.stops and tokenizer is None:
             raise DataError("stop strings need a tokenizer, and there is none: leave them out")
         self._stream = TextStream(tokenizer, request.stops) if tokenizer is not None else None
-        room = room_for(model, self.prompt)
+        room = None if endless else room_for(model, self.prompt)
         self._limit: Finish = "length" if room is None or request.max_new_tokens <= room else "context"
         self.room = request.max_new_tokens if room is None else min(room, request.max_new_tokens)
         self.token = 0
@@ -210,12 +223,3 @@ def room_for(model: Any, prompt: Sequence[int]) -> int | None:
     if len(prompt) >= context:
         raise DataError(f"the prompt has {len(prompt)} tokens, and the model's context holds {context}: shorten it")
     return context - len(prompt)
-
-
-def context_of(model: Any) -> int | None:
-    """How many tokens prompt and answer may have together; None where a state of fixed size holds any number."""
-    text = model.config.get_text_config(decoder=True)
-    for name in ("max_target_positions", "max_position_embeddings"):
-        if isinstance(getattr(text, name, None), int):
-            return int(getattr(text, name))
-    return None

@@ -7,15 +7,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from gossamer.core.outcome import Measure
 from gossamer.core.runfolder import checkpoint_of
 from gossamer.data.images import load_image
 from gossamer.engine.decode import Event, Request, decode
 from gossamer.engine.sampling import Sampling
+from gossamer.engine.stepping import Keeper, Stepper
 from gossamer.evaluate.intervals import wilson
 from gossamer.evaluate.meters import latency
 from gossamer.evaluate.prompts import prompt_inputs
 from gossamer.operate.speculate.decode import Statistics
-from gossamer.operate.speculate.wish import Wish, open_writer
+from gossamer.operate.speculate.wish import Wish
+from gossamer.operate.writer import open_writer
 
 
 def generate(
@@ -28,17 +31,19 @@ def generate(
     stops: Sequence[str] = (),
     raw: bool = False,
     speculate: Wish | None = None,
+    keeper: Keeper | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Lets the model, or the checkpoint of the run folder, `ref` continue a prompt (see `prompt_inputs`).
 
     `say` is given each piece of text as it comes; `sampling` is greedy by default; `speculate` says how to draft, if at
-    all. Returns `text`, `tokens`, `finish_reason` (see `Finish`), `prompt_tokens`, `new_tokens`, and under `measured`
-    `time_to_first_token_ms`, from the prompt's text and images on, and, of two tokens or more, `time_per_token_ms`;
-    with drafts `measured` has their `acceptance`, the share of places at which a drafted token was taken, and
-    `speculation` its settings, `tokens_per_pass` and `Statistics`. Raises `ModelError` for a model that does not write
-    from text, `DataError` for an image that cannot be read or a prompt that leaves no room in the context, and what
-    `Wish.fitted` does.
+    all, `keeper` what is kept of past tokens, by default all. Returns `text`, `tokens`, `finish_reason` (see `Finish`),
+    `prompt_tokens`, `new_tokens`, and under `measured` `time_to_first_token_ms`, from the prompt's text and images on,
+    of two tokens or more `time_per_token_ms`, and `cache_bytes`, what is held of past tokens at the end; with drafts
+    `measured` has their `acceptance`, the share of places at which a drafted token was taken, and `speculation` its
+    settings, `tokens_per_pass` and `Statistics`. Raises `ModelError` for a model that does not write from text,
+    `DataError` for an image that cannot be read or a prompt that leaves no room in the context, and what `Wish.fitted`
+    does.
     """
     pictures = [load_image(path, "--image") for path in images]
     opened = open_writer(checkpoint_of(ref))
@@ -47,10 +52,11 @@ def generate(
     start = time.perf_counter()
     inputs = prompt_inputs(opened, prompt, pictures, raw)
     request = Request(inputs, sampling or Sampling(), max_tokens, tuple(stops))
+    stepper = Stepper(opened.model, keeper)
     if speculation is None:
-        coming = decode(opened.model, [request], opened.tokenizer)
+        coming = decode(opened.model, [request], opened.tokenizer, lambda model: stepper)
     else:
-        coming = speculation.decode(opened.model, request, opened.tokenizer, count)
+        coming = speculation.decode(opened.model, request, opened.tokenizer, count, lambda model: stepper)
     events: list[Event] = []
     times: list[tuple[int, float]] = []
     for event in coming:
@@ -63,6 +69,7 @@ def generate(
         measured["time_per_token_ms"] = latency(
             _gaps(times), f"median and quartiles of the tokens after the first{shared}"
         )
+    measured["cache_bytes"] = Measure.exact(stepper.cache_bytes)
     if count.judged:
         measured["acceptance"] = wilson(count.accepted, count.judged)
     told = {} if speculate is None else {"speculation": _told(speculate, count)}

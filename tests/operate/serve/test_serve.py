@@ -68,6 +68,9 @@ def test_text_is_continued_as_the_engine_does(serve, lm) -> None:
     stages = pieces[-1].usage.gossamer
     assert 0 < stages["queue_ms"] + stages["read_ms"] <= stages["time_to_first_token_ms"]
     assert stages["time_per_token_ms"] > 0
+    layers, read = lm.config.num_hidden_layers, pieces[-1].usage.prompt_tokens + 10
+    heads, width = lm.config.num_key_value_heads, lm.config.head_dim
+    assert stages["cache_bytes"] == 2 * 4 * layers * heads * width * read  # the last token has not been read
     unseeded = {
         client.completions.create(model="tiny", prompt=PROMPT, temperature=1.5, max_tokens=12).choices[0].text
         for _ in range(4)
@@ -347,6 +350,7 @@ def test_metrics_count_what_happened(serve, lm) -> None:
     assert float(found["gossamer_generation_tokens_total"]) == 12
     assert float(found["gossamer_time_to_first_token_seconds_count"]) == 3
     assert float(found["gossamer_requests_running"]) == 0
+    until(lambda: "gossamer_cache_bytes 0.0" in served.ask("GET", "/metrics")[2])
 
 
 @pytest.mark.slow

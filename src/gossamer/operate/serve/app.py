@@ -17,7 +17,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 
-from gossamer.engine.decode import Event, context_of
+from gossamer.engine.decode import Event
+from gossamer.engine.stepping import context_of
 from gossamer.models.open import Opened
 from gossamer.operate.serve.metrics import Metrics, usage_of
 from gossamer.operate.serve.protocol import (

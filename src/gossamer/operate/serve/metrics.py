@@ -11,20 +11,23 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 
 def usage_of(job: Job) -> dict[str, Any]:
     """The usage of a request that has ended. `gossamer` holds its stages in milliseconds: reading text and images,
-    waiting, encoding images, all until the first token, and, of two tokens or more, each one after it."""
+    waiting, encoding images, all until the first token, and, of two tokens or more, each one after it; and its share of
+    the batch's cache in bytes."""
     stages = {
         "read_ms": job.queued - job.arrived,
         "queue_ms": job.started - job.queued,
         "image_encode_ms": job.image_s,
         "time_to_first_token_ms": job.first - job.arrived,
     }
+    more = {}
     if job.tokens > 1:
+        more = {"cache_bytes": job.cache_bytes}
         stages["time_per_token_ms"] = (job.last - job.first) / (job.tokens - 1)
     return {
         "prompt_tokens": job.prompt_tokens,
         "completion_tokens": job.tokens,
         "total_tokens": job.prompt_tokens + job.tokens,
-        "gossamer": {name: round(1000 * seconds, 3) for name, seconds in stages.items()},
+        "gossamer": {name: round(1000 * seconds, 3) for name, seconds in stages.items()} | more,
     }
 
 
@@ -39,10 +42,11 @@ class Metrics:
         self._prompt = Counter("gossamer_prompt_tokens", "Tokens read", registry=registry)
         self._written = Counter("gossamer_generation_tokens", "Tokens written", registry=registry)
         for name, what, value in (
-            ("running", "Requests that are under way", lambda: worker.running),
-            ("waiting", "Requests that wait", lambda: worker.waiting),
+            ("requests_running", "Requests that are under way", lambda: worker.running),
+            ("requests_waiting", "Requests that wait", lambda: worker.waiting),
+            ("cache_bytes", "Bytes kept of past tokens", lambda: worker.cache_bytes),
         ):
-            Gauge(f"gossamer_requests_{name}", what, registry=registry).set_function(value)
+            Gauge(f"gossamer_{name}", what, registry=registry).set_function(value)
         self._stages = {
             name: Histogram(f"gossamer_{name}_seconds", what, registry=registry, buckets=_SECONDS)
             for name, what in (

@@ -9,10 +9,10 @@ from types import FrameType
 
 import uvicorn
 
-from gossamer.core.errors import DataError, ModelError, SettingError
+from gossamer.core.errors import DataError, SettingError
 from gossamer.core.runfolder import checkpoint_of
-from gossamer.models.open import Opened, open_model
 from gossamer.operate.serve.app import Limits, Service, build_app
+from gossamer.operate.writer import open_writer
 
 
 def serve(ref: str, host: str, port: int, limits: Limits, say: Callable[[str], None]) -> None:
@@ -23,8 +23,7 @@ def serve(ref: str, host: str, port: int, limits: Limits, say: Callable[[str], N
     address that cannot be had, `ModelError` for a model that does not write from text.
     """
     listener = listen(host, port)
-    opened = open_model(checkpoint_of(ref))
-    service = Service(writer(opened, ref), name_of(ref), limits)
+    service = Service(open_writer(checkpoint_of(ref)), name_of(ref), limits)
     address = listener.getsockname()
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]
     server = Server(service, lambda: say(f"http://{shown}:{address[1]}"))
@@ -87,13 +86,6 @@ def keys_of(path: Path | None) -> tuple[str, ...]:
     if not keys:
         raise DataError(f"{path} holds no API key: write one a line")
     return keys
-
-
-def writer(opened: Opened, ref: str) -> Opened:
-    """The model again. Raises `ModelError` if it does not continue text."""
-    if getattr(opened.config, "is_encoder_decoder", False) or not getattr(opened.model, "can_generate", bool)():
-        raise ModelError(f"{ref} does not continue text: give a language or vision-language model")
-    return opened
 
 
 def name_of(ref: str) -> str:

@@ -21,7 +21,7 @@ Said = Event | Exception
 @dataclass(eq=False)
 class Job:
     """A request on its way. The times are `time.monotonic()`'s; `image_s` is what its images took to encode, with those
-    of prompts read in one pass with it."""
+    of prompts read in one pass with it; `cache_bytes` its share of what the batch kept before the latest step."""
 
     request: Request
     arrived: float
@@ -31,6 +31,7 @@ class Job:
     last: float = 0.0
     tokens: int = 0
     image_s: float = 0.0
+    cache_bytes: int = 0
     cancelled: bool = False
 
     @property
@@ -42,7 +43,8 @@ class Job:
 class Worker(threading.Thread):
     """Runs requests together, at most `most` at once; the others wait in the order in which they came.
 
-    `deliver` is called in this thread with all that one pass of the model brought.
+    `deliver` is called in this thread with all that one pass of the model brought. `cache_bytes` are what the batch
+    keeps of past tokens.
     """
 
     def __init__(self, opened: Opened, most: int, deliver: Callable[[Sequence[tuple[Job, Said]]], None]) -> None:
@@ -52,6 +54,7 @@ class Worker(threading.Thread):
         self._waiting: deque[Job] = deque()
         self._stopping = False
         self._numbers = 0
+        self.cache_bytes = 0
         self._running: dict[int, Job] = {}
         self._batch = self._new_batch()
         self._image_clock = _Clock(opened)
@@ -100,6 +103,12 @@ class Worker(threading.Thread):
             if self._running:
                 self._step()
             self._admit(fresh)
+            self._measure()
+
+    def _measure(self) -> None:
+        self.cache_bytes = self._batch.cache_bytes
+        for job in self._running.values():
+            job.cache_bytes = self.cache_bytes // len(self._running)
 
     def _new_batch(self) -> Batch:
         return Batch(self._opened.model, self._opened.tokenizer)

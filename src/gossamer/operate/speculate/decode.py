@@ -81,8 +81,8 @@ class Speculation:
             raise SettingError(f"{self.drafts} drafts need a temperature above 0: greedy drafts are all the same")
         count = Statistics() if statistics is None else statistics
         check_writes(model)
-        row = Row(0, request, model, tokenizer)
         stepper = stepper_of(model)
+        row = Row(0, request, model, tokenizer, stepper.endless)
         logits = stepper.prefill([request.inputs])
         stepper.rewind(0)  # says at once if this model cannot go back
         check_numbers(model, logits)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer.engine.decode import check_numbers, context_of, prompt_ids
+from gossamer.engine.decode import check_numbers, prompt_ids
 from gossamer.engine.sampling import Sampler, draw
-from gossamer.engine.stepping import Inputs, Stepper
+from gossamer.engine.stepping import Inputs, Stepper, context_of
 from gossamer.operate.speculate.drafter import Drafts
 
 
