@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gossamer.core.errors import SettingError
-from gossamer.engine.decode import Event, Request, check_numbers, rows_of
+from gossamer.engine.decode import Event, Request, Row, check_numbers, check_writes
 from gossamer.engine.stepping import Stepper
 from gossamer.operate.speculate.drafter import Drafter, Drafts
 from gossamer.operate.speculate.pace import Pace
@@ -80,8 +80,9 @@ class Speculation:
         if self.drafts > 1 and request.sampling.temperature == 0:
             raise SettingError(f"{self.drafts} drafts need a temperature above 0: greedy drafts are all the same")
         count = Statistics() if statistics is None else statistics
+        check_writes(model)
         stepper = stepper_of(model)
-        (row,) = rows_of(model, [request], tokenizer, stepper.endless)
+        row = Row(0, request, model, tokenizer, stepper.endless)
         logits = stepper.prefill([request.inputs])
         stepper.rewind(0)  # says at once if this model cannot go back
         check_numbers(model, logits)
