@@ -60,7 +60,7 @@ def settings(length: int) -> Iterator[tuple[str, int | None, int | None, str]]:
     for bits in (8, 4, 2):
         yield "full", None, bits, f"full:bits={bits},residual=16,group=16"
     for share in (2, 4, 8):
-        budget = max(12, length // share)
+        budget = max(16, length // share)
         for name, more in POLICIES.items():
             if name == "snapkv, pyramid" and budget // 2 < window:
                 continue

@@ -89,7 +89,7 @@ class Stepper:
                 f"the prompt has {ids.shape[1]} tokens, and the model's context holds {context}: with images it cannot "
                 "be read in pieces, shorten it"
             )
-        parts = ids.split(piece, 1)
+        parts = torch.split(ids, piece, 1)
         self._mask, self._positions = self._mask[:, :piece], self._positions[:, :piece]
         logits = self._run(parts[0], {}, first=True)
         for part in parts[1:]:
