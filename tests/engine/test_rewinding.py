@@ -41,6 +41,25 @@ def test_extend_and_rewind_are_as_if_read_one_by_one(name: str, together: bool) 
     torch.testing.assert_close(stepped(other, end), stepped(plain, end), rtol=1e-4, atol=1e-4)
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("name", [name for name in WRITERS if name not in STATES])
+def test_a_fork_that_went_astray_leaves_no_trace(name: str) -> None:
+    model = lively(name)
+    prompt = prompts_for(name, model)[0]
+    plain, forked = Stepper(model), Stepper(model)
+    for stepper in (plain, forked):
+        stepper.prefill([prompt])
+    for at in (0, 2):  # Gemma's windows of 8 are passed on the way
+        expected = stepped(plain, TOKENS[:1, at : at + 2])
+        forked.select([0, 0])
+        drafts = torch.cat([TOKENS[:, at : at + 2].flip(0), TOKENS[:, 3:4]], 1)
+        torch.testing.assert_close(forked.extend(drafts)[1:, :2], expected, rtol=1e-4, atol=1e-4)
+        forked.rewind(1)
+        forked.select([1])
+    end = torch.tensor([[17]])
+    torch.testing.assert_close(forked.extend(end), stepped(plain, end), rtol=1e-4, atol=1e-4)
+
+
 def _length(prompts: list[dict[str, torch.Tensor]]) -> int:
     return max(prompt.get("decoder_input_ids", prompt.get("input_ids")).shape[1] for prompt in prompts)
 

@@ -4,6 +4,7 @@ The model's own code computes: `prepare_inputs_for_generation` says what a famil
 whatever the model's forward pass makes (key–value caches, the states of Mamba and RWKV) and is handed back to it.
 """
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from gossamer.core.errors import DataError, ModelError
 from gossamer.engine.forward import device_of, placed
+from gossamer.engine.pasts import drop_oldest, join_rows, take_rows
 from gossamer.models.reloading import logits_of
 
 Inputs = Mapping[str, Tensor]
@@ -153,6 +155,7 @@ class Stepper:
             window = layer.sliding_window
             if layer.keys.shape[-2] - count < min(length, window - 1):
                 raise ModelError(f"a window of {window} tokens no longer holds what came {count} tokens ago")
+        cache.activate_past_recording()
         cache.crop(-count)
         self._mask, self._positions = self._mask[:, :length], self._positions[..., :length]
 
@@ -161,6 +164,62 @@ class Stepper:
         past = self._past.get("past_key_values")
         cache = getattr(past, "self_attention_cache", past)
         return cache if len(self._past) == 1 and getattr(cache, "is_croppable", False) else None
+
+    def select(self, rows: Sequence[int]) -> None:
+        """The batch becomes the sequences at these places, at least one; a place may be repeated: the sequence forks.
+
+        Columns where only those had tokens that have left are given up.
+        """
+        if self._apart:
+            self._apart = [self._apart[row]._forked() for row in rows]
+            return
+        taken = torch.tensor(rows, device=self._mask.device)
+        self._past = {name: take_rows(past, rows) for name, past in self._past.items()}
+        for encoded in self._constant.values():
+            for name, value in encoded.items():
+                encoded[name] = value[taken]
+        mask = self._mask[taken]
+        empty = int((mask.cumsum(-1).amax(0) == 0).sum())
+        self._mask = mask[:, empty:]
+        self._positions = self._positions.index_select(-2, taken)[..., empty:]
+        if empty:
+            for past in self._past.values():
+                drop_oldest(past, empty)
+
+    def join(self, other: "Stepper") -> None:
+        """The sequences of another stepper of this model come after this one's; the other is used up.
+
+        Raises `ModelError` for a model whose past cannot be joined, or encoder inputs of different sizes.
+        """
+        if "state" in self._known:
+            self._apart = [*self._alone(), *other._alone()]
+            return
+        for name, encoded in self._constant.items():
+            for part, value in encoded.items():
+                more = other._constant[name][part]
+                if value.shape[1:] != more.shape[1:]:
+                    raise ModelError(
+                        f"encoder inputs of sizes {tuple(value.shape)} and {tuple(more.shape)} cannot join"
+                    )
+                encoded[part] = torch.cat([value, more])
+        self._past = {name: join_rows(past, other._past[name]) for name, past in self._past.items()}
+        width = max(self._mask.shape[1], other._mask.shape[1])
+        masks, positions = (
+            [nn.functional.pad(each, (width - each.shape[-1], 0)) for each in pair]
+            for pair in ((self._mask, other._mask), (self._positions, other._positions))
+        )
+        self._mask = torch.cat(masks)
+        if positions[0].ndim != positions[1].ndim:  # text beside images: without them rows and columns count as time
+            positions = [each.expand(4, -1, -1) if each.ndim == 2 else each for each in positions]
+        self._positions = torch.cat(positions, -2)
+
+    def _alone(self) -> "list[Stepper]":
+        return self._apart or [self._forked()]
+
+    def _forked(self) -> "Stepper":
+        twin = copy.copy(self)
+        twin._past = copy.deepcopy(self._past)
+        return twin
 
     def _read(self, ids: Tensor, positions: Tensor, keep: int = 1) -> Tensor:
         self._mask = torch.cat([self._mask, torch.ones_like(self._mask[:, :1]).expand(ids.shape)], 1)

@@ -1,4 +1,4 @@
-"""Verification is exact: by enumeration of all drafts, against the best that any rule can do, and over several tokens."""
+"""Verification is exact, by enumeration of all drafts and over several tokens, and near the best that there is."""
 
 import itertools
 

@@ -148,7 +148,10 @@ def _any_of(chance: float, count: int) -> float:
 
 def _division(p: Tensor, q: Tensor, count: int) -> tuple[float, float]:
     """ρ and β(ρ) of K-SEQ: the upper end of the last interval, where the condition holds."""
-    common = torch.minimum(p, q) > 0
+    smaller = torch.minimum(p, q)
+    if count == 1:
+        return 1.0, float(smaller.sum())
+    common = smaller > 0
     p, q = p[common], q[common]
     ratios, order = (p / q).sort()
     below = torch.nn.functional.pad(p[order].cumsum(0), (1, 0)).tolist()
@@ -164,7 +167,7 @@ def _division(p: Tensor, q: Tensor, count: int) -> tuple[float, float]:
         return _any_of(beta(rho), count) <= rho * beta(rho)
 
     low, high = 1.0, float(count)
-    if count == 1 or fits(low):
+    if fits(low):
         return low, beta(low)
     for _ in range(_STEPS):
         middle = (low + high) / 2
