@@ -43,7 +43,7 @@ def test_the_text_comes_alone_and_its_speed_beside_it(gossamer) -> None:
     told = found.json
     assert (told["prompt_tokens"], told["new_tokens"], told["finish_reason"]) == (6, 12, "length")
     assert len(told["tokens"]) == 12
-    assert set(told["measured"]) == {"time_to_first_token_ms", "time_per_token_ms"}
+    assert set(told["measured"]) == {"time_to_first_token_ms", "time_per_token_ms", "cache_bytes"}
     assert told["measured"]["time_per_token_ms"]["n"] == 11
     assert told["measured"]["time_to_first_token_ms"]["value"] > 0
     shown = gossamer(*arguments)
@@ -141,6 +141,21 @@ def test_what_cannot_be_continued_is_refused(gossamer, lm: Path, picture: Path, 
     for file in bare.glob("tokenizer*"):
         file.unlink()
     assert "no tokenizer" in refused(bare, "--prompt", "a")
+
+
+def test_less_is_kept_of_past_tokens(gossamer, lm: Path) -> None:
+    arguments = ("generate", lm, "--prompt", "cat " * 100, "--max-tokens", "20", "--json")
+    plain = gossamer(*arguments).json
+    whole = gossamer(*arguments, "--kv", "h2o:budget=200").json
+    assert whole["tokens"] == plain["tokens"]
+    assert whole["kv"]["policy"] == {"name": "h2o", "heavy": 0.5}
+    for kv, part in (("streaming:budget=40,block=8", 0.5), ("full:bits=4,residual=16", 0.4)):
+        found = gossamer(*arguments, "--kv", kv).json
+        assert found["measured"]["cache_bytes"]["value"] < part * plain["measured"]["cache_bytes"]["value"]
+    longer = ("--prompt", "cat " * 400, "--kv", "streaming:budget=100,positions=rerotate")  # than the context of 256
+    assert gossamer("generate", lm, *longer, "--max-tokens", "40", "--json").json["new_tokens"] == 40
+    for kv, why in (("h3o", "full, h2o"), ("streaming:budget=2", "always keeps the first 4"), ("h2o:a=1", "'a'")):
+        gossamer("generate", lm, "--prompt", "a", "--kv", kv).refused(why)
 
 
 def test_text_appears_before_the_end(lm: Path) -> None:

@@ -86,7 +86,7 @@ def test_penalties_are_their_definitions(logits, seed, repetition, presence, fre
 def test_greedy_takes_the_first_of_the_largest() -> None:
     logits = torch.tensor([[1.0, 3.0, 3.0], [5.0, -1.0, 2.0]])
     assert law(logits, Sampling()).tolist() == [[0, 1, 0], [1, 0, 0]]
-    assert Sampler(Sampling())(logits[0]) == 1
+    assert Sampler(Sampling()).choose(logits[0]) == 1
 
 
 def test_the_smallest_temperature_is_greedy() -> None:
@@ -109,7 +109,7 @@ def test_draws_follow_the_law(sampling: Sampling) -> None:
     logits = torch.tensor([0.3, 1.2, -0.5, 2.0, 0.0, -1.0])
     probabilities = law(logits, sampling).numpy()
     sampler = Sampler(sampling)
-    counts = np.bincount([sampler(logits) for _ in range(3000)], minlength=6)
+    counts = np.bincount([sampler.choose(logits) for _ in range(3000)], minlength=6)
     possible = probabilities > 0
     assert counts[~possible].sum() == 0
     assert chisquare(counts[possible], 3000 * probabilities[possible]).pvalue > 0.001
@@ -120,8 +120,25 @@ def test_draws_follow_the_law(sampling: Sampling) -> None:
 def test_a_sampler_remembers_what_it_wrote_and_was_asked() -> None:
     logits = torch.tensor([1.0, 0.9, 0.8, 0.7])
     once = Sampler(Sampling(presence_penalty=2))
-    assert [once(logits) for _ in range(5)] == [0, 1, 2, 3, 0]
-    assert Sampler(Sampling(repetition_penalty=2), prompt=[0, 1, 99])(logits) == 2
+    for expected in (0, 1, 2, 3, 0):
+        assert once.choose(logits) == expected
+        once.note(expected)
+    assert Sampler(Sampling(repetition_penalty=2), prompt=[0, 1, 99]).choose(logits) == 2
+
+
+def test_laws_ahead_are_those_of_a_sampler_that_wrote_so_far() -> None:
+    sampling = Sampling(0.8, top_k=5, repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.2)
+    logits = torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(0))
+    ahead = torch.tensor([[3, 3, 5], [0, 6, 0]])
+    sampler = Sampler(sampling, prompt=[1, 2])
+    sampler.note(4)
+    found = sampler.law(logits, ahead)
+    assert torch.equal(sampler.law(logits[:, 3:], ahead), found[:, 3:])
+    for row in range(2):
+        alone = Sampler(sampling, prompt=[1, 2])
+        for at, token in enumerate([4, *ahead[row].tolist()]):
+            alone.note(token)
+            assert torch.equal(alone.law(logits[row, at][None])[0], found[row, at])
 
 
 def test_equal_seeds_give_equal_draws() -> None:
@@ -129,7 +146,7 @@ def test_equal_seeds_give_equal_draws() -> None:
 
     def draws(seed: int) -> list[int]:
         sampler = Sampler(Sampling(temperature=1, seed=seed))
-        return [sampler(logits) for _ in range(8)]
+        return [sampler.choose(logits) for _ in range(8)]
 
     assert draws(1) == draws(1) != draws(2)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gossamer.cli.options import Json, ModelOrRun, Seed, Threads
+from gossamer.cli.options import DraftRule, Json, ModelOrRun, Seed, Threads
 from gossamer.cli.terminal import Result, job, output, quantity, show
 
 EXAMPLE = 'gossamer generate tiny-lm --prompt "Once upon a time" --max-tokens 60 --temperature 0.7'
@@ -31,7 +31,28 @@ def command(
         list[str] | None,
         typer.Option(metavar="TEXT", show_default=False, help="End before this text; may be given again."),
     ] = None,
+    speculate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DRAFTER",
+            show_default=False,
+            help="Draft tokens and verify several at once, same law: lookup, self:N (first N blocks) or a MODEL.",
+        ),
+    ] = None,
+    draft_tokens: Annotated[
+        str, typer.Option(metavar="N", help="Tokens of a draft; auto: as many as pay here, so seeds fix less.")
+    ] = "auto",
+    drafts: Annotated[int, typer.Option(metavar="K", help="Drafts that are verified together.")] = 1,
+    rule: Annotated[DraftRule, typer.Option(help="How several drafts are verified.")] = DraftRule.kseq,
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it stands, without a chat template.")] = False,
+    kv: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POLICY[:SETTING=VALUE,…]",
+            show_default=False,
+            help="Keep less of past tokens, as streaming:budget=512,bits=8; see docs/operation.md.",
+        ),
+    ] = None,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,
@@ -42,8 +63,11 @@ def command(
     """
     with output() as say, job(threads):
         from gossamer.engine.sampling import Sampling
-        from gossamer.evaluate.generate import generate
+        from gossamer.operate.cache import KeyValues
+        from gossamer.operate.generate import generate
+        from gossamer.operate.speculate.wish import Wish
 
+        keeper = None if kv is None else KeyValues.parse(kv)
         result = generate(
             model,
             prompt,
@@ -52,8 +76,12 @@ def command(
             sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed),
             stops=stop or (),
             raw=raw,
+            keeper=keeper,
+            speculate=None if speculate is None else Wish(speculate, draft_tokens, drafts, rule),
             say=(lambda text: None) if as_json else say,
         )
+        if keeper is not None:
+            result["kv"] = keeper.described
     show(result, as_json, draw)
 
 
@@ -63,6 +91,18 @@ def draw(result: Result) -> None:
     said = [
         f"{result['prompt_tokens']} tokens read, {result['new_tokens']} written (ended by {result['finish_reason']})"
     ]
-    names = {"time_to_first_token_ms": "the first after", "time_per_token_ms": "then each"}
-    said += [f"{names[key]} {quantity(key, value['value'])}" for key, value in result["measured"].items()]
+    names = {
+        "time_to_first_token_ms": "the first after",
+        "time_per_token_ms": "then each",
+        "cache_bytes": "the cache holds",
+    }
+    measured = result["measured"]
+    said += [f"{name} {quantity(key, measured[key]['value'])}" for key, name in names.items() if key in measured]
     print(", ".join(said), file=sys.stderr)
+    drafted = result.get("speculation")
+    if drafted is not None:
+        print(
+            f"{drafted['accepted']} tokens were drafted ones, of {drafted['drafted']} in {drafted['passes']} passes"
+            + (f"; drafting is off: {drafted['off']}" if drafted["off"] else ""),
+            file=sys.stderr,
+        )

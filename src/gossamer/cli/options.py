@@ -52,6 +52,13 @@ class Runtime(StrEnum):
     openvino = "openvino"
 
 
+class DraftRule(StrEnum):
+    """How several drafts are verified (see docs/operation.md)."""
+
+    kseq = "kseq"
+    recursive = "recursive"
+
+
 class Effort(StrEnum):
     """How much is tried and measured."""
 

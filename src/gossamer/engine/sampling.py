@@ -117,16 +117,42 @@ class Sampler:
         self.sampling = sampling
         self._generator = torch.Generator().manual_seed(sampling.seed)
         self._prompt = torch.tensor(prompt, dtype=torch.long)
-        self._seen = self._written = torch.empty(0)
+        self._answer: list[int] = []
 
-    def __call__(self, logits: Tensor) -> int:
-        """The next token, by logits (vocabulary,)."""
-        if not len(self._seen):
-            self._seen = torch.zeros_like(logits, dtype=torch.bool)
-            self._seen[self._prompt[self._prompt < len(logits)].to(logits.device)] = True
-            self._written = torch.zeros_like(logits, dtype=torch.long)
-        uniform = torch.rand((), dtype=torch.float64, generator=self._generator)
-        token = int(draw(law(penalised(logits, self._seen, self._written, self.sampling), self.sampling), uniform))
-        self._seen[token] = True
-        self._written[token] += 1
-        return token
+    def choose(self, logits: Tensor) -> int:
+        """A token by logits (vocabulary,); it counts as written when it is noted."""
+        return int(draw(self.law(logits[None])[0], self.uniform()))
+
+    def law(self, logits: Tensor, ahead: Tensor | None = None) -> Tensor:
+        """The laws (…, positions, vocabulary), float64, of tokens by their logits (…, positions, vocabulary).
+
+        The last position follows all of the tokens `ahead` (…, length), which might come after those noted; the one
+        before it all but the last of them, and so on: length is at least positions − 1. Penalties count them.
+        """
+        if self._penalises:
+            logits = penalised(logits, *self._history(logits, ahead), self.sampling)
+        return law(logits, self.sampling)
+
+    def uniform(self) -> Tensor:
+        """The next random number, in [0, 1)."""
+        return torch.rand((), dtype=torch.float64, generator=self._generator)
+
+    def note(self, token: int) -> None:
+        """Takes down that `token` has been written."""
+        self._answer.append(token)
+
+    @property
+    def _penalises(self) -> bool:
+        chosen = self.sampling
+        return chosen.repetition_penalty != 1 or bool(chosen.presence_penalty or chosen.frequency_penalty)
+
+    def _history(self, logits: Tensor, ahead: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What `penalised` asks for, at each position."""
+        size = logits.shape[-1]
+        prompt = torch.bincount(self._prompt[self._prompt < size], minlength=size).to(logits.device)
+        written = torch.bincount(torch.tensor(self._answer, dtype=torch.long), minlength=size).to(logits.device)
+        if ahead is not None:
+            coming = torch.nn.functional.one_hot(ahead.to(logits.device), size).cumsum(-2)
+            coming = torch.nn.functional.pad(coming, (0, 0, 1, 0))
+            written = written + coming[..., coming.shape[-2] - logits.shape[-2] :, :]
+        return (prompt > 0) | (written > 0), written

@@ -1,0 +1,105 @@
+"""The `generate` job: one prompt, the model's answer as it comes, and how fast it came."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from gossamer.core.errors import SettingError
+from gossamer.core.outcome import Measure
+from gossamer.core.runfolder import checkpoint_of
+from gossamer.data.images import load_image
+from gossamer.engine.decode import Event, Request, decode
+from gossamer.engine.sampling import Sampling
+from gossamer.engine.stepping import Keeper, Stepper
+from gossamer.evaluate.intervals import wilson
+from gossamer.evaluate.meters import latency
+from gossamer.evaluate.prompts import prompt_inputs
+from gossamer.operate.speculate.decode import Statistics
+from gossamer.operate.speculate.wish import Wish
+from gossamer.operate.writer import open_writer
+
+
+def generate(
+    ref: str,
+    prompt: str,
+    images: Sequence[Path] = (),
+    *,
+    max_tokens: int = 128,
+    sampling: Sampling | None = None,
+    stops: Sequence[str] = (),
+    raw: bool = False,
+    speculate: Wish | None = None,
+    keeper: Keeper | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Lets the model, or the checkpoint of the run folder, `ref` continue a prompt (see `prompt_inputs`).
+
+    `say` is given each piece of text as it comes; `sampling` is greedy by default; `keeper` says what is kept of past
+    tokens, by default all; `speculate` how to draft, if at all. Returns `text`, `tokens`, `finish_reason` (see
+    `Finish`), `prompt_tokens`, `new_tokens`, and under `measured` `time_to_first_token_ms`, from the prompt's text and
+    images on, of two tokens or more `time_per_token_ms`, and `cache_bytes`, what is held of past tokens at the end. If
+    drafts were judged, `measured` has their `acceptance`: the share of places at which one was taken; `speculation` has
+    the settings, `tokens_per_pass`, the `Statistics`, and whether it is `lossless`: a `keeper` that evicts or packs is
+    swayed by drafts that are rejected later.
+
+    Raises `ModelError` for a model that does not write from text, `DataError` for an image that cannot be read or a
+    prompt that leaves no room in the context, `SettingError` for several drafts with a keeper, and what `Wish.fitted`
+    and the keeper do.
+    """
+    pictures = [load_image(path, "--image") for path in images]
+    opened = open_writer(checkpoint_of(ref))
+    if keeper is not None and speculate is not None and speculate.drafts > 1:
+        raise SettingError(f"{speculate.drafts} drafts need a cache that keeps all: leave out --kv, or give --drafts 1")
+    speculation = None if speculate is None else speculate.fitted(opened, prompt, pictures, raw)
+    count = Statistics()
+    start = time.perf_counter()
+    inputs = prompt_inputs(opened, prompt, pictures, raw)
+    request = Request(inputs, sampling or Sampling(), max_tokens, tuple(stops))
+    stepper = Stepper(opened.model, keeper)
+    if speculation is None:
+        coming = decode(opened.model, [request], opened.tokenizer, lambda model: stepper)
+    else:
+        coming = speculation.decode(opened.model, request, opened.tokenizer, count, lambda model: stepper)
+    events: list[Event] = []
+    times: list[tuple[int, float]] = []
+    for event in coming:
+        times.append((count.passes if speculation else len(events), 1000 * (time.perf_counter() - start)))
+        events.append(event)
+        say(event.text)
+    measured = {"time_to_first_token_ms": latency([times[0][1]], "one run, from the prompt's text and images on")}
+    if len(events) > 1:
+        method = "median and quartiles of the tokens after the first"
+        measured["time_per_token_ms"] = latency(_gaps(times), method + ", those of one pass alike" * bool(speculation))
+    if count.judged:
+        measured["acceptance"] = wilson(count.accepted, count.judged)
+    measured["cache_bytes"] = Measure.exact(stepper.cache_bytes)
+    told = {} if speculate is None else {"speculation": _told(speculate, count, keeper is None)}
+    return {
+        "model": {"name": ref, "family": opened.hierarchy.family, "fingerprint": opened.fingerprint},
+        "text": "".join(event.text for event in events),
+        "tokens": [event.token for event in events],
+        "finish_reason": events[-1].finished,
+        "prompt_tokens": inputs["input_ids"].shape[1],
+        "new_tokens": len(events),
+        "measured": {key: value.model_dump() for key, value in measured.items()},
+        "sampling": asdict(request.sampling),
+        **told,
+    }
+
+
+def _gaps(times: Iterable[tuple[int, float]]) -> Iterator[float]:
+    """The time that each token after the first took, by the pass that it came from and when: tokens that one pass gave
+    come at once, and share its time."""
+    (_, last), *rest = times
+    for _, together in groupby(rest, key=lambda each: each[0]):
+        *_, (_, end) = group = list(together)
+        yield from [(end - last) / len(group)] * len(group)
+        last = end
+
+
+def _told(wish: Wish, count: Statistics, lossless: bool) -> dict[str, Any]:
+    per_pass = (count.accepted + count.passes) / count.passes if count.passes else None
+    return {**asdict(wish), "lossless": lossless, "tokens_per_pass": per_pass, **asdict(count)}

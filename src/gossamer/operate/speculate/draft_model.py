@@ -1,0 +1,42 @@
+"""Drafts by a smaller model of the same tokenizer."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from gossamer.core.errors import DataError
+from gossamer.engine.decode import prompt_ids
+from gossamer.engine.forward import device_of
+from gossamer.engine.sampling import Sampler
+from gossamer.engine.stepping import Inputs
+from gossamer.operate.speculate.follow import Follower
+
+_PLACES = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id", "audio_token_index")
+
+
+@dataclass(frozen=True, eq=False)
+class DraftModel:
+    """Drafts drawn from the laws of `model`, whose token ids mean what the target's do.
+
+    `inputs` are what it is given as the prompt. By default that is the target's text alone, without the places of its
+    images, so that a language model can draft for a vision-language model.
+    """
+
+    model: nn.Module
+    inputs: Inputs | None = None
+    certain: ClassVar[bool] = False
+
+    def begin(self, target: nn.Module, inputs: Inputs, sampler: Sampler, size: int) -> Follower:
+        """See `Drafter`."""
+        return Follower(self.model, text_of(target, inputs) if self.inputs is None else self.inputs, sampler, size)
+
+
+def text_of(model: Any, inputs: Inputs) -> dict[str, torch.Tensor]:
+    """The text of a prompt alone. Raises `DataError` if it has none."""
+    places = {getattr(model.config, name, None) for name in _PLACES}
+    ids = [token for token in prompt_ids(model, inputs) if token not in places]
+    if not ids:
+        raise DataError("the prompt has images only: a draft model that sees none needs a text to continue")
+    return {"input_ids": torch.tensor([ids], device=device_of(model))}
