@@ -151,7 +151,7 @@ def test_less_is_kept_of_past_tokens(gossamer, lm: Path) -> None:
     assert whole["kv"]["policy"] == {"name": "h2o", "heavy": 0.5}
     for kv, part in (("streaming:budget=40,block=8", 0.5), ("full:bits=4,residual=16", 0.4)):
         found = gossamer(*arguments, "--kv", kv).json
-        assert found["measured"]["cache_bytes"]["value"] < part * plain["measured"]["cache_bytes"]["value"]
+        assert found["measured"]["cache_bytes"]["value"] < part * whole["measured"]["cache_bytes"]["value"]
     longer = ("--prompt", "cat " * 400, "--kv", "streaming:budget=100,positions=rerotate")  # than the context of 256
     assert gossamer("generate", lm, *longer, "--max-tokens", "40", "--json").json["new_tokens"] == 40
     for kv, why in (("h3o", "full, h2o"), ("streaming:budget=2", "always keeps the first 4"), ("h2o:a=1", "'a'")):

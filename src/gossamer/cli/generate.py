@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gossamer.cli.options import DraftRule, Json, ModelOrRun, Seed, Threads
+from gossamer.cli.options import DraftRule, Engine, EngineName, Json, ModelOrRun, Seed, Threads
 from gossamer.cli.terminal import Result, job, output, quantity, show
 
 EXAMPLE = 'gossamer generate tiny-lm --prompt "Once upon a time" --max-tokens 60 --temperature 0.7'
@@ -53,6 +53,7 @@ def command(
             help="Keep less of past tokens, as streaming:budget=512,bits=8; see docs/operation.md.",
         ),
     ] = None,
+    engine: Engine = EngineName.auto,
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,
@@ -77,6 +78,7 @@ def command(
             stops=stop or (),
             raw=raw,
             keeper=keeper,
+            engine=engine.value,
             speculate=None if speculate is None else Wish(speculate, draft_tokens, drafts, rule),
             say=(lambda text: None) if as_json else say,
         )
@@ -98,6 +100,7 @@ def draw(result: Result) -> None:
     }
     measured = result["measured"]
     said += [f"{name} {quantity(key, measured[key]['value'])}" for key, name in names.items() if key in measured]
+    said.append(f"on the {result['engine']['name']} engine")
     print(", ".join(said), file=sys.stderr)
     drafted = result.get("speculation")
     if drafted is not None:

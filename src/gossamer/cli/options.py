@@ -59,6 +59,14 @@ class DraftRule(StrEnum):
     recursive = "recursive"
 
 
+class EngineName(StrEnum):
+    """What runs a model that writes (see docs/engine.md)."""
+
+    auto = "auto"
+    native = "native"
+    torch = "torch"
+
+
 class Effort(StrEnum):
     """How much is tried and measured."""
 
@@ -155,6 +163,10 @@ Out = Annotated[
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", show_default=False, help="A run folder that optimize wrote.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of every random choice: equal seeds give equal results.")]
+Engine = Annotated[
+    EngineName,
+    typer.Option(help="native: packed weights as they are; torch: transformers' code; auto: native where it can."),
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, metavar="N", show_default="all cores", help="Processor threads to use.")
 ]

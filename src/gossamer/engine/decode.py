@@ -4,7 +4,7 @@ This is the plain loop that any faster one must agree with: greedily it gives th
 Of a model's generation config only the end tokens count, neither its sampling nor tokens that it forces or forbids.
 """
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch import nn
 from gossamer.core.errors import DataError, ModelError, SettingError
 from gossamer.engine.detokenise import TextStream
 from gossamer.engine.sampling import Sampler, Sampling
-from gossamer.engine.stepping import Inputs, Stepper, context_of
+from gossamer.engine.stepping import Inputs, Stepper, StepperOf, Steps, context_of
 
 Finish = Literal["eos", "stop", "length", "context"]
 """Why a request ended: the model said so, a stop string came, `max_new_tokens` were written, the context is full."""
@@ -55,7 +55,7 @@ def decode(
     model: nn.Module,
     requests: Sequence[Request],
     tokenizer: Any = None,
-    stepper_of: Callable[[nn.Module], Stepper] = Stepper,
+    stepper_of: StepperOf = Stepper,
 ) -> Iterator[Event]:
     """Continues all requests together, an event for each token as it comes; without a tokenizer, events have no text.
     `stepper_of` says what reads the tokens.
@@ -76,13 +76,11 @@ class Batch:
     Raises `ModelError` for a model that does not write. After any other error than one of `admit` the batch is lost.
     """
 
-    def __init__(
-        self, model: nn.Module, tokenizer: Any = None, stepper_of: Callable[[nn.Module], Stepper] = Stepper
-    ) -> None:
+    def __init__(self, model: nn.Module, tokenizer: Any = None, stepper_of: StepperOf = Stepper) -> None:
         check_writes(model)
         self._model, self._tokenizer, self._stepper_of = model, tokenizer, stepper_of
         self._rows: list[Row] = []
-        self._stepper: Stepper | None = None
+        self._stepper: Steps | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -136,7 +134,7 @@ class Batch:
         return [row.take(scores) for row, scores in zip(rows, logits, strict=True)]
 
 
-def _going_on(rows: list["Row"], stepper: Stepper | None, gone: Container[int] = ()) -> list["Row"]:
+def _going_on(rows: list["Row"], stepper: Steps | None, gone: Container[int] = ()) -> list["Row"]:
     """The rows that have not ended and are not `gone`; if there are any, the stepper is left with just them."""
     places = [place for place, row in enumerate(rows) if row.finished is None and row.number not in gone]
     if stepper is not None and 0 < len(places) < len(rows):

@@ -6,7 +6,7 @@ whatever the model's forward pass makes (key–value caches, the states of Mamba
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -43,8 +43,44 @@ class Keeper(Protocol):
         context's end is the end."""
 
 
+class Steps(Protocol):
+    """The model's side of decoding, whatever runs it: a batch of sequences, each with a past."""
+
+    @property
+    def endless(self) -> bool:
+        """Whether a text may go on past the model's context."""
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of what is kept of past tokens."""
+
+    def prefill(self, prompts: Sequence[Inputs]) -> Tensor:
+        """Reads the prompts. Returns logits (prompts, vocabulary) of the token after each, float32."""
+
+    def step(self, tokens: Sequence[int], moving: Sequence[bool]) -> Tensor:
+        """Reads one token for each sequence. Returns logits (sequences, vocabulary) of the next, float32. Sequences
+        that are not `moving` have ended: what stands in their rows is of no use."""
+
+    def extend(self, tokens: Tensor) -> Tensor:
+        """Reads tokens (sequences, length) behind what each has read. Returns logits (sequences, length, vocabulary)
+        after each, float32."""
+
+    def rewind(self, count: int) -> None:
+        """Forgets the latest `count` positions of every sequence. Raises `ModelError` where that cannot be."""
+
+    def select(self, rows: Sequence[int]) -> None:
+        """The batch becomes these sequences; one may come again (a fork), or not at all."""
+
+    def join(self, other: Any) -> None:
+        """The sequences of another one of the same kind, prefilled apart, come after these."""
+
+
+StepperOf = Callable[[nn.Module], Steps]
+"""What makes the side of a model that decoding needs."""
+
+
 class Stepper:
-    """The model's side of decoding. Later ways of running a model have the same methods."""
+    """Steps through transformers' own code, in torch."""
 
     def __init__(self, model: nn.Module, keeper: Keeper | None = None) -> None:
         self._model: Any = model

@@ -19,7 +19,7 @@ from gossamer.evaluate.meters import latency
 from gossamer.evaluate.prompts import prompt_inputs
 from gossamer.operate.speculate.decode import Statistics
 from gossamer.operate.speculate.wish import Wish
-from gossamer.operate.writer import open_writer
+from gossamer.operate.writer import Engine, open_writer
 
 
 def generate(
@@ -33,12 +33,14 @@ def generate(
     raw: bool = False,
     speculate: Wish | None = None,
     keeper: Keeper | None = None,
+    engine: Engine = "auto",
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Lets the model, or the checkpoint of the run folder, `ref` continue a prompt (see `prompt_inputs`).
 
     `say` is given each piece of text as it comes; `sampling` is greedy by default; `keeper` says what is kept of past
-    tokens, by default all; `speculate` how to draft, if at all. Returns `text`, `tokens`, `finish_reason` (see
+    tokens, by default all; `speculate` how to draft, if at all; `engine` what runs the model (see `open_writer`; a
+    keeper needs torch). Returns `text`, `tokens`, `finish_reason` (see
     `Finish`), `prompt_tokens`, `new_tokens`, and under `measured` `time_to_first_token_ms`, from the prompt's text and
     images on, of two tokens or more `time_per_token_ms`, and `cache_bytes`, what is held of past tokens at the end. If
     drafts were judged, `measured` has their `acceptance`: the share of places at which one was taken; `speculation` has
@@ -50,19 +52,25 @@ def generate(
     and the keeper do.
     """
     pictures = [load_image(path, "--image") for path in images]
-    opened = open_writer(checkpoint_of(ref))
+    if keeper is not None and engine == "native":
+        raise SettingError("the native engine keeps all of past tokens: leave out --kv, or take --engine torch")
+    writer = open_writer(checkpoint_of(ref), engine if keeper is None else "torch")
+    opened = writer.opened
     if keeper is not None and speculate is not None and speculate.drafts > 1:
         raise SettingError(f"{speculate.drafts} drafts need a cache that keeps all: leave out --kv, or give --drafts 1")
-    speculation = None if speculate is None else speculate.fitted(opened, prompt, pictures, raw)
+    speculation = None if speculate is None else speculate.fitted(opened, prompt, pictures, raw, engine)
     count = Statistics()
     start = time.perf_counter()
     inputs = prompt_inputs(opened, prompt, pictures, raw)
     request = Request(inputs, sampling or Sampling(), max_tokens, tuple(stops))
-    stepper = Stepper(opened.model, keeper)
+    stepper = writer.stepper_of(opened.model) if keeper is None else Stepper(opened.model, keeper)
     if speculation is None:
         coming = decode(opened.model, [request], opened.tokenizer, lambda model: stepper)
     else:
-        coming = speculation.decode(opened.model, request, opened.tokenizer, count, lambda model: stepper)
+        coming = speculation.decode(
+            opened.model, request, opened.tokenizer, count,
+            lambda model: stepper if model is opened.model else writer.stepper_of(model),
+        )  # fmt: skip
     events: list[Event] = []
     times: list[tuple[int, float]] = []
     for event in coming:
@@ -86,6 +94,7 @@ def generate(
         "new_tokens": len(events),
         "measured": {key: value.model_dump() for key, value in measured.items()},
         "sampling": asdict(request.sampling),
+        "engine": writer.engine,
         **told,
     }
 

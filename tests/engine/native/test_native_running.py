@@ -4,18 +4,42 @@ from pathlib import Path
 
 import pytest
 import torch
-from gossamer.operate.speculate.self_draft import first_blocks
 from tests.models.feeds import inputs_for
-from tests.models.test_adapter import written
+from tests.models.tiny import build
 
 from gossamer.core.errors import ModelError
 from gossamer.engine.native.lower import NotServedError
 from gossamer.engine.native.running import open_native
 from gossamer.engine.native.stepper import Precision
 from gossamer.engine.stepping import Stepper
-from gossamer.models.open import open_model
+from gossamer.models.adapter import write_adapter
+from gossamer.models.checkpoint import save_compressed
+from gossamer.models.low_rank import LowRank
+from gossamer.models.open import Opened, open_model
+from gossamer.models.packed import QuantizedTensor, Scheme
+from gossamer.models.structure import hierarchy_of, read_matrix
+from gossamer.operate.speculate.self_draft import first_blocks
 
 EXACT = Precision(exact=True, half_cache=False)
+
+
+def written(name: str, directory: Path) -> None:
+    """A tiny model at 4 bits, groups of 8, with a matrix of rank 1 to 3 beside every second layer."""
+    model = build(name)
+    opened = Opened(model, hierarchy_of(model, model.config), model.config, name, "sha256:" + "0" * 64)
+    draw = torch.Generator().manual_seed(1)
+    tensors, matrices = {}, {}
+    for number, layer in enumerate(opened.hierarchy.layers()):
+        if layer.kind == "linear":
+            matrix = read_matrix(opened.model, layer).float()
+            scales = (matrix.reshape(layer.rows, -1, 8).abs().amax(-1) / 7.5).clamp(min=1e-4).half()
+            tensors[layer.path] = QuantizedTensor.encode(matrix, Scheme(4, 8), scales)
+        if number % 2:
+            factors = ((layer.rows, 1 + number % 3), (1 + number % 3, layer.columns))
+            left, right = (0.3 * torch.randn(shape, generator=draw).half() for shape in factors)
+            matrices[layer.path] = layer, LowRank(left, right)
+    save_compressed(opened, tensors, directory)
+    write_adapter(matrices, directory, "acme/tiny")
 
 
 @torch.inference_mode()

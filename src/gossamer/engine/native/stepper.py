@@ -64,6 +64,11 @@ class NativeStepper:
         self._angles: list[tuple[Tensor, Tensor]] = []
 
     @property
+    def endless(self) -> bool:
+        """Whether a text may go on past the model's context: it may not."""
+        return False
+
+    @property
     def cache_bytes(self) -> int:
         """Bytes of the keys and values, room ahead included."""
         return sum(tensor.nbytes for tensor in (*self._keys, *self._values))

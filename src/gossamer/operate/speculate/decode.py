@@ -6,7 +6,7 @@ are used differently, and where the length of drafts follows measured times, dif
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from gossamer.core.errors import SettingError
 from gossamer.engine.decode import Event, Request, Row, check_numbers, check_writes
-from gossamer.engine.stepping import Stepper
+from gossamer.engine.stepping import Stepper, StepperOf
 from gossamer.operate.speculate.drafter import Drafter, Drafts
 from gossamer.operate.speculate.pace import Pace
 from gossamer.operate.speculate.verify import KSeq, Rule, walk
@@ -69,7 +69,7 @@ class Speculation:
         request: Request,
         tokenizer: Any = None,
         statistics: Statistics | None = None,
-        stepper_of: Callable[[nn.Module], Stepper] = Stepper,
+        stepper_of: StepperOf = Stepper,
     ) -> Iterator[Event]:
         """Continues a request, an event for each token; `statistics` are counted up as it goes, `stepper_of` says what
         reads the tokens.
@@ -86,7 +86,7 @@ class Speculation:
         logits = stepper.prefill([request.inputs])
         stepper.rewind(0)  # says at once if this model cannot go back
         check_numbers(model, logits)
-        drafting = self.drafter.begin(model, request.inputs, row.sampler, logits.shape[-1])
+        drafting = self.drafter.begin(model, request.inputs, row.sampler, logits.shape[-1], stepper_of)
         none, pace = Drafts.none(logits.shape[-1]), Pace()
         yield row.take(logits[0])
         unread = [row.token]

@@ -10,7 +10,7 @@ from gossamer.core.errors import DataError
 from gossamer.engine.decode import prompt_ids
 from gossamer.engine.forward import device_of
 from gossamer.engine.sampling import Sampler
-from gossamer.engine.stepping import Inputs
+from gossamer.engine.stepping import Inputs, Stepper, StepperOf
 from gossamer.operate.speculate.follow import Follower
 
 _PLACES = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id", "audio_token_index")
@@ -21,16 +21,20 @@ class DraftModel:
     """Drafts drawn from the laws of `model`, whose token ids mean what the target's do.
 
     `inputs` are what it is given as the prompt. By default that is the target's text alone, without the places of its
-    images, so that a language model can draft for a vision-language model.
+    images, so that a language model can draft for a vision-language model. `stepper_of` says what reads for it.
     """
 
     model: nn.Module
     inputs: Inputs | None = None
+    stepper_of: StepperOf = Stepper
     certain: ClassVar[bool] = False
 
-    def begin(self, target: nn.Module, inputs: Inputs, sampler: Sampler, size: int) -> Follower:
+    def begin(
+        self, target: nn.Module, inputs: Inputs, sampler: Sampler, size: int, stepper_of: StepperOf = Stepper
+    ) -> Follower:
         """See `Drafter`."""
-        return Follower(self.model, text_of(target, inputs) if self.inputs is None else self.inputs, sampler, size)
+        seen = text_of(target, inputs) if self.inputs is None else self.inputs
+        return Follower(self.model, seen, sampler, size, self.stepper_of)
 
 
 def text_of(model: Any, inputs: Inputs) -> dict[str, torch.Tensor]:

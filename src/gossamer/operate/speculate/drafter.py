@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.engine.sampling import Sampler
-from gossamer.engine.stepping import Inputs
+from gossamer.engine.stepping import Inputs, Stepper, StepperOf
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,12 @@ class Drafter(Protocol):
         """Whether its drafts are all the same, so that one is all that is of use."""
         ...
 
-    def begin(self, target: nn.Module, inputs: Inputs, sampler: Sampler, size: int) -> Drafting:
+    def begin(
+        self, target: nn.Module, inputs: Inputs, sampler: Sampler, size: int, stepper_of: StepperOf = Stepper
+    ) -> Drafting:
         """Drafts of what `target` writes after a prompt, from its `inputs` and before the first token.
 
         `sampler` is the answer's: its settings and penalties are the drafts' too. `size` is that of the target's
-        vocabulary. Raises `ModelError` if these models cannot draft.
+        vocabulary, `stepper_of` what reads for the target. Raises `ModelError` if these models cannot draft.
         """
         ...

@@ -9,14 +9,16 @@ from torch import Tensor, nn
 from gossamer.core.errors import ModelError
 from gossamer.engine.decode import check_numbers, prompt_ids
 from gossamer.engine.sampling import Sampler, draw
-from gossamer.engine.stepping import Inputs, Stepper, context_of
+from gossamer.engine.stepping import Inputs, Stepper, StepperOf, context_of
 from gossamer.operate.speculate.drafter import Drafts
 
 
 class Follower:
     """Drafts drawn from a model's laws, by the sampling of the answer; its own past follows what is written."""
 
-    def __init__(self, model: Any, inputs: Inputs, sampler: Sampler, size: int) -> None:
+    def __init__(
+        self, model: Any, inputs: Inputs, sampler: Sampler, size: int, stepper_of: StepperOf = Stepper
+    ) -> None:
         if getattr(model, "_is_stateful", False):
             raise ModelError(
                 f"{type(model).__name__} keeps a state, not its past: it cannot go back, so it cannot draft"
@@ -26,7 +28,7 @@ class Follower:
         context, prompt = context_of(model), prompt_ids(model, inputs)
         self._room = None if context is None else context - len(prompt)
         self._table = model.get_input_embeddings().num_embeddings
-        self._stepper = Stepper(model)
+        self._stepper = stepper_of(model)
         self._reads = self._can_read(prompt)
         self._guessed = torch.zeros(1, 0, dtype=torch.long)
 

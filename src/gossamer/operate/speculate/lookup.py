@@ -10,7 +10,7 @@ from torch import nn
 from gossamer.core.errors import SettingError
 from gossamer.engine.decode import prompt_ids
 from gossamer.engine.sampling import Sampler
-from gossamer.engine.stepping import Inputs
+from gossamer.engine.stepping import Inputs, Stepper, StepperOf
 from gossamer.operate.speculate.drafter import Drafts
 
 
@@ -29,7 +29,9 @@ class PromptLookup:
         if self.ngram < 1:
             raise SettingError(f"ngram {self.ngram} is not possible: give 1 or more")
 
-    def begin(self, target: nn.Module, inputs: Inputs, sampler: Sampler, size: int) -> "_Lookup":
+    def begin(
+        self, target: nn.Module, inputs: Inputs, sampler: Sampler, size: int, stepper_of: StepperOf = Stepper
+    ) -> "_Lookup":
         """See `Drafter`."""
         return _Lookup(self.ngram, prompt_ids(target, inputs), size)
 

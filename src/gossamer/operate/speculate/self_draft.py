@@ -8,7 +8,7 @@ from torch import nn
 
 from gossamer.core.errors import ModelError, SettingError
 from gossamer.engine.sampling import Sampler
-from gossamer.engine.stepping import Inputs
+from gossamer.engine.stepping import Inputs, Stepper, StepperOf
 from gossamer.models.structure import hierarchy_of
 from gossamer.operate.speculate.follow import Follower
 
@@ -21,9 +21,11 @@ class SelfDraft:
     blocks: int
     certain: ClassVar[bool] = False
 
-    def begin(self, target: nn.Module, inputs: Inputs, sampler: Sampler, size: int) -> Follower:
+    def begin(
+        self, target: nn.Module, inputs: Inputs, sampler: Sampler, size: int, stepper_of: StepperOf = Stepper
+    ) -> Follower:
         """See `Drafter`."""
-        return Follower(first_blocks(target, self.blocks), inputs, sampler, size)
+        return Follower(first_blocks(target, self.blocks), inputs, sampler, size, stepper_of)
 
 
 def first_blocks(model: Any, count: int) -> Any:

@@ -14,7 +14,7 @@ from gossamer.operate.speculate.drafter import Drafter
 from gossamer.operate.speculate.lookup import PromptLookup
 from gossamer.operate.speculate.self_draft import SelfDraft
 from gossamer.operate.speculate.verify import RULES
-from gossamer.operate.writer import open_writer
+from gossamer.operate.writer import Engine, open_writer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,15 +30,19 @@ class Wish:
     drafts: int = 1
     rule: str = "kseq"
 
-    def fitted(self, target: Any, prompt: str, images: Sequence["Image"] = (), raw: bool = False) -> Speculation:
-        """The speculation for one prompt of the open model `target`.
+    def fitted(
+        self, target: Any, prompt: str, images: Sequence["Image"] = (), raw: bool = False, engine: Engine = "auto"
+    ) -> Speculation:
+        """The speculation for one prompt of the open model `target`; a draft model runs on `engine`.
 
         Raises `SettingError` for what cannot be meant, and `ModelError` for a draft model that does not write or has
         another tokenizer.
         """
-        return Speculation(self._drafter(target, prompt, images, raw), self._length(), self.drafts, self._rule())
+        return Speculation(
+            self._drafter(target, prompt, images, raw, engine), self._length(), self.drafts, self._rule()
+        )
 
-    def _drafter(self, target: Any, prompt: str, images: Sequence["Image"], raw: bool) -> Drafter:
+    def _drafter(self, target: Any, prompt: str, images: Sequence["Image"], raw: bool, engine: Engine) -> Drafter:
         if self.drafter == "lookup":
             return PromptLookup()
         kind, _, blocks = self.drafter.partition(":")
@@ -46,13 +50,15 @@ class Wish:
             if not blocks.isdecimal():
                 raise SettingError(f"{self.drafter} is not possible: write self:N, N being the number of first blocks")
             return SelfDraft(int(blocks))
-        draft = open_writer(checkpoint_of(self.drafter))
+        writer = open_writer(checkpoint_of(self.drafter), engine)
+        draft = writer.opened
         if tokenizer_of(draft).get_vocab() != tokenizer_of(target).get_vocab():
             raise ModelError(
                 f"the draft {self.drafter} has another tokenizer than {target.source}: give a model with the same one"
             )
         sees = bool(images) and getattr(draft.processor, "image_processor", None) is not None
-        return DraftModel(draft.model, prompt_inputs(draft, prompt, images, raw) if sees else None)
+        inputs = prompt_inputs(draft, prompt, images, raw) if sees else None
+        return DraftModel(draft.model, inputs, writer.stepper_of)
 
     def _length(self) -> int | None:
         if self.draft_tokens == "auto":
