@@ -24,6 +24,7 @@ def test_the_text_stays_and_the_drafts_are_counted(gossamer, drafter: str) -> No
     assert said["tokens_per_pass"] == 29 / said["passes"]
     assert told["measured"]["acceptance"]["n"] == said["judged"] == said["accepted"] + said["recovered"]
     assert told["measured"]["acceptance"]["value"] == said["accepted"] / said["judged"]
+    assert said["lossless"] is True
     assert "speculation" not in plain
     shown = gossamer(*PROMPT, "--speculate", drafter, "--draft-tokens", "3")
     assert shown.out == plain["text"] + "\n"
@@ -48,7 +49,11 @@ def test_an_answer_about_an_image(gossamer, drafter: str, tmp_path: Path) -> Non
     Image.fromarray(scene("test", 3, size=64).image).save(tmp_path / "scene.png")
     question = ("generate", "tiny-vlm", "--prompt", "what color is the circle?", "--image", tmp_path / "scene.png")
     plain = gossamer(*question, "--json").json
-    assert gossamer(*question, "--speculate", drafter, "--json").json["tokens"] == plain["tokens"]
+    for length in ("3", "auto"):
+        told = gossamer(*question, "--speculate", drafter, "--draft-tokens", length, "--json").json
+        assert told["tokens"] == plain["tokens"]
+        if (length, drafter) == ("3", "tiny-vlm-small"):
+            assert told["speculation"]["accepted"] > 0
 
 
 def test_a_text_only_draft_for_a_model_that_sees(gossamer, tmp_path: Path) -> None:
@@ -69,6 +74,17 @@ def test_a_text_only_draft_for_a_model_that_sees(gossamer, tmp_path: Path) -> No
     assert told["speculation"]["drafted"] > 0
 
 
+@pytest.mark.parametrize("kv", ["h2o:budget=200", "full:bits=8", "streaming:budget=24,block=8,positions=rerotate"])
+def test_drafts_with_a_cache_that_keeps_less(gossamer, kv: str) -> None:
+    plain = gossamer(*PROMPT, "--kv", kv, "--json").json
+    told = gossamer(*PROMPT, "--kv", kv, "--speculate", "tiny-lm-draft", "--draft-tokens", "3", "--json").json
+    assert told["speculation"]["lossless"] is False
+    assert told["new_tokens"] == 30
+    assert told["speculation"]["accepted"] > 5
+    if "budget=200" in kv:  # nothing is evicted
+        assert told["tokens"] == plain["tokens"]
+
+
 def test_what_cannot_draft_is_refused(gossamer) -> None:
     def refused(*arguments: str) -> str:
         return gossamer(*PROMPT, "--speculate", *arguments).refused()
@@ -83,4 +99,5 @@ def test_what_cannot_draft_is_refused(gossamer) -> None:
     assert "always drafts the same" in refused("lookup", "--drafts", "2")
     assert "temperature above 0" in refused("self:2", "--drafts", "2")
     assert "0 drafts" in refused("self:2", "--drafts", "0")
+    assert "leave out --kv" in refused("self:2", "--drafts", "2", "--temperature", "1", "--kv", "h2o")
     assert "--rule" in refused("self:2", "--rule", "best")

@@ -76,8 +76,8 @@ def command(
             sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed),
             stops=stop or (),
             raw=raw,
-            speculate=None if speculate is None else Wish(speculate, draft_tokens, drafts, rule),
             keeper=keeper,
+            speculate=None if speculate is None else Wish(speculate, draft_tokens, drafts, rule),
             say=(lambda text: None) if as_json else say,
         )
         if keeper is not None:

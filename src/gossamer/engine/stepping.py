@@ -53,7 +53,7 @@ class Stepper:
         self._encodes = bool(getattr(self._model.config, "is_encoder_decoder", False))
         self._prefix = "decoder_" if self._encodes else ""
         # transformers' RWKV knows no padding, and mixes up the sequences of a batch when each has one token
-        self._keeps_apart = "state" in self._known or keeper is not None
+        self._separate = "state" in self._known or keeper is not None
         self._apart: list[Stepper] = []
         self._past: dict[str, Any] = {}
         self._constant: dict[str, Any] = {}
@@ -61,7 +61,7 @@ class Stepper:
 
     def prefill(self, prompts: Sequence[Inputs]) -> Tensor:
         """Reads the prompts. Returns logits (prompts, vocabulary) of the token after each, float32."""
-        if self._keeps_apart and len(prompts) > 1:
+        if self._separate and len(prompts) > 1:
             self._apart = [Stepper(self._model, self._keeper) for _ in prompts]
             return torch.cat([one.prefill([prompt]) for one, prompt in zip(self._apart, prompts, strict=True)])
         inputs = placed(collate(prompts, pad_of(self._model)), device_of(self._model))
@@ -92,7 +92,7 @@ class Stepper:
                 f"the prompt has {ids.shape[1]} tokens, and the model's context holds {context}: with images it cannot "
                 "be read in pieces, shorten it"
             )
-        parts = ids.split(piece, 1)
+        parts = torch.split(ids, piece, 1)
         self._mask, self._positions = self._mask[:, :piece], self._positions[:, :piece]
         logits = self._run(parts[0], {}, first=True)
         for part in parts[1:]:
@@ -171,8 +171,9 @@ class Stepper:
 
         Columns where only those had tokens that have left are given up.
         """
-        if self._apart:
-            self._apart = [self._apart[row]._forked() for row in rows]
+        if self._separate:
+            alone = self._alone()
+            self._apart, self._past = [alone[row]._forked() for row in rows], {}
             return
         taken = torch.tensor(rows, device=self._mask.device)
         self._past = {name: take_rows(past, rows) for name, past in self._past.items()}
@@ -192,8 +193,8 @@ class Stepper:
 
         Raises `ModelError` for a model whose past cannot be joined, or encoder inputs of different sizes.
         """
-        if self._keeps_apart:
-            self._apart = [*self._alone(), *other._alone()]
+        if self._separate:
+            self._apart, self._past = [*self._alone(), *other._alone()], {}
             return
         for name, encoded in self._constant.items():
             for part, value in encoded.items():

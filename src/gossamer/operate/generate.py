@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from gossamer.core.errors import SettingError
 from gossamer.core.outcome import Measure
 from gossamer.core.runfolder import checkpoint_of
 from gossamer.data.images import load_image
@@ -36,17 +37,22 @@ def generate(
 ) -> dict[str, Any]:
     """Lets the model, or the checkpoint of the run folder, `ref` continue a prompt (see `prompt_inputs`).
 
-    `say` is given each piece of text as it comes; `sampling` is greedy by default; `speculate` says how to draft, if at
-    all, `keeper` what is kept of past tokens, by default all. Returns `text`, `tokens`, `finish_reason` (see `Finish`),
-    `prompt_tokens`, `new_tokens`, and under `measured` `time_to_first_token_ms`, from the prompt's text and images on,
-    of two tokens or more `time_per_token_ms`, and `cache_bytes`, what is held of past tokens at the end; with drafts
-    `measured` has their `acceptance`, the share of places at which a drafted token was taken, and `speculation` its
-    settings, `tokens_per_pass` and `Statistics`. Raises `ModelError` for a model that does not write from text,
-    `DataError` for an image that cannot be read or a prompt that leaves no room in the context, and what `Wish.fitted`
-    does.
+    `say` is given each piece of text as it comes; `sampling` is greedy by default; `keeper` says what is kept of past
+    tokens, by default all; `speculate` how to draft, if at all. Returns `text`, `tokens`, `finish_reason` (see
+    `Finish`), `prompt_tokens`, `new_tokens`, and under `measured` `time_to_first_token_ms`, from the prompt's text and
+    images on, of two tokens or more `time_per_token_ms`, and `cache_bytes`, what is held of past tokens at the end. If
+    drafts were judged, `measured` has their `acceptance`: the share of places at which one was taken; `speculation` has
+    the settings, `tokens_per_pass`, the `Statistics`, and whether it is `lossless`: a `keeper` that evicts or packs is
+    swayed by drafts that are rejected later.
+
+    Raises `ModelError` for a model that does not write from text, `DataError` for an image that cannot be read or a
+    prompt that leaves no room in the context, `SettingError` for several drafts with a keeper, and what `Wish.fitted`
+    and the keeper do.
     """
     pictures = [load_image(path, "--image") for path in images]
     opened = open_writer(checkpoint_of(ref))
+    if keeper is not None and speculate is not None and speculate.drafts > 1:
+        raise SettingError(f"{speculate.drafts} drafts need a cache that keeps all: leave out --kv, or give --drafts 1")
     speculation = None if speculate is None else speculate.fitted(opened, prompt, pictures, raw)
     count = Statistics()
     start = time.perf_counter()
@@ -65,14 +71,12 @@ def generate(
         say(event.text)
     measured = {"time_to_first_token_ms": latency([times[0][1]], "one run, from the prompt's text and images on")}
     if len(events) > 1:
-        shared = ", those of one pass alike" if speculation else ""
-        measured["time_per_token_ms"] = latency(
-            _gaps(times), f"median and quartiles of the tokens after the first{shared}"
-        )
-    measured["cache_bytes"] = Measure.exact(stepper.cache_bytes)
+        method = "median and quartiles of the tokens after the first"
+        measured["time_per_token_ms"] = latency(_gaps(times), method + ", those of one pass alike" * bool(speculation))
     if count.judged:
         measured["acceptance"] = wilson(count.accepted, count.judged)
-    told = {} if speculate is None else {"speculation": _told(speculate, count)}
+    measured["cache_bytes"] = Measure.exact(stepper.cache_bytes)
+    told = {} if speculate is None else {"speculation": _told(speculate, count, keeper is None)}
     return {
         "model": {"name": ref, "family": opened.hierarchy.family, "fingerprint": opened.fingerprint},
         "text": "".join(event.text for event in events),
@@ -96,6 +100,6 @@ def _gaps(times: Iterable[tuple[int, float]]) -> Iterator[float]:
         last = end
 
 
-def _told(wish: Wish, count: Statistics) -> dict[str, Any]:
-    written = count.accepted + count.passes
-    return {**asdict(wish), "tokens_per_pass": written / count.passes if count.passes else None, **asdict(count)}
+def _told(wish: Wish, count: Statistics, lossless: bool) -> dict[str, Any]:
+    per_pass = (count.accepted + count.passes) / count.passes if count.passes else None
+    return {**asdict(wish), "lossless": lossless, "tokens_per_pass": per_pass, **asdict(count)}

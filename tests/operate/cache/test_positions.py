@@ -208,3 +208,30 @@ def test_requests_together_are_as_alone() -> None:
     for at, events in enumerate(alone):
         assert [event.token for event in together if event.request == at] == [event.token for event in events]
     assert written(model, requests) != [[event.token for event in events] for events in alone]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("positions", ["keep", "rerotate"])
+def test_sequences_come_and_go(positions: Any) -> None:
+    model = tiny("Llama", num_hidden_layers=2)
+    keeper = KeyValues(POLICIES["h2o"](), budget=10, block=4, positions=positions)
+
+    def alone(length: int, tokens: list[int]) -> torch.Tensor:
+        stepper = Stepper(model, keeper)
+        stepper.prefill([{"input_ids": IDS[:, :length]}])
+        return torch.cat([stepper.step([token], [True]) for token in tokens])
+
+    batch, other = Stepper(model, keeper), Stepper(model, keeper)
+    batch.prefill([{"input_ids": IDS[:, :30]}])
+    held = batch.cache_bytes
+    batch.select([0, 0])
+    assert batch.cache_bytes == 2 * held
+    batch.step([4, 5], [True, True])
+    other.prefill([{"input_ids": IDS[:, :17]}])
+    batch.join(other)
+    found = torch.stack([batch.step([6 + row] * 3, [True] * 3) for row in range(9)])
+    tokens = list(range(6, 15))
+    for row, expected in enumerate((alone(30, [4, *tokens])[1:], alone(30, [5, *tokens])[1:], alone(17, tokens))):
+        assert torch.equal(found[:, row], expected)
+    batch.select([2])
+    assert torch.equal(batch.step([70], [True]), alone(17, [*tokens, 70])[-1:])

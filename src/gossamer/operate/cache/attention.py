@@ -87,13 +87,15 @@ def attention(
     those of the latest rows, each sees the rows up to its own.
     """
     heads, length, rows = keys.shape[1], query.shape[2], keys.shape[2]
-    grouped = query[0].unflatten(0, (heads, -1)).float()
+    grouped = query.reshape(heads, -1, length, query.shape[-1]).float()
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if mask is None:
         visible = torch.ones(length, rows, dtype=torch.bool, device=keys.device).tril(rows - length)
     else:
         visible = mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] >= 0
-    for some in torch.arange(length, device=keys.device).split(max(1, _WEIGHTS_AT_ONCE // (query.shape[1] * rows))):
+    step = max(1, _WEIGHTS_AT_ONCE // (query.shape[1] * rows))
+    for start in range(0, length, step):
+        some = slice(start, start + step)
         scores = grouped[:, :, some] @ keys[0, :, None].float().transpose(-1, -2) * scale
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap

@@ -28,15 +28,18 @@ class Rules:
     rotation: Rotation | None
 
 
-class KeptLayer(DynamicLayer):
+class KeptLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     """The cache of one layer for one sequence, after transformers' contract for such layers.
 
     A row is one token's key and value in one head; heads keep different tokens, in the order in which they were read.
     `keys` and `values` (1, heads, rows, channels) are the rows in full precision, which come after those in `packed`.
     """
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, rules: Rules) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.rules = rules
         self.packed: Packed | None = None
         self.queries: Tensor | None = None

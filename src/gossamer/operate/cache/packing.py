@@ -33,24 +33,28 @@ class Grid:
         step = (step * (1 + _SLACK) + _LEAST).half()
         codes = ((numbers - low.float()[..., None]) / step.float()[..., None]).round().clamp(0, 2**bits - 1).byte()
         per = 8 // bits
-        codes = F.pad(codes, (0, -codes.shape[-1] % per)).unflatten(-1, (-1, per))
+        codes = F.pad(codes, (0, -codes.shape[-1] % per)).reshape(*low.shape, -1, per)
         shifts = torch.arange(per, device=codes.device, dtype=torch.uint8) * bits
         return cls((codes << shifts).sum(-1, dtype=torch.uint8), low, step, bits, numbers.shape[-1])
 
     def numbers(self) -> Tensor:
         """The numbers (…, group), float32."""
         shifts = torch.arange(8 // self.bits, device=self.codes.device, dtype=torch.uint8) * self.bits
-        codes = ((self.codes[..., None] >> shifts) & (2**self.bits - 1)).flatten(-2)[..., : self.size]
+        codes = torch.flatten((self.codes[..., None] >> shifts) & (2**self.bits - 1), -2)[..., : self.size]
         return codes.float() * self.step.float()[..., None] + self.low.float()[..., None]
 
     def then(self, later: "Grid") -> "Grid":
         """This and `later` joined along the third axis (heads and batch come first)."""
-        joined = (torch.cat([getattr(self, name), getattr(later, name)], 2) for name in ("codes", "low", "step"))
-        return Grid(*joined, self.bits, self.size)
+        codes, low, step = (torch.cat(pair, 2) for pair in zip(self._parts(), later._parts(), strict=True))
+        return Grid(codes, low, step, self.bits, self.size)
 
     def first(self, count: int) -> "Grid":
         """The first `count` along the third axis."""
-        return Grid(*(part[:, :, :count].clone() for part in (self.codes, self.low, self.step)), self.bits, self.size)
+        codes, low, step = (part[:, :, :count].clone() for part in self._parts())
+        return Grid(codes, low, step, self.bits, self.size)
+
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.codes, self.low, self.step
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,8 @@ class Packed:
         one grid for all of them."""
         width = values.shape[-1]
         across = group if width % group == 0 else width
-        by_channel = keys.unflatten(2, (-1, group)).transpose(-1, -2)
-        return cls(Grid.of(by_channel, bits), Grid.of(values.unflatten(-1, (-1, across)), bits))
+        by_channel = keys.reshape(*keys.shape[:2], -1, group, keys.shape[-1]).transpose(-1, -2)
+        return cls(Grid.of(by_channel, bits), Grid.of(values.reshape(*values.shape[:3], -1, across), bits))
 
     @property
     def rows(self) -> int:

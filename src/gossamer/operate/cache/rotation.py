@@ -41,7 +41,7 @@ class Rotation:
         cos, sin = self._angles(keys.float(), position_ids=by)
         scale = getattr(self._angles, "attention_scaling", 1.0)
         width = cos.shape[-1]
-        turned, rest = keys[0, :, None].float().split([width, keys.shape[-1] - width], -1)
+        turned, rest = torch.split(keys[0, :, None].float(), [width, keys.shape[-1] - width], -1)
         turned = self._turn(turned, turned, cos.float() / scale, sin.float() / scale)[1]
         return torch.cat([turned, rest], -1)[:, 0][None].to(keys.dtype)
 

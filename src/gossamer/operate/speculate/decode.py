@@ -108,16 +108,20 @@ class Speculation:
             if len(drafted) > 1:
                 stepper.select([found.row])
             pace.record(length, accepted, time.perf_counter() - start)
+            events = []
+            for token in found.tokens:
+                events.append(row.write(token))
+                unread.append(token)
+                if row.finished is not None:
+                    break
+            complete = len(events) == len(found.tokens)
+            taken = accepted if complete else len(events)
             count.passes += 1
             count.plain += length == 0
             count.drafted += drafted.numel()
-            count.judged += accepted + (not found.bonus)
-            count.accepted += accepted
-            count.recovered += not found.bonus
-            count.bonus += found.bonus and length > 0
+            count.judged += taken + (complete and not found.bonus)
+            count.accepted += taken
+            count.recovered += complete and not found.bonus
+            count.bonus += complete and found.bonus and length > 0
             count.off = pace.why_off if self.length is None else ""
-            for token in found.tokens:
-                yield row.write(token)
-                unread.append(token)
-                if row.finished is not None:
-                    return
+            yield from events
