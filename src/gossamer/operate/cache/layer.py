@@ -1,6 +1,7 @@
 """One layer's keys and values of past tokens: as many rows as its budget allows, the older ones in few bits."""
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -168,7 +169,7 @@ class KeptCache(DynamicCache):
 
 
 def _tally(policy: Policy, query: Any, keys: Tensor, *rest: Any) -> Tensor:
-    return torch.stack([policy.tally(*seen) for seen in attention(query, keys, *rest)]).sum(0)
+    return reduce(torch.add, (policy.tally(*seen) for seen in attention(query, keys, *rest)))
 
 
 def _grown(tally: Tensor | None, rows: int) -> Any:
