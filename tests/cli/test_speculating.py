@@ -49,7 +49,11 @@ def test_an_answer_about_an_image(gossamer, drafter: str, tmp_path: Path) -> Non
     Image.fromarray(scene("test", 3, size=64).image).save(tmp_path / "scene.png")
     question = ("generate", "tiny-vlm", "--prompt", "what color is the circle?", "--image", tmp_path / "scene.png")
     plain = gossamer(*question, "--json").json
-    assert gossamer(*question, "--speculate", drafter, "--json").json["tokens"] == plain["tokens"]
+    for length in ("3", "auto"):
+        told = gossamer(*question, "--speculate", drafter, "--draft-tokens", length, "--json").json
+        assert told["tokens"] == plain["tokens"]
+        if (length, drafter) == ("3", "tiny-vlm-small"):
+            assert told["speculation"]["accepted"] > 0
 
 
 def test_a_text_only_draft_for_a_model_that_sees(gossamer, tmp_path: Path) -> None:

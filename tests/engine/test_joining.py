@@ -7,7 +7,9 @@ import torch
 from tests.engine.test_decode import WRITERS, lively, prompts_for
 from tests.models.tiny import build
 
-from gossamer.core.errors import ModelError
+from gossamer.core.errors import DataError, ModelError
+from gossamer.engine.decode import Batch, Request, decode
+from gossamer.engine.sampling import Sampling
 from gossamer.engine.stepping import Stepper
 
 NEW = 6
@@ -125,3 +127,27 @@ def test_what_cannot_join_is_refused() -> None:
     cache.layers = [DynamicIndexedLayer()]
     with pytest.raises(ModelError, match="keeps DynamicIndexedLayer"):
         join_rows(cache, cache)
+
+
+def test_requests_of_a_batch_come_and_go() -> None:
+    model = build("llama", seed=3)
+    requests = [
+        Request({"input_ids": torch.arange(3, 5 + 2 * seed)[None]}, Sampling(temperature=0.9, seed=seed), 6 + seed)
+        for seed in range(3)
+    ]
+    expected = [[event.token for event in decode(model, [request])] for request in requests]
+    batch = Batch(model)
+    assert batch.step() == batch.admit({}) == []
+    events = batch.admit({7: requests[0]}) + batch.step()
+    events += batch.admit({9: requests[1], 8: requests[0]}) + batch.step()
+    batch.leave({8})
+    with pytest.raises(DataError, match="no tokens"):
+        batch.admit({1: Request({"input_ids": torch.zeros(1, 0, dtype=torch.long)})})
+    events += batch.admit({3: requests[2]})
+    assert len(batch) == 3
+    while len(batch):
+        events += batch.step()
+    found = {number: [event.token for event in events if event.request == number] for number in (7, 9, 8, 3)}
+    assert found == {7: expected[0], 9: expected[1], 8: expected[0][:2], 3: expected[2]}
+    assert batch.admit({1: Request(requests[0].inputs, max_new_tokens=1)})[0].finished == "length"
+    assert len(batch) == 0

@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from gossamer.cli import apply, compare, estimate, evaluate, export, generate, inspect, optimize, report
+from gossamer.cli import apply, compare, estimate, evaluate, export, generate, inspect, optimize, report, serve
 from gossamer.core.errors import GossamerError
 
 INTERNAL = 70
@@ -31,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"max_content_width": 110},
 )
-for _verb in (inspect, estimate, evaluate, generate, optimize, apply, compare, export, report):
+for _verb in (inspect, estimate, evaluate, generate, serve, optimize, apply, compare, export, report):
     app.command(_verb.__name__.rpartition(".")[2], epilog=f"Example: {_verb.EXAMPLE}")(_verb.command)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 MOST_PIXELS = 64_000_000
 """Larger pictures are refused before they are decoded: 64 megapixels are 192 MB in memory."""
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,22 @@ def scene_image(split: str, index: int, size: int = 64) -> ImageRef:
 
 def load_image(path: Path, where: str) -> Image:
     """Decodes an image file to RGB, turned as its EXIF tag says. Raises `DataError` if it is not a whole image."""
+    return _upright_rgb(_open(path, where), str(path), where)
+
+
+def image_from_bytes(data: bytes, where: str) -> Image:
+    """The same of a file's content, of the formats that the web knows; `where` names what it came with."""
+    return _upright_rgb(_open(io.BytesIO(data), where, _FORMATS), "data", where)
+
+
+def _upright_rgb(image: Image, name: str, where: str) -> Image:
     from PIL import ImageOps
 
-    image = _open(path, where)
     try:
         image.load()
         upright = ImageOps.exif_transpose(image)
     except (OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{where}: image {path} is damaged ({error}); replace it by a whole image file") from error
+        raise DataError(f"{where}: image {name} is damaged ({error}); replace it by a whole image file") from error
     if upright.mode.startswith("I;16"):
         import numpy as np
         from PIL import Image as Pillow
@@ -72,28 +83,26 @@ def load_image(path: Path, where: str) -> Image:
     return upright.convert("RGB")
 
 
-def _open(path: Path, where: str) -> Image:
+def _open(file: Path | io.BytesIO, where: str, formats: Sequence[str] | None = None) -> Image:
     from PIL import Image as Pillow
     from PIL import UnidentifiedImageError
 
+    name = str(file) if isinstance(file, Path) else "data"
+    too_large = f"{where}: image {name} has too many pixels; at most {MOST_PIXELS // 10**6} megapixels are accepted"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Pillow.DecompressionBombWarning)
-            image = Pillow.open(path)
+            image = Pillow.open(file, formats=formats)
     except Pillow.DecompressionBombError as error:
-        raise DataError(_too_large(path, where)) from error
+        raise DataError(too_large) from error
     except FileNotFoundError as error:
-        raise DataError(f"{where}: image {path} does not exist") from error
+        raise DataError(f"{where}: image {name} does not exist") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise DataError(f"{where}: {path} is not an image; PNG, JPEG, WebP, BMP, TIFF and GIF are read") from error
+        raise DataError(f"{where}: {name} is not an image; PNG, JPEG, WebP, BMP, TIFF and GIF are read") from error
     if image.width * image.height > MOST_PIXELS:
         image.close()
-        raise DataError(_too_large(path, where))
+        raise DataError(too_large)
     return image
-
-
-def _too_large(path: Path, where: str) -> str:
-    return f"{where}: image {path} has too many pixels; at most {MOST_PIXELS // 10**6} megapixels are accepted"
 
 
 @lru_cache(maxsize=256)

@@ -4,7 +4,7 @@ This is the plain loop that any faster one must agree with: greedily it gives th
 Of a model's generation config only the end tokens count, neither its sampling nor tokens that it forces or forbids.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -63,30 +63,93 @@ def decode(
     Raises `ModelError` for a model that does not write, or whose logits are no numbers, and `DataError` for a prompt
     that leaves no room in the context, or for stop strings without a tokenizer.
     """
-    stepper = stepper_of(model)
-    rows = rows_of(model, requests, tokenizer, stepper.endless)
-    if not rows:
-        return
-    logits = stepper.prefill([request.inputs for request in requests])
-    while True:
-        check_numbers(model, logits)
-        for row, scores in zip(rows, logits, strict=True):
-            if row.finished is None:
-                yield row.take(scores)
-        moving = [row.finished is None for row in rows]
-        if not any(moving):
-            return
-        logits = stepper.step([row.token for row in rows], moving)
+    batch = Batch(model, tokenizer, stepper_of)
+    yield from batch.admit(dict(enumerate(requests)))
+    while len(batch):
+        yield from batch.step()
 
 
-def rows_of(model: Any, requests: Sequence[Request], tokenizer: Any = None, endless: bool = False) -> list["Row"]:
-    """The requests, ready to be continued, past the context if `endless`. Raises what `decode` does for those that
-    cannot be."""
+class Batch:
+    """Requests that a model continues together while others come and go; an event names its request by the number that
+    it was admitted with. `stepper_of` says what reads the tokens.
+
+    Raises `ModelError` for a model that does not write. After any other error than one of `admit` the batch is lost.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Any = None, stepper_of: Callable[[nn.Module], Stepper] = Stepper
+    ) -> None:
+        check_writes(model)
+        self._model, self._tokenizer, self._stepper_of = model, tokenizer, stepper_of
+        self._rows: list[Row] = []
+        self._stepper: Stepper | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes that are kept of past tokens, padding included."""
+        return 0 if self._stepper is None else self._stepper.cache_bytes
+
+    @torch.inference_mode()
+    def admit(self, requests: Mapping[int, Request]) -> list[Event]:
+        """Reads prompts, apart from the requests that are under way, which they then join; their first tokens.
+
+        Raises what `decode` raises; those under way are then as they were.
+        """
+        if not requests:
+            return []
+        stepper = self._stepper_of(self._model)
+        rows = [Row(*each, self._model, self._tokenizer, stepper.endless) for each in requests.items()]
+        events = self._take(rows, stepper.prefill([request.inputs for request in requests.values()]))
+        going = _going_on(rows, stepper)
+        if going and self._stepper is not None:
+            self._stepper.join(stepper)
+        elif going:
+            self._stepper = stepper
+        self._rows += going
+        return events
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """The next token of every request under way; those that end leave."""
+        if self._stepper is None:
+            return []
+        logits = self._stepper.step([row.token for row in self._rows], [True] * len(self._rows))
+        events = self._take(self._rows, logits)
+        self._settle()
+        return events
+
+    @torch.inference_mode()
+    def leave(self, numbers: Container[int]) -> None:
+        """Ends these requests here, as far as they are under way."""
+        self._settle(numbers)
+
+    def _settle(self, gone: Container[int] = ()) -> None:
+        self._rows = _going_on(self._rows, self._stepper, gone)
+        if not self._rows:
+            self._stepper = None
+
+    def _take(self, rows: Sequence["Row"], logits: torch.Tensor) -> list[Event]:
+        check_numbers(self._model, logits)
+        return [row.take(scores) for row, scores in zip(rows, logits, strict=True)]
+
+
+def _going_on(rows: list["Row"], stepper: Stepper | None, gone: Container[int] = ()) -> list["Row"]:
+    """The rows that have not ended and are not `gone`; if there are any, the stepper is left with just them."""
+    places = [place for place, row in enumerate(rows) if row.finished is None and row.number not in gone]
+    if stepper is not None and 0 < len(places) < len(rows):
+        stepper.select(places)
+    return [rows[place] for place in places]
+
+
+def check_writes(model: Any) -> None:
+    """Raises `ModelError` for a model that does not write."""
     if not getattr(model, "can_generate", bool)():
         raise ModelError(
             f"{type(model).__name__} does not write: a model with a language head that generates is needed"
         )
-    return [Row(number, request, model, tokenizer, endless) for number, request in enumerate(requests)]
 
 
 def check_numbers(model: Any, logits: torch.Tensor) -> None:
@@ -99,19 +162,16 @@ class Row:
     """One request on its way: the law of its next tokens, and what ends it. `token` is its latest."""
 
     def __init__(self, number: int, request: Request, model: Any, tokenizer: Any, endless: bool = False) -> None:
-        self._number = number
+        self.number = number
         self._eos = eos_of(model) if request.eos is None else request.eos
         self.prompt = prompt_ids(model, request.inputs)
         self.sampler = Sampler(request.sampling, self.prompt)
         if request.stops and tokenizer is None:
             raise DataError("stop strings need a tokenizer, and there is none: leave them out")
         self._stream = TextStream(tokenizer, request.stops) if tokenizer is not None else None
-        context, length = None if endless else context_of(model), len(self.prompt)
-        if context is not None and length >= context:
-            raise DataError(f"the prompt has {length} tokens, and the model's context holds {context}: shorten it")
-        room = request.max_new_tokens if context is None else context - length
-        self._limit: Finish = "length" if request.max_new_tokens <= room else "context"
-        self.room = min(room, request.max_new_tokens)
+        room = None if endless else room_for(model, self.prompt)
+        self._limit: Finish = "length" if room is None or request.max_new_tokens <= room else "context"
+        self.room = request.max_new_tokens if room is None else min(room, request.max_new_tokens)
         self.token = 0
         self.finished: Finish | None = None
 
@@ -136,7 +196,7 @@ class Row:
             text += self._stream.end()
             if self._stream.stopped and self.finished != "eos":
                 self.finished = "stop"
-        return Event(self._number, token, text, self.finished)
+        return Event(self.number, token, text, self.finished)
 
 
 def prompt_ids(model: Any, inputs: Inputs) -> list[int]:
@@ -153,3 +213,13 @@ def eos_of(model: Any) -> frozenset[int]:
     said = getattr(model.generation_config, "eos_token_id", None)
     said = getattr(model.config.get_text_config(decoder=True), "eos_token_id", None) if said is None else said
     return frozenset() if said is None else frozenset([said] if isinstance(said, int) else said)
+
+
+def room_for(model: Any, prompt: Sequence[int]) -> int | None:
+    """How many tokens an answer may have in the context, None for any number. Raises `DataError` if it has no room."""
+    context = context_of(model)
+    if context is None:
+        return None
+    if len(prompt) >= context:
+        raise DataError(f"the prompt has {len(prompt)} tokens, and the model's context holds {context}: shorten it")
+    return context - len(prompt)

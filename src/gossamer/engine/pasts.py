@@ -41,22 +41,28 @@ def join_rows(past: Any, other: Any) -> Any:
         join_rows(past.self_attention_cache, other.self_attention_cache)
         join_rows(past.cross_attention_cache, other.cross_attention_cache)
         return past
-    for mine, theirs in zip(past.layers, other.layers, strict=True):
+    pairs = list(zip(past.layers, other.layers, strict=True))
+    for mine, _ in pairs:  # all are checked before the first is changed
+        _check_joinable(mine)
+    for mine, theirs in pairs:
         _join_layers(mine, theirs)
     return past
 
 
-def _join_layers(mine: Any, theirs: Any) -> None:
+def _check_joinable(layer: Any) -> None:
     from transformers import cache_utils as caches
 
     growing = (caches.DynamicLayer, caches.DynamicSlidingWindowLayer)
     fixed = (caches.LinearAttentionLayer, caches.DummyLayer)
     both = (caches.LinearAttentionAndFullAttentionLayer, caches.LinearAttentionAndSlidingWindowAttentionLayer)
-    if type(mine) is not type(theirs) or type(mine) not in (*growing, *fixed, *both):
+    if type(layer) not in (*growing, *fixed, *both):
         raise ModelError(
-            f"sequences cannot join a batch whose cache keeps {type(mine).__name__}: keys and values, whole or of a "
+            f"sequences cannot join a batch whose cache keeps {type(layer).__name__}: keys and values, whole or of a "
             "sliding window, and states of fixed size can be joined"
         )
+
+
+def _join_layers(mine: Any, theirs: Any) -> None:
     for name in ("conv_states", "recurrent_states"):
         states, more = getattr(mine, name, {}), getattr(theirs, name, {})
         for key in states:

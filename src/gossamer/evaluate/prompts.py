@@ -76,10 +76,57 @@ def prompt_inputs(opened: Any, text: str, images: Sequence[Image] = (), raw: boo
     stands if the model has neither, or with `raw` (it then holds the places of its images itself). Raises `DataError`
     for a model without a tokenizer, or for images that it does not read or has no place for.
     """
-    reader = opened.processor if images else tokens.tokenizer_of(opened)
+    if raw:
+        return _encoded(opened, text, True, images)
+    parts: list[Part] = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
+    return chat_inputs(opened, [{"role": "user", "content": parts}], images)
+
+
+Part = dict[str, str]
+"""Of a message: `{"type": "text", "text": …}` or `{"type": "image"}`."""
+
+
+def chat_inputs(opened: Any, chat: Sequence[dict[str, Any]], images: Sequence[Image] = ()) -> dict[str, Tensor]:
+    """The same for a conversation that the model is to go on with.
+
+    A message is `{"role": …, "content": …}` with a list of parts; `images` are those of all messages, in order. Raises
+    `DataError` too where several messages meet a model without a chat template, and `ModelError` where that fails.
+    """
+    _check_reads_images(opened, images)
+    writer = opened.processor if getattr(opened.processor, "chat_template", None) else opened.tokenizer
+    own = opened.defaults.get("prompt") if images else None
+    if own is None and getattr(writer, "chat_template", None):
+        plain = writer is opened.tokenizer  # templates of text models want text, not parts
+        chat = [{**message, "content": _text(message)} for message in chat] if plain else chat
+        try:
+            written = writer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # a template is a program of the model's author
+            raise ModelError(
+                f"the chat template of {opened.source} fails ({first_line(error)}): give other messages, or text as it "
+                "stands (--raw; /v1/completions of a server)"
+            ) from error
+        return _encoded(opened, written, False, images)
+    if len(chat) != 1:
+        raise DataError(f"{opened.source} has no chat template: it reads one message, and was given {len(chat)}")
+    if images and own is None:
+        raise DataError(f"{opened.source} says in no template where images go: write their places and give --raw")
+    text = _text(chat[0])
+    return _encoded(opened, text if own is None else Prompt(own)(text), True, images)
+
+
+def _text(message: dict[str, Any]) -> str:
+    return "".join(part["text"] for part in message["content"] if part["type"] == "text")
+
+
+def _check_reads_images(opened: Any, images: Sequence[Image]) -> None:
     if images and getattr(opened.processor, "image_processor", None) is None:
         raise DataError(f"{opened.source} reads no images: give text only, or a vision-language model")
-    written, special = (text, True) if raw else _in_form(opened, text, len(images))
+
+
+def _encoded(opened: Any, written: str, special: bool, images: Sequence[Image]) -> dict[str, Tensor]:
+    """The inputs of a text in its final form; `special`: special tokens still have to be added."""
+    _check_reads_images(opened, images)
+    reader = opened.processor if images else tokens.tokenizer_of(opened)
     pictures = {"images": [list(images)]} if images else {}
     try:
         found = reader(text=[written], **pictures, add_special_tokens=special, return_tensors="pt")
@@ -90,23 +137,3 @@ def prompt_inputs(opened: Any, text: str, images: Sequence[Image] = (), raw: boo
     inputs = {key: value for key, value in found.items() if key != "labels"}
     tokens.check_vocabulary(inputs["input_ids"][0].tolist(), opened)
     return inputs
-
-
-def _in_form(opened: Any, text: str, images: int) -> tuple[str, bool]:
-    """The text in the form that the model was trained on, and whether special tokens still have to be added."""
-    if images and opened.defaults.get("prompt"):
-        return Prompt(opened.defaults["prompt"])(text), True
-    writer = opened.processor if getattr(opened.processor, "chat_template", None) else opened.tokenizer
-    if getattr(writer, "chat_template", None):
-        parts = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]
-        content = text if writer is opened.tokenizer else parts
-        try:
-            chat = [{"role": "user", "content": content}]
-            return writer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False), False
-        except Exception as error:  # a template is a program of the model's author
-            raise ModelError(
-                f"the chat template of {opened.source} fails ({first_line(error)}): --raw does without"
-            ) from error
-    if images:
-        raise DataError(f"{opened.source} says in no template where images go: write their places and give --raw")
-    return text, True

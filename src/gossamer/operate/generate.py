@@ -18,7 +18,8 @@ from gossamer.evaluate.intervals import wilson
 from gossamer.evaluate.meters import latency
 from gossamer.evaluate.prompts import prompt_inputs
 from gossamer.operate.speculate.decode import Statistics
-from gossamer.operate.speculate.wish import Wish, open_writer
+from gossamer.operate.speculate.wish import Wish
+from gossamer.operate.writer import open_writer
 
 
 def generate(
@@ -30,8 +31,8 @@ def generate(
     sampling: Sampling | None = None,
     stops: Sequence[str] = (),
     raw: bool = False,
-    keeper: Keeper | None = None,
     speculate: Wish | None = None,
+    keeper: Keeper | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Lets the model, or the checkpoint of the run folder, `ref` continue a prompt (see `prompt_inputs`).

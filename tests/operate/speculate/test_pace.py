@@ -43,8 +43,8 @@ def test_costs_that_jump_are_found_out() -> None:
 
 def test_plain_decoding_where_drafts_do_not_pay_with_ever_rarer_trials() -> None:
     chosen = np.array(lengths(lambda length: 1 + 0.6 * length, alpha=0.4, rounds=600))
-    assert (chosen[9:25] == 0).all()
-    trials = np.flatnonzero(chosen[9:]) + 9
+    assert (chosen[10:26] == 0).all()
+    trials = np.flatnonzero(chosen[10:]) + 10
     assert 3 <= len(trials) <= 25
     gaps = np.diff(trials)
     assert sorted(set(gaps[gaps > 1].tolist())) == [33, 65, 129, 257][: len(set(gaps[gaps > 1].tolist()))]
@@ -61,6 +61,12 @@ def test_it_says_why_it_is_off_and_comes_back() -> None:
         pace.record(length, length, 0.01 * (1 + 0.2 * length))
     assert pace.why_off == ""
     assert length > 8
+
+
+def test_plain_decoding_is_timed_again_now_and_then() -> None:
+    chosen = np.array(lengths(lambda length: 1 + 0.1 * length, alpha=0.9))
+    assert 4 <= (chosen[10:] == 0).sum() <= 8
+    assert np.median(chosen[10:]) > 5
 
 
 def test_nothing_drafted_is_no_trial() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gossamer.core.errors import SettingError
-from gossamer.engine.decode import Event, Request, check_numbers, rows_of
+from gossamer.engine.decode import Event, Request, Row, check_numbers, check_writes
 from gossamer.engine.stepping import Stepper
 from gossamer.operate.speculate.drafter import Drafter, Drafts
 from gossamer.operate.speculate.pace import Pace
@@ -80,8 +80,9 @@ class Speculation:
         if self.drafts > 1 and request.sampling.temperature == 0:
             raise SettingError(f"{self.drafts} drafts need a temperature above 0: greedy drafts are all the same")
         count = Statistics() if statistics is None else statistics
+        check_writes(model)
         stepper = stepper_of(model)
-        (row,) = rows_of(model, [request], tokenizer, stepper.endless)
+        row = Row(0, request, model, tokenizer, stepper.endless)
         logits = stepper.prefill([request.inputs])
         stepper.rewind(0)  # says at once if this model cannot go back
         check_numbers(model, logits)
@@ -107,16 +108,20 @@ class Speculation:
             if len(drafted) > 1:
                 stepper.select([found.row])
             pace.record(length, accepted, time.perf_counter() - start)
+            events = []
+            for token in found.tokens:
+                events.append(row.write(token))
+                unread.append(token)
+                if row.finished is not None:
+                    break
+            complete = len(events) == len(found.tokens)
+            taken = accepted if complete else len(events)
             count.passes += 1
             count.plain += length == 0
             count.drafted += drafted.numel()
-            count.judged += accepted + (not found.bonus)
-            count.accepted += accepted
-            count.recovered += not found.bonus
-            count.bonus += found.bonus and length > 0
+            count.judged += taken + (complete and not found.bonus)
+            count.accepted += taken
+            count.recovered += complete and not found.bonus
+            count.bonus += complete and found.bonus and length > 0
             count.off = pace.why_off if self.length is None else ""
-            for token in found.tokens:
-                yield row.write(token)
-                unread.append(token)
-                if row.finished is not None:
-                    return
+            yield from events

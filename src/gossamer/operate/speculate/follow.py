@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gossamer.core.errors import ModelError
 from gossamer.engine.decode import check_numbers, prompt_ids
 from gossamer.engine.sampling import Sampler, draw
 from gossamer.engine.stepping import Inputs, Stepper, context_of
@@ -16,15 +17,17 @@ class Follower:
     """Drafts drawn from a model's laws, by the sampling of the answer; its own past follows what is written."""
 
     def __init__(self, model: Any, inputs: Inputs, sampler: Sampler, size: int) -> None:
+        if getattr(model, "_is_stateful", False):
+            raise ModelError(
+                f"{type(model).__name__} keeps a state, not its past: it cannot go back, so it cannot draft"
+            )
         self._model, self._sampler, self._size = model, sampler, size
+        self._inputs: Inputs | None = inputs
         context, prompt = context_of(model), prompt_ids(model, inputs)
         self._room = None if context is None else context - len(prompt)
         self._table = model.get_input_embeddings().num_embeddings
         self._stepper = Stepper(model)
         self._reads = self._can_read(prompt)
-        if self._reads:
-            self._stepper.prefill([inputs])
-            self._stepper.rewind(0)  # says at once if this model cannot go back
         self._guessed = torch.zeros(1, 0, dtype=torch.long)
 
     def propose(self, fresh: Sequence[int], length: int, count: int) -> Drafts:
@@ -59,6 +62,9 @@ class Follower:
     def _follow(self, fresh: Sequence[int]) -> Tensor:
         """Reads what was written where it differs from what was guessed. Returns logits (1, vocabulary) of the next."""
         written = torch.tensor(fresh, device=self._guessed.device)
+        if self._inputs is not None:  # read only now: short answers may end before anything is drafted
+            self._stepper.prefill([self._inputs])
+            self._inputs = None
         shared = min(self._guessed.shape[1], len(fresh) - 1)
         agreed = (self._guessed[:, :shared] == written[:shared]).cumprod(1).sum(1)
         row = int(agreed.argmax())

@@ -6,13 +6,15 @@ from statistics import median
 LONGEST = 16
 """No more tokens than that are drafted at once."""
 
-_FIRST = (4, 1, 0)
-"""The lengths of the first rounds, `_TRIES` times: two points of the cost of drafting, and plain decoding."""
-_TRIES = 3
+_FIRST = (0, 0, 4, 1, 0, 4, 1, 0, 4, 1)
+"""The lengths of the first rounds: two points of the cost of drafting, and plain decoding. Short answers end before
+anything is drafted."""
 _REMEMBERED = 9
 """Rounds of one length whose median time counts."""
 _FADING = 0.97
 """What the acceptance of earlier rounds still counts after another one."""
+_CHECK = 24
+"""After so many rounds with drafts, one without: is plain decoding still as slow as it was?"""
 _RETRIAL = 3
 _REST, _LONGEST_REST = 16, 256
 
@@ -28,9 +30,9 @@ class Pace:
 
     def __init__(self) -> None:
         self._times: dict[int, deque[float]] = defaultdict(lambda: deque(maxlen=_REMEMBERED))
-        self._ahead = [*_FIRST] * _TRIES
+        self._ahead = [*_FIRST]
         self._hits, self._trials = 0.0, 0.0
-        self._rest = _REST
+        self._rest, self._drafted = _REST, 0
         self.why_off = ""
 
     def length(self) -> int:
@@ -47,7 +49,8 @@ class Pace:
                 self._ahead = [0] * self._rest + [likeliest] * _RETRIAL
                 self._rest = min(2 * self._rest, _LONGEST_REST)
             else:
-                self._ahead, self._rest = [best], _REST
+                self._rest, self._drafted = _REST, (self._drafted + 1) % _CHECK
+                self._ahead = [best] if self._drafted else [best, 0]
         return self._ahead.pop(0)
 
     def record(self, length: int, accepted: int, seconds: float) -> None:

@@ -154,9 +154,9 @@ def _division(p: Tensor, q: Tensor, count: int) -> tuple[float, float]:
     common = smaller > 0
     p, q = p[common], q[common]
     ratios, order = (p / q).sort()
-    below = torch.nn.functional.pad(p[order].cumsum(0), (1, 0)).tolist()
-    above = torch.nn.functional.pad(q[order].flip(0).cumsum(0), (1, 0)).flip(0).tolist()
-    limits = ratios.tolist()
+    below: list[float] = torch.nn.functional.pad(p[order].cumsum(0), (1, 0)).tolist()
+    above: list[float] = torch.nn.functional.pad(q[order].flip(0).cumsum(0), (1, 0)).flip(0).tolist()
+    limits: list[float] = ratios.tolist()
 
     def beta(rho: float) -> float:
         """Σ min(q, p/ρ): p/ρ where the ratio of the two is below ρ, q where it is not."""

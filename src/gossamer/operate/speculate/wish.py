@@ -8,13 +8,13 @@ from gossamer.core.errors import ModelError, SettingError
 from gossamer.core.runfolder import checkpoint_of
 from gossamer.evaluate.prompts import prompt_inputs
 from gossamer.evaluate.tokens import tokenizer_of
-from gossamer.models.open import open_model
 from gossamer.operate.speculate.decode import Speculation
 from gossamer.operate.speculate.draft_model import DraftModel
 from gossamer.operate.speculate.drafter import Drafter
 from gossamer.operate.speculate.lookup import PromptLookup
 from gossamer.operate.speculate.self_draft import SelfDraft
 from gossamer.operate.speculate.verify import RULES
+from gossamer.operate.writer import open_writer
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,11 +65,3 @@ class Wish:
         if self.rule not in RULES:
             raise SettingError(f"rule {self.rule!r} is not known: give one of {', '.join(RULES)}")
         return RULES[self.rule]
-
-
-def open_writer(ref: str) -> Any:
-    """The open model `ref`. Raises `ModelError` unless it continues text."""
-    opened = open_model(ref)
-    if getattr(opened.config, "is_encoder_decoder", False) or not getattr(opened.model, "can_generate", bool)():
-        raise ModelError(f"{ref} does not continue text: give a language or vision-language model")
-    return opened

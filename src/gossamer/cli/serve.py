@@ -1,0 +1,35 @@
+"""`gossamer serve`: a model behind OpenAI's API."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gossamer.cli.options import ModelOrRun, Threads
+from gossamer.cli.terminal import job, output
+
+EXAMPLE = "gossamer serve tiny-vlm --port 8000"
+
+
+def command(
+    model: ModelOrRun,
+    host: Annotated[str, typer.Option(metavar="HOST", help="The address to listen at; 0.0.0.0: all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="The port; 0: a free one.")] = 8000,
+    max_batch: Annotated[int, typer.Option(min=1, metavar="N", help="Requests that are answered at once.")] = 8,
+    queue: Annotated[int, typer.Option(min=0, metavar="N", help="More that wait; others get 429.")] = 64,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", show_default=False, help="Keys, one a line, one of which a client must give."),
+    ] = None,
+    threads: Threads = None,
+) -> None:
+    """Serve a model over HTTP, as OpenAI's API does, with a chat page at /.
+
+    Ctrl-C or SIGTERM lets running requests end; a second one ends them.
+    """
+    with output() as say, job(threads):
+        from gossamer.operate.serve.app import Limits
+        from gossamer.operate.serve.server import hosts_of, keys_of, serve
+
+        limits = Limits(batch=max_batch, queue=queue, keys=keys_of(api_key_file), hosts=hosts_of(host))
+        serve(model, host, port, limits, lambda url: say(f"{model} is served at {url} (Ctrl-C ends it)\n"))
