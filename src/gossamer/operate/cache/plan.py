@@ -1,13 +1,13 @@
 """How a model's keys and values are kept while it writes: which rows, in how many bits, at which positions."""
 
-import dataclasses
+import inspect
 import typing
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from gossamer.core.errors import ModelError, SettingError
+from gossamer.operate.cache.attention import seen_by
 from gossamer.operate.cache.chance import Chance
 from gossamer.operate.cache.h2o import H2O
 from gossamer.operate.cache.policy import Policy
@@ -117,10 +117,7 @@ class KeyValues:
         """The settings as plain values, the policy by its name."""
         names = {kind: name for name, kind in POLICIES.items()}
         policy = {"name": "full"} if self.policy is None else {"name": names[type(self.policy)], **vars(self.policy)}
-        return {
-            "policy": policy,
-            **{f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "policy"},
-        }
+        return {**vars(self), "policy": policy}
 
     def piece(self, model: Any, context: int | None) -> int | None:
         """How many tokens of a long prompt may be read at once so that no position goes past the model's `context`;
@@ -164,7 +161,7 @@ class KeyValues:
 
     def reading(self, model: Any, past_key_values: Any) -> AbstractContextManager[None]:
         """To be entered for each forward pass of the model with a past from `new_past`."""
-        return nullcontext() if self.policy is None else _seeing(model, past_key_values)
+        return nullcontext() if self.policy is None else seen_by(past_key_values, model)
 
     def settle(self, past_key_values: Any) -> int:
         """Is called after each pass: closes gaps where rows move. Returns by how many positions all went back."""
@@ -181,21 +178,11 @@ class KeyValues:
         return back
 
 
-@contextmanager
-def _seeing(model: Any, past: Any) -> Iterator[None]:
-    from gossamer.operate.cache.attention import seen_by
-
-    with seen_by(past, model):
-        yield
-
-
 def _depth(model: Any) -> int:
     return int(model.config.get_text_config(decoder=True).num_hidden_layers)
 
 
 def _check_serves(model: Any, evicts: bool) -> None:
-    import inspect
-
     name, known = type(model).__name__, inspect.signature(model.forward).parameters
     if getattr(model.config, "is_encoder_decoder", False):
         raise ModelError(f"{name} reads its encoder's output whole at every step: of that nothing is evicted or packed")
