@@ -13,6 +13,7 @@ from openai import OpenAI
 from gossamer.models.open import Opened
 from gossamer.operate.serve.app import Limits, Service
 from gossamer.operate.serve.server import Server, listen
+from gossamer.operate.writer import Writer
 
 
 @dataclass
@@ -53,10 +54,11 @@ class Served:
 
 
 @contextmanager
-def running(opened: Opened, name: str = "tiny", **limits: Any) -> Iterator[Served]:
+def running(model: Opened | Writer, name: str = "tiny", **limits: Any) -> Iterator[Served]:
     """A server of the model inside the block."""
     started = threading.Event()
-    service = Service(opened, name, Limits(**limits))
+    writer = model if isinstance(model, Writer) else Writer(model)
+    service = Service(writer, name, Limits(**limits))
     listener = listen("127.0.0.1", 0)
     server = Server(service, started.set)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)

@@ -21,6 +21,7 @@ from gossamer.data.scenes import scene
 from gossamer.engine.decode import Request, decode
 from gossamer.engine.sampling import Sampling
 from gossamer.evaluate.prompts import prompt_inputs
+from gossamer.operate.writer import open_writer
 
 PROMPT = "Once upon a time"
 
@@ -47,6 +48,28 @@ def until(condition) -> None:
             return
         time.sleep(0.01)
     raise AssertionError("it did not come about within 30 seconds")
+
+
+@pytest.mark.parametrize("name", ["tiny-lm", "tiny-vlm"])
+def test_the_native_engine_serves_a_crowd_as_each_alone(serve, name: str) -> None:
+    writer = open_writer(name, "native")
+    server = serve(writer, batch=3)
+    images = [scene("test", number).image for number in range(3)] if name == "tiny-vlm" else []
+
+    def ask(seed: int) -> str:
+        text = asking("How many shapes are there?", *[data_url(Image.fromarray(each)) for each in images[seed:][:1]])
+        answer = server.client.chat.completions.create(
+            model="tiny", messages=text, temperature=0.8, seed=seed, max_tokens=8 + seed
+        ) if images else server.client.completions.create(
+            model="tiny", prompt=PROMPT + " a" * seed, temperature=0.8, seed=seed, max_tokens=8 + seed
+        )  # fmt: skip
+        return answer.choices[0].message.content if images else answer.choices[0].text
+
+    one_by_one = [ask(seed) for seed in range(3)]
+    with ThreadPoolExecutor(3) as crowd:
+        assert list(crowd.map(ask, range(3))) == one_by_one
+    (card,) = server.client.models.list().data
+    assert card.gossamer["engine"]["name"] == "native"
 
 
 def test_text_is_continued_as_the_engine_does(serve, lm) -> None:

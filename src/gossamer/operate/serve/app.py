@@ -19,7 +19,6 @@ from starlette.requests import ClientDisconnect
 
 from gossamer.engine.decode import Event
 from gossamer.engine.stepping import context_of
-from gossamer.models.open import Opened
 from gossamer.operate.serve.metrics import Metrics, usage_of
 from gossamer.operate.serve.protocol import (
     Answer,
@@ -33,6 +32,7 @@ from gossamer.operate.serve.protocol import (
 )
 from gossamer.operate.serve.reading import Reader
 from gossamer.operate.serve.worker import Job, Said, Worker
+from gossamer.operate.writer import Writer
 
 CLIENT_GONE = 499
 """The status that a request is counted with whose client left; nobody gets it."""
@@ -67,12 +67,13 @@ class Visit:
 class Service:
     """A model being served. `open` counts the requests that are inside; once `draining`, no more are let in."""
 
-    def __init__(self, opened: Opened, name: str, limits: Limits) -> None:
+    def __init__(self, writer: Writer, name: str, limits: Limits) -> None:
+        opened = writer.opened
         self.name, self.limits = name, limits
         self.open, self.draining = 0, False
-        self.worker = Worker(opened, limits.batch, self._deliver)
+        self.worker = Worker(writer, limits.batch, self._deliver)
         self.metrics = Metrics(self.worker)
-        self._opened = opened
+        self._writer = writer
         self._reader = Reader(opened, limits.images)
         self._reading = ThreadPoolExecutor(1, "reader")
         self._inboxes: dict[Job, asyncio.Queue[Said]] = {}
@@ -91,10 +92,11 @@ class Service:
 
     def models(self) -> dict[str, Any]:
         """What is served."""
-        opened = self._opened
+        opened = self._writer.opened
         can = {
             "family": opened.hierarchy.family,
             "fingerprint": opened.fingerprint,
+            "engine": self._writer.engine,
             "context_tokens": context_of(opened.model),
             "images": getattr(opened.processor, "image_processor", None) is not None,
             "conversation": any(getattr(each, "chat_template", None) for each in (opened.processor, opened.tokenizer)),

@@ -10,6 +10,7 @@ from typing import Any
 
 from gossamer.engine.decode import Batch, Event, Request
 from gossamer.models.open import Opened
+from gossamer.operate.writer import Writer
 
 PREFILL_TOKENS = 4096
 """Prompts are read together up to so many tokens, padding included: what is under way waits for no more than that."""
@@ -47,9 +48,9 @@ class Worker(threading.Thread):
     keeps of past tokens.
     """
 
-    def __init__(self, opened: Opened, most: int, deliver: Callable[[Sequence[tuple[Job, Said]]], None]) -> None:
+    def __init__(self, writer: Writer, most: int, deliver: Callable[[Sequence[tuple[Job, Said]]], None]) -> None:
         super().__init__(name="model", daemon=True)
-        self._opened, self._most, self._deliver = opened, most, deliver
+        self._writer, self._most, self._deliver = writer, most, deliver
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._stopping = False
@@ -57,7 +58,7 @@ class Worker(threading.Thread):
         self.cache_bytes = 0
         self._running: dict[int, Job] = {}
         self._batch = self._new_batch()
-        self._image_clock = _Clock(opened)
+        self._image_clock = _Clock(writer.opened)
 
     @property
     def waiting(self) -> int:
@@ -111,7 +112,8 @@ class Worker(threading.Thread):
             job.cache_bytes = self.cache_bytes // len(self._running)
 
     def _new_batch(self) -> Batch:
-        return Batch(self._opened.model, self._opened.tokenizer)
+        opened = self._writer.opened
+        return Batch(opened.model, opened.tokenizer, self._writer.stepper_of)
 
     def _next_in_line(self, room: int) -> list[Job]:
         """Those that wait longest, as many as there is room for and can be read together."""
