@@ -32,6 +32,7 @@ $(STAMP): requirements.lock
 	  { rm -rf $(VENV); echo "Python's venv module is missing: apt-get install python3-venv" >&2; exit 2; }
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements.lock
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/python -m gossamer.engine.native
 	@cp requirements.lock $@
 
 demo: $(STAMP)

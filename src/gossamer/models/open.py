@@ -162,7 +162,7 @@ def _open_directory(
     config = read_config(place.path / "config.json")
     tensors = stored_tensors(place.path)
     if (place.path / FOLDER).is_dir():
-        tensors = [*tensors, *stored_tensors(place.path / FOLDER)]
+        tensors = (*tensors, *stored_tensors(place.path / FOLDER))
     essentials = config.to_dict()
     if weights and not tensors:
         found = next((file.name for file in place.path.glob("pytorch_model*.bin")), None)
@@ -171,7 +171,7 @@ def _open_directory(
     if load is None:
         model = load_weights(place.path, config, memory) if weights else meta_model(config, place.path)
         for module, matrix in read_adapter(place.path).items() if weights else ():
-            weight = model.get_submodule(module).weight
+            weight = model.get_parameter(f"{module}.weight")
             weight.data += matrix.dense().reshape(weight.shape)
     else:
         model = load()

@@ -99,7 +99,8 @@ def detect(
 
 def _words(opened: Opened, queries: Sequence[str]) -> dict[str, Tensor]:
     longest = opened.config.text_config.max_position_embeddings
-    words = opened.processor.tokenizer(
+    processor: Any = opened.processor
+    words = processor.tokenizer(
         list(queries), padding="max_length", truncation=True, max_length=longest, return_tensors="pt"
     )
     return {key: words[key] for key in ("input_ids", "attention_mask")}
@@ -111,7 +112,8 @@ def look(opened: Opened, picture: Image, words: dict[str, Tensor], queries: Sequ
 
     from gossamer.engine.forward import forward
 
-    pixels = opened.processor.image_processor([picture], return_tensors="pt")["pixel_values"]
+    processor: Any = opened.processor
+    pixels = processor.image_processor([picture], return_tensors="pt")["pixel_values"]
     with torch.inference_mode():
         output = forward(opened.model, {**words, "pixel_values": pixels})
     scores, labels = output.logits[0].float().sigmoid().max(-1)

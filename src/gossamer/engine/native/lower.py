@@ -280,7 +280,8 @@ class _Lowering:
         return weight
 
     def _dense(self, layer: Any) -> Weight:
-        values = unpack(layer).weight.detach()
+        unpack(layer)
+        values: Tensor = layer.weight.detach()
         name = self._names[id(layer)].removesuffix(".weight")
         if name in self._low_ranks and isinstance(layer, nn.Embedding):  # its rows are looked up, not multiplied
             values = values + self._low_ranks[name].dense()

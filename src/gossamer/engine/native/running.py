@@ -42,8 +42,10 @@ class Native:
         del codes
         for name, module in model.named_modules():  # vision towers and the like, which torch runs
             unpack(module)
-            if name in (low_ranks or {}) and f"{name}.weight" not in program.weights:
-                module.weight.data = module.weight.float() + low_ranks[name].dense().reshape(module.weight.shape)
+            beside = (low_ranks or {}).get(name)
+            if beside is not None and f"{name}.weight" not in program.weights:
+                weight = module.get_parameter("weight")
+                weight.data = weight.float() + beside.dense().reshape(weight.shape)
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.is_floating_point():
                 tensor.data = tensor.data.float()
