@@ -293,7 +293,7 @@ def result() -> dict[str, Any]:
             },
             "lm_head.weight is stored on its own, since one side of the tie is quantised.",
             "Latency and memory of the weights are those of plain transformers, which expands packed weights to 32-bit "
-            "floats when it loads them: smaller weights do not yet run faster there.",
+            "floats when it loads them: smaller weights do not run faster there.",
         ],
         "data": [
             {

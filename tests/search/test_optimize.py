@@ -111,13 +111,15 @@ def test_both_sides_are_stored_and_run_side_by_side(done):
     assert after["weight_disk_bytes"]["value"] == after["weight_bytes"]["value"]
     assert before["weight_disk_bytes"]["value"] == 2 * before["weight_bytes"]["value"], "it came at 32 bits"
     assert after["weight_memory_bytes"]["value"] >= before["weight_memory_bytes"]["value"], "expanded to floats"
-    for key in ("prefill_ms_ratio", "decode_ms_ratio"):
+    assert after["engine_weight_bytes"]["value"] < 0.6 * before["engine_weight_bytes"]["value"], "packed as they are"
+    for key in ("prefill_ms_ratio", "decode_ms_ratio", "engine_prefill_ms_ratio", "engine_decode_ms_ratio"):
         assert 0 < after[key]["low"] <= after[key]["value"] <= after[key]["high"]
     assert result["seconds"] > 0
     assert result["peak_memory_bytes"] > before["weight_memory_bytes"]["value"]
     told = [note["text"] for note in result["notes"] if "plain transformers" in note["text"]]
     assert len(told) == 1
     assert "run faster" in told[0]
+    assert any("computes with packed weights as they are" in note["text"] for note in result["notes"])
     steps = "".join(file.read_text() for file in (out / "steps").glob("*.json"))
     assert "_ms" not in steps + (out / "plan.yaml").read_text()
 
@@ -127,10 +129,14 @@ def test_the_sentence_on_speed_follows_the_interval():
         ratio = Measure(value=(low + high) / 2, low=low, high=high, n=15, method="m")
         return runtime.sentences(Running(({}, {}), {"decode_ms": ratio}, ("no image",)))
 
-    assert "do not yet run faster there (time after / before: decode 1.000 [0.900, 1.100])." in said(0.9, 1.1)[0]
+    assert "do not run faster there (time after / before: decode 1.000 [0.900, 1.100])." in said(0.9, 1.1)[0]
     assert "not expected to run faster there, yet the times differ" in said(0.8, 0.9)[0]
     assert "yet the times differ" in said(1.1, 1.2)[0]
     assert said(0.9, 1.1)[1:] == ["no image"]
+    sides = tuple({"engine_weight_bytes": Measure.exact(size)} for size in (8_000_000, 2_000_000))
+    ratio = Measure(value=0.5, low=0.4, high=0.6, n=15, method="m")
+    native = runtime.sentences(Running(sides, {"engine_decode_ms": ratio}))[1]
+    assert "take 8 MB before and 2 MB after (time after / before: decode 0.500 [0.400, 0.600])." in native
 
 
 def test_plan_replays_to_the_same_bytes(done, model, tmp_path):

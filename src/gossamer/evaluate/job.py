@@ -33,7 +33,7 @@ def evaluate_model(
     figures["weight_bytes"] = Measure.exact(opened.stored_bytes)
     extra: dict[str, Any] = {}
     if meters:
-        running = measure_running((opened.model,), next(iter(chosen.batches(1))).inputs, progress)
+        running = measure_running((opened.model,), next(iter(chosen.batches(1))).inputs, progress, (opened.file,))
         figures |= running.figures[0] | {"peak_memory_bytes": Measure.exact(process_peak_bytes())}
         extra["notes"] = [f"{RUNTIME}.", *running.notes]
     return {

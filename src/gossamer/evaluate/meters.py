@@ -24,6 +24,8 @@ from gossamer.models.stored import read_header
 if TYPE_CHECKING:
     from torch import nn
 
+    from gossamer.engine.stepping import Steps
+
 T = TypeVar("T")
 Clock = Callable[[], float]
 """Does something once and returns how many milliseconds the part that counts took."""
@@ -105,6 +107,36 @@ def decode_clock(model: nn.Module, context: int = 128, new: int = 16, batch: int
                 token = ids[:, place % context, None]
                 cache = model(input_ids=token, past_key_values=cache, use_cache=True).past_key_values
             wait()
+            return (time.perf_counter() - start) * 1000 / new
+
+    return clock
+
+
+def stepped_prefill_clock(stepper: Steps, model: nn.Module, tokens: int = 128) -> Clock:
+    """From a prompt of `tokens` tokens to the logits of the next one, read by `stepper`, which is one of `model`."""
+    import torch
+
+    ids, _ = _random_ids(model, 1, tokens)
+
+    def run() -> None:
+        with torch.inference_mode():
+            stepper.prefill([{"input_ids": ids}])
+
+    return clock_of(run)
+
+
+def stepped_decode_clock(stepper: Steps, model: nn.Module, context: int = 128, new: int = 16) -> Clock:
+    """Each of `new` tokens after `context` ones that `stepper`, which is one of `model`, has read before."""
+    import torch
+
+    ids, _ = _random_ids(model, 1, context)
+
+    def clock() -> float:
+        with torch.inference_mode():
+            stepper.prefill([{"input_ids": ids}])
+            start = time.perf_counter()
+            for place in range(new):
+                stepper.step([int(ids[0, place % context])], [True])
             return (time.perf_counter() - start) * 1000 / new
 
     return clock

@@ -137,7 +137,8 @@ def compare_job(
     figures = [examples.summarise(side.results) for side in (first, second)]
     extra: Json = {}
     if meters:
-        running = measure_running((opened.model, other.model), next(iter(examples.batches(1))).inputs, progress)
+        inputs = next(iter(examples.batches(1))).inputs
+        running = measure_running((opened.model, other.model), inputs, progress, (opened.file, other.file))
         figures = [mine | more for mine, more in zip(figures, running.figures, strict=True)]
         ratio = {key: value.model_dump() for key, value in running.ratios.items()}
         extra = {"ratio": ratio, "notes": [f"{RUNTIME}.", *running.notes]}

@@ -160,7 +160,9 @@ def search(job: Job) -> Found:
     model.cpu()
     stored = save_compressed(job.opened, tensors, out / "checkpoint")
     reloaded = reload(stored.directory)
-    running = measure_running((model, reloaded), next(iter(test.batches(1))).inputs, job.progress)
+    running = measure_running(
+        (model, reloaded), next(iter(test.batches(1))).inputs, job.progress, (job.opened.file, stored.directory)
+    )
     reloaded.to(device)
     after, texts_after = test.results(reloaded, job.progress), continuations(test, tokenizer, reloaded)
     del reloaded  # proving loads the checkpoint once more: never three models at a time
