@@ -43,8 +43,8 @@ FEW_ROUNDS = 6
 """The fewest of which a ratio has a 95 % interval."""
 
 RUNTIME = (
-    "Unless an engine is named, latency and memory of the weights are those of plain transformers, which expands packed "
-    "weights to 32-bit floats when it loads them"
+    "Unless an engine is named, latency and memory of the weights are those of plain transformers, which expands "
+    "packed weights to 32-bit floats when it loads them"
 )
 """What all figures here are of, for whoever reads them; without a full stop."""
 
