@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -83,7 +83,7 @@ def _upright_rgb(image: Image, name: str, where: str) -> Image:
     return upright.convert("RGB")
 
 
-def _open(file: Path | io.BytesIO, where: str, formats: Sequence[str] | None = None) -> Image:
+def _open(file: Path | io.BytesIO, where: str, formats: tuple[str, ...] | None = None) -> Image:
     from PIL import Image as Pillow
     from PIL import UnidentifiedImageError
 
