@@ -67,7 +67,7 @@ def settings(length: int) -> Iterator[tuple[str, int | None, int | None, str]]:
             words = f"{name.split(',')[0]}:budget={budget},block={PIECE},{more.format(window=window)}"
             yield name, budget, None, words.rstrip(",")
     budget = length // 4
-    yield "snapkv", budget, 4, f"snapkv:budget={budget},block={PIECE},window={window},bits=4,residual=16,group=16"
+    yield "snapkv", budget, 4, f"snapkv:budget={budget},block={PIECE},window={window},bits=4,residual=8,group=16"
 
 
 def windows(opened: Any, length: int, count: int) -> tuple[list[Tensor], dict[str, Any]]:

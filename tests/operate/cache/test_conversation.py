@@ -154,3 +154,17 @@ def test_the_decode_loop_takes_a_conversation() -> None:
     assert conversation.reused == 4 + 2 * 7 - 3
     with pytest.raises(ModelError, match="one sequence"):
         conversation.prefill([{"input_ids": prompt}] * 2)
+
+
+@torch.inference_mode()
+def test_after_a_failure_all_is_read_anew() -> None:
+    model = lively("llama")
+    conversation = Conversation(model)
+    first = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
+    turn(conversation, first, 9)
+    hook = model.model.layers[1].mlp.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        conversation.prefill([longer(first, 9, 10)])
+    hook.remove()
+    assert torch.equal(turn(conversation, longer(first, 9, 10)), anew(model, longer(first, 9, 10)))
+    assert conversation.reused == 0

@@ -149,6 +149,26 @@ def test_what_is_written_after_an_eviction_sees_what_was_kept(family: str) -> No
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+@torch.inference_mode()
+def test_queries_are_judged_some_at_a_time(monkeypatch) -> None:
+    """In pieces as at once, with a model's mask and without."""
+    from gossamer.operate.cache import attention
+
+    query, keys = torch.randn(1, 6, 9, 8), torch.randn(1, 2, 20, 8)
+    visible = torch.ones(9, 20, dtype=torch.bool).tril(11)
+    added = torch.zeros(9, 20).masked_fill(~visible, torch.finfo(torch.float32).min)
+    ((whole, seen),) = attention.attention(query, keys, None, None, None)
+    assert torch.equal(seen, visible)
+    scores = query[0] @ keys[0].repeat_interleave(3, 0).transpose(1, 2) / 8**0.5 + added
+    torch.testing.assert_close(whole.flatten(0, 1), scores.softmax(-1))
+    monkeypatch.setattr(attention, "_WEIGHTS_AT_ONCE", 6 * 20 * 2)
+    for mask in (None, visible[None, None], added[None, None]):
+        parts = list(attention.attention(query, keys, mask, None, None))
+        assert len(parts) == 5
+        torch.testing.assert_close(torch.cat([weights for weights, _ in parts], 2), whole)
+        assert torch.equal(torch.cat([part for _, part in parts]), visible)
+
+
 def test_of_equal_scores_the_latest_stay_and_the_reserved_always_do() -> None:
     scores = torch.tensor([[0.0, 5, 1, 1, 1, 0], [9, 9, 9, 0, 0, -1]])
     assert kept_rows(scores, 4, 1, 1).tolist() == [[0, 1, 4, 5], [0, 1, 2, 5]]

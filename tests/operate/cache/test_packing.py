@@ -80,8 +80,9 @@ def test_the_bytes_held_are_those_of_the_budget_and_the_bits() -> None:
     assert held(model, KeyValues(streaming, budget=100), ids) == 101 * row
     heavy = held(model, KeyValues(POLICIES["h2o"](), budget=100), ids)
     assert heavy == 101 * row + 2 * 2 * 101 * 4  # and the sums
-    snap = held(model, KeyValues(POLICIES["snapkv"](window=8), budget=100), ids)
-    assert snap == 101 * row + 2 * 4 * 8 * 64 * 4  # and the queries of the window
+    snap = held(model, KeyValues(POLICIES["snapkv"](window=8), budget=100, block=4), ids)
+    assert snap == 101 * row + 2 * 4 * 5 * 64 * 4  # and the queries that will be in the next window, at 104 rows
+    assert held(model, KeyValues(POLICIES["snapkv"](window=8), budget=100), ids) == 101 * row
     for bits in (8, 4, 2):
         packed = held(model, KeyValues(bits=bits, residual=32), ids)
         grids = 480 * row // 4 // 32 * 4  # two 16-bit floats for 32 numbers

@@ -89,14 +89,15 @@ def attention(
     heads, length, rows = keys.shape[1], query.shape[2], keys.shape[2]
     grouped = query.reshape(heads, -1, length, query.shape[-1]).float()
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if mask is None:
-        visible = torch.ones(length, rows, dtype=torch.bool, device=keys.device).tril(rows - length)
-    else:
-        visible = mask[0, 0] if mask.dtype == torch.bool else mask[0, 0] >= 0
+    order = torch.arange(rows, device=keys.device)
     step = max(1, _WEIGHTS_AT_ONCE // (query.shape[1] * rows))
     for start in range(0, length, step):
         some = slice(start, start + step)
+        if mask is None:
+            visible = order <= order[rows - length :][some, None]
+        else:
+            visible = mask[0, 0, some] if mask.dtype == torch.bool else mask[0, 0, some] >= 0
         scores = grouped[:, :, some] @ keys[0, :, None].float().transpose(-1, -2) * scale
         if softcap is not None:
             scores = torch.tanh(scores / softcap) * softcap
-        yield scores.masked_fill(~visible[some], -torch.inf).softmax(-1), visible[some]
+        yield scores.masked_fill(~visible, -torch.inf).softmax(-1), visible

@@ -65,14 +65,15 @@ class Conversation(Stepper):
         self._ids = self._ids[:, : self._ids.shape[1] - count]
 
     def _run(self, ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        read, self._ids = self._ids, self._ids[:, :0]  # after a pass that fails, the next prompt is read anew
         logits = super()._run(ids, *args, **kwargs)
-        self._ids = torch.cat([self._ids.to(ids.device), ids], 1)
+        self._ids = torch.cat([read.to(ids.device), ids], 1)
         return logits
 
     def _shared(self, prompt: Inputs) -> tuple[int, int]:
         """How many tokens of the prompt the past serves for, and how many of its images these hold."""
-        text = self._model.config.get_text_config(decoder=True)
-        known = {*_TOKENWISE, *_OF_IMAGES}
+        text, token = self._model.config.get_text_config(decoder=True), image_token(self._model.config)
+        known = {*_TOKENWISE, *_OF_IMAGES} if token >= 0 else {*_TOKENWISE}
         hidden = "attention_mask" in prompt and not bool(prompt["attention_mask"].all())
         looks_ahead = bool(getattr(text, "use_bidirectional_attention", None))
         if self._encodes or hidden or looks_ahead or prompt.keys() - known or not self._ids.shape[1]:
@@ -80,7 +81,6 @@ class Conversation(Stepper):
         ids, read = prompt["input_ids"][0], self._ids[0].to(prompt["input_ids"].device)
         length = min(len(ids) - 1, len(read))
         common = int((ids[:length] == read[:length]).long().cumprod(0).sum())
-        token = image_token(self._model.config)
         places = ids == token
         before = _count(self._images)
         if bool(places[:common].sum() == (read == token).sum()) and _begins_with(prompt, self._images, before):

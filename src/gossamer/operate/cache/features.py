@@ -41,11 +41,14 @@ class ImageFeatures:
                 self._known.popitem(last=False)
             return self._known[key]
 
+        before = vars(base).get("get_image_features")
         base.get_image_features = remembered  # on this model's instance, and only inside
         try:
             yield
         finally:
             del base.get_image_features
+            if before is not None:
+                base.get_image_features = before
 
 
 def digest(held: Any) -> bytes:

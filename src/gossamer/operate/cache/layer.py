@@ -1,6 +1,7 @@
 """One layer's keys and values of past tokens: as many rows as its budget allows, the older ones in few bits."""
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -75,14 +76,16 @@ class KeptLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         if policy.looks is None:
             self.tally = _grown(self.tally, keys.shape[2]) + _tally(policy, query, keys, mask, scaling, softcap)
         elif policy.looks:
-            held = query if self.queries is None else torch.cat([self.queries, query], 2)
-            self.queries = held[:, :, -policy.looks :].clone()
-        if self.reached >= self.rules.budget + self.rules.block:
+            self.queries = query if self.queries is None else torch.cat([self.queries, query], 2)
+        full = self.rules.budget + self.rules.block
+        if self.reached >= full:
             tally = torch.zeros(keys.shape[1:3], device=keys.device) if self.tally is None else self.tally
             if policy.looks:
-                tally = _tally(policy, self.queries, keys, None, scaling, softcap)
+                tally = _tally(policy, _latest(self.queries, policy.looks), keys, None, scaling, softcap)
             first, latest = policy.reserved(self.rules.budget)
             self._keep(kept_rows(policy.score(tally), self.rules.budget, first, latest), latest)
+        if policy.looks:  # those that will be among the latest when the layer is full again
+            self.queries = _latest(self.queries, policy.looks - (full - self.get_seq_length())).clone()
         if self.rules.rotation is None:
             self.pack()
 
@@ -96,7 +99,7 @@ class KeptLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         if self.tally is not None:
             self.tally = self.tally.gather(1, rows)
         if self.queries is not None:  # those whose own rows are still the latest
-            self.queries = self.queries[:, :, self.queries.shape[2] - min(latest, self.queries.shape[2]) :].clone()
+            self.queries = _latest(self.queries, latest)
         self.behind = None if self.rules.rotation is None else self.reached - rows
 
     def whole(self) -> tuple[Tensor, Tensor]:
@@ -116,7 +119,7 @@ class KeptLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             straight = torch.arange(count, 0, -1, device=keys.device).expand(heads, -1)
             self.keys = rotation.moved(keys, (straight if self.behind is None else self.behind) - straight - by)
             self.packed = self.behind = None
-        if by and self.queries is not None:
+        if by and self.queries is not None and self.queries.shape[2]:
             ahead = torch.full(self.queries.shape[1:3], -by, device=self.queries.device)
             self.queries = rotation.moved(self.queries, ahead)
         self.pack()
@@ -168,7 +171,11 @@ class KeptCache(DynamicCache):
 
 
 def _tally(policy: Policy, query: Any, keys: Tensor, *rest: Any) -> Tensor:
-    return torch.stack([policy.tally(*seen) for seen in attention(query, keys, *rest)]).sum(0)
+    return reduce(torch.add, (policy.tally(*seen) for seen in attention(query, keys, *rest)))
+
+
+def _latest(queries: Any, count: int) -> Any:
+    return queries[:, :, max(0, queries.shape[2] - max(0, count)) :]
 
 
 def _grown(tally: Tensor | None, rows: int) -> Any:

@@ -18,7 +18,7 @@ from gossamer.engine.decode import Event, Request, Row, check_numbers, check_wri
 from gossamer.engine.stepping import Stepper
 from gossamer.operate.speculate.drafter import Drafter, Drafts
 from gossamer.operate.speculate.pace import Pace
-from gossamer.operate.speculate.verify import KSeq, Rule, walk
+from gossamer.operate.speculate.verify import KSeq, Rule, Walked, walk
 
 
 @dataclass
@@ -39,6 +39,20 @@ class Statistics:
     recovered: int = 0
     bonus: int = 0
     off: str = ""
+
+    def add(self, drafts: Drafts, found: Walked, written: int) -> None:
+        """Counts a pass over `drafts` that came so far, of which the first `written` tokens were: an end may cut off
+        the others."""
+        whole = written == len(found.tokens)
+        accepted = written - 1 if whole else written
+        drafted = drafts.tokens.numel()
+        self.passes += 1
+        self.plain += drafted == 0
+        self.drafted += drafted
+        self.accepted += accepted
+        self.recovered += whole and not found.bonus
+        self.judged = self.accepted + self.recovered
+        self.bonus += whole and found.bonus and drafted > 0
 
 
 @dataclass(frozen=True)
@@ -103,25 +117,16 @@ class Speculation:
             check_numbers(model, logits)
             laws = row.sampler.law(logits, drafted)
             found = walk(laws, drafts.laws.to(laws.device), drafted, self.rule, row.sampler.uniform)
-            accepted = len(found.tokens) - 1
-            stepper.rewind(length - accepted)
+            stepper.rewind(length + 1 - len(found.tokens))
             if len(drafted) > 1:
                 stepper.select([found.row])
-            pace.record(length, accepted, time.perf_counter() - start)
+            pace.record(length, len(found.tokens) - 1, time.perf_counter() - start)
             events = []
             for token in found.tokens:
                 events.append(row.write(token))
                 unread.append(token)
                 if row.finished is not None:
                     break
-            complete = len(events) == len(found.tokens)
-            taken = accepted if complete else len(events)
-            count.passes += 1
-            count.plain += length == 0
-            count.drafted += drafted.numel()
-            count.judged += taken + (complete and not found.bonus)
-            count.accepted += taken
-            count.recovered += complete and not found.bonus
-            count.bonus += complete and found.bonus and length > 0
+            count.add(drafts, found, len(events))
             count.off = pace.why_off if self.length is None else ""
             yield from events

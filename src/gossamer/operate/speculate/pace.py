@@ -56,8 +56,9 @@ class Pace:
     def record(self, length: int, accepted: int, seconds: float) -> None:
         """A round drafted `length` tokens, of which the first `accepted` were taken, in so many seconds."""
         self._times[length].append(seconds)
-        self._hits = _FADING * self._hits + accepted
-        self._trials = _FADING * self._trials + min(accepted + 1, length)
+        if length:
+            self._hits = _FADING * self._hits + accepted
+            self._trials = _FADING * self._trials + min(accepted + 1, length)
 
     @property
     def acceptance(self) -> float:
