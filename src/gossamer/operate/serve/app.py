@@ -313,7 +313,8 @@ async def _body(request: Request, limits: Limits) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # any page may send a browser's other kinds here, but not this one
         raise ApiError(415, f"the content type {kind!r} is not read: send application/json")
-    parts, size, most = [], 0, limits.body_bytes
+    parts: list[bytes] = []
+    size, most = 0, limits.body_bytes
     try:
         async with asyncio.timeout(limits.body_s):
             async for part in request.stream():
