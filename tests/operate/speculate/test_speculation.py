@@ -57,7 +57,7 @@ def law_of_three(model, sampling: Sampling) -> np.ndarray:
 @pytest.mark.parametrize("temperature", [0.7, 1.3])
 @pytest.mark.parametrize("way", ways())
 def test_the_first_three_tokens_have_the_law_of_plain_decoding(way: str, temperature: float) -> None:
-    model, speculation, runs = tiny(0), ways()[way], 400
+    model, speculation, runs = tiny(0), ways()[way], 300
     sampling = Sampling(temperature=temperature, top_k=3)
     counts, total = np.zeros((SIZE,) * 3), Statistics()
     for seed in range(runs):
@@ -72,7 +72,7 @@ def test_the_first_three_tokens_have_the_law_of_plain_decoding(way: str, tempera
     pooled = [np.append(part[possible][~rare], part[possible][rare].sum() + 1e-9) for part in (counts, runs * expected)]
     assert len(pooled[0]) > 8
     assert chisquare(*pooled).pvalue > 0.001
-    assert chisquare(pooled[0], np.roll(pooled[1], 1)).pvalue < 1e-9  # the test can tell
+    assert chisquare(pooled[0], np.roll(pooled[1], 1)).pvalue < 1e-6  # the test can tell
     assert min(total.accepted, total.recovered) > runs / 20
     assert total.bonus > 0
 
