@@ -88,7 +88,8 @@ def llama_cpp(program: str, file: Path, threads: int) -> Iterator[str]:
                     urllib.request.urlopen(f"{address}/health", timeout=5).read()
                     break
                 except (urllib.error.URLError, OSError):
-                    assert process.poll() is None, "llama-server has ended"
+                    if process.poll() is not None:
+                        raise RuntimeError(f"its server ended with {process.returncode}") from None
                     time.sleep(0.2)
             yield address
         finally:
@@ -182,9 +183,13 @@ def measured(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             with gossamer(model, options.threads) as address:
                 row["gossamer"] = asyncio.run(load(address, clients, options.seconds))
             row["llama.cpp"] = None
+            row["why_not"] = None if program and file is not None else f"no {LLAMA_SERVER}"
             if program and file is not None:
-                with llama_cpp(program, file, options.threads) as address:
-                    row["llama.cpp"] = asyncio.run(load(address, clients, options.seconds))
+                try:
+                    with llama_cpp(program, file, options.threads) as address:
+                        row["llama.cpp"] = asyncio.run(load(address, clients, options.seconds))
+                except (RuntimeError, OSError) as error:
+                    row["why_not"] = str(error)
             rows.append(row)
             print(json.dumps(row), flush=True)
     return rows
@@ -203,7 +208,7 @@ def table(rows: list[dict[str, Any]], command: str) -> str:
             head = f"| {row['served']} | {row['clients']} | {server} "
             figures = row[server]
             if figures is None:
-                lines.append(f"{head}| not measured: no {LLAMA_SERVER} | | | | |")
+                lines.append(f"{head}| not measured: {row['why_not']} | | | | |")
                 continue
             times = [figures[name] for name in ("time_to_first_token_ms", "time_per_token_ms")]
             cells = ["–" if each is None else f"{each['p50']:.1f} / {each['p99']:.1f}" for each in times]
