@@ -10,7 +10,8 @@ that it was not measured. SmolLM2-135M is served where `.cache/models` or GOSSAM
 benchmarks/models.py smollm2`). The clients share the machine's processors with the server.
 
 Throughput: tokens that came between warm-up and end, over that time. Times are the clients': of the first token from
-the request on, and the mean of the others of an answer; p50 and p99 over the answers that ended in that time.
+the request on, and the mean of the others of an answer; p50 and p99 over the answers that ended in that time. The load
+before a run is the kernel's average of the last minute: on a machine with other work all figures are worse.
 """
 
 import argparse
@@ -87,7 +88,8 @@ def llama_cpp(program: str, file: Path, threads: int) -> Iterator[str]:
                     urllib.request.urlopen(f"{address}/health", timeout=5).read()
                     break
                 except (urllib.error.URLError, OSError):
-                    assert process.poll() is None, "llama-server has ended"
+                    if process.poll() is not None:
+                        raise RuntimeError(f"its server ended with {process.returncode}") from None
                     time.sleep(0.2)
             yield address
         finally:
@@ -177,12 +179,17 @@ def measured(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             model = str(file)  # both serve the very same file
         for clients in options.clients:
             row: dict[str, Any] = {"model": name, "served": Path(model).name, "clients": clients}
+            row["load_before"] = os.getloadavg()[0]
             with gossamer(model, options.threads) as address:
                 row["gossamer"] = asyncio.run(load(address, clients, options.seconds))
             row["llama.cpp"] = None
+            row["why_not"] = None if program and file is not None else f"no {LLAMA_SERVER}"
             if program and file is not None:
-                with llama_cpp(program, file, options.threads) as address:
-                    row["llama.cpp"] = asyncio.run(load(address, clients, options.seconds))
+                try:
+                    with llama_cpp(program, file, options.threads) as address:
+                        row["llama.cpp"] = asyncio.run(load(address, clients, options.seconds))
+                except (RuntimeError, OSError) as error:
+                    row["why_not"] = str(error)
             rows.append(row)
             print(json.dumps(row), flush=True)
     return rows
@@ -193,19 +200,20 @@ def table(rows: list[dict[str, Any]], command: str) -> str:
     lines = [
         f"`{command}`; {TOKENS} tokens after {WORDS} words, {PLACES} places, times in ms, p50 / p99.",
         "",
-        "| model | clients | server | tokens/s | first token | each later token | answers |",
-        "|---|---:|---|---:|---:|---:|---:|",
+        "| model | clients | server | tokens/s | first token | each later token | answers | load before |",
+        "|---|---:|---|---:|---:|---:|---:|---:|",
     ]
     for row in rows:
         for server in ("gossamer", "llama.cpp"):
             head = f"| {row['served']} | {row['clients']} | {server} "
             figures = row[server]
             if figures is None:
-                lines.append(f"{head}| not measured: no {LLAMA_SERVER} | | | |")
+                lines.append(f"{head}| not measured: {row['why_not']} | | | | |")
                 continue
             times = [figures[name] for name in ("time_to_first_token_ms", "time_per_token_ms")]
             cells = ["–" if each is None else f"{each['p50']:.1f} / {each['p99']:.1f}" for each in times]
-            lines.append(f"{head}| {figures['tokens_per_s']:.0f} | {' | '.join(cells)} | {figures['answers']} |")
+            cells = [f"{figures['tokens_per_s']:.0f}", *cells, str(figures["answers"]), f"{row['load_before']:.1f}"]
+            lines.append(f"{head}| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,11 +98,8 @@ class Worker(threading.Thread):
                     return
                 gone = {number for number, job in self._running.items() if job.cancelled}
                 fresh = self._next_in_line(self._most - len(self._running) + len(gone))
-            if gone:
-                self._batch.leave(gone)
-                self._running = {number: job for number, job in self._running.items() if number not in gone}
             if self._running:
-                self._step()
+                self._step(gone)
             self._admit(fresh)
             self._measure()
 
@@ -149,8 +146,10 @@ class Worker(threading.Thread):
             job.image_s = clock.seconds if "pixel_values" in job.request.inputs else 0.0
         self._tell(events)
 
-    def _step(self) -> None:
+    def _step(self, gone: Container[int]) -> None:
+        self._running = {number: job for number, job in self._running.items() if number not in gone}
         try:
+            self._batch.leave(gone)
             events = self._batch.step()
         except Exception as error:  # the state of all is lost with it
             lost, self._running, self._batch = self._running, {}, self._new_batch()
