@@ -111,7 +111,7 @@ def test_both_sides_are_stored_and_run_side_by_side(done):
     assert after["weight_disk_bytes"]["value"] == after["weight_bytes"]["value"]
     assert before["weight_disk_bytes"]["value"] == 2 * before["weight_bytes"]["value"], "it came at 32 bits"
     assert after["weight_memory_bytes"]["value"] >= before["weight_memory_bytes"]["value"], "expanded to floats"
-    assert after["engine_weight_bytes"]["value"] < 0.6 * before["engine_weight_bytes"]["value"], "packed as they are"
+    assert after["engine_weight_bytes"]["value"] < 0.8 * before["engine_weight_bytes"]["value"], "packed as they are"
     for key in ("prefill_ms_ratio", "decode_ms_ratio", "engine_prefill_ms_ratio", "engine_decode_ms_ratio"):
         assert 0 < after[key]["low"] <= after[key]["value"] <= after[key]["high"]
     assert result["seconds"] > 0
