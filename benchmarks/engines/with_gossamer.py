@@ -14,6 +14,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     path = task.dense if task.bits == 16 else task.packed
     opened, native = open_native(path, Precision(wide="8-bit inputs" not in task.side))
+    torch.set_num_threads(1)  # as `gossamer generate` does
     stepper = native(opened.model)
 
     def read(prompt: list[int]) -> int:

@@ -13,9 +13,9 @@ from task import Task
 def main() -> None:
     """Runs it. It reads and writes tokens of its own choice, so none are compared."""
     task = Task.read()
-    program = os.environ.get("LLAMA_BENCH") or shutil.which("llama-bench")
+    program = os.environ.get("GOSSAMER_LLAMA_BENCH") or shutil.which("llama-bench")
     if program is None:
-        sys.exit("no llama-bench on the PATH or under the name in LLAMA_BENCH: build llama.cpp")
+        sys.exit("no llama-bench on the PATH or under the name in GOSSAMER_LLAMA_BENCH: build llama.cpp")
     command = [
         program, "-m", task.gguf, "-t", str(task.threads), "-p", str(len(task.prompt)), "-n", "0",
         "-pg", f"{len(task.prompt)},{task.new}", "-r", str(task.repetitions), "-o", "json",

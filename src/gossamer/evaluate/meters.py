@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from gossamer.core.errors import ModelError
 from gossamer.core.outcome import Measure
 from gossamer.engine.forward import device_of, placed
+from gossamer.engine.threads import torch_threads
 from gossamer.models.stored import read_header
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def stepped_prefill_clock(stepper: Steps, model: nn.Module, tokens: int = 128) -
     ids, _ = _random_ids(model, 1, tokens)
 
     def run() -> None:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch_threads(1):
             stepper.prefill([{"input_ids": ids}])
 
     return clock_of(run)
@@ -132,7 +133,7 @@ def stepped_decode_clock(stepper: Steps, model: nn.Module, context: int = 128, n
     ids, _ = _random_ids(model, 1, context)
 
     def clock() -> float:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch_threads(1):
             stepper.prefill([{"input_ids": ids}])
             start = time.perf_counter()
             for place in range(new):

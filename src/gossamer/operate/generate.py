@@ -73,10 +73,11 @@ def generate(
         )  # fmt: skip
     events: list[Event] = []
     times: list[tuple[int, float]] = []
-    for event in coming:
-        times.append((count.passes if speculation else len(events), 1000 * (time.perf_counter() - start)))
-        events.append(event)
-        say(event.text)
+    with writer.torch_threads():
+        for event in coming:
+            times.append((count.passes if speculation else len(events), 1000 * (time.perf_counter() - start)))
+            events.append(event)
+            say(event.text)
     measured = {"time_to_first_token_ms": latency([times[0][1]], "one run, from the prompt's text and images on")}
     if len(events) > 1:
         method = "median and quartiles of the tokens after the first"

@@ -1,10 +1,12 @@
 """Opening a model that is to write, on the engine that runs it fastest."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
 from gossamer.core.errors import DeviceError, ModelError
 from gossamer.engine.stepping import Stepper, StepperOf
+from gossamer.engine.threads import torch_threads
 from gossamer.models.open import Opened, open_model
 
 Engine = Literal["auto", "native", "torch"]
@@ -19,6 +21,10 @@ class Writer:
     opened: Opened
     stepper_of: StepperOf = Stepper
     engine: dict[str, str] = field(default_factory=dict)
+
+    def torch_threads(self) -> AbstractContextManager[None]:
+        """How many threads torch is to have while this writes: one beside the native engine, else all."""
+        return torch_threads(1) if self.engine.get("name") == "native" else nullcontext()
 
 
 def open_writer(ref: str, engine: Engine = "auto") -> Writer:

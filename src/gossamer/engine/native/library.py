@@ -102,6 +102,7 @@ class Engine:
 
     def __init__(self, threads: int, isa: str | None = None) -> None:
         self.isa = isa or isas()[0]
+        self.threads = threads
         self._handle = library().gossamer_new(self.isa.encode(), threads)
         if not self._handle:
             raise DeviceError(f"this processor does not run {self.isa!r} code: it runs {', '.join(isas())}")

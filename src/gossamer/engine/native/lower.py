@@ -50,7 +50,7 @@ passes between the factors of a low-rank matrix."""
 @dataclass(frozen=True, eq=False)
 class Program:
     """A decoder ready to run: arrays of steps. `body` goes from hidden states to hidden states, `from_tokens` does so
-    from tokens, `head` from hidden states to logits.
+    from tokens, `head` from the last ones, of the rows that matter, to logits; `whole` from tokens to logits.
 
     `widths` are the buffers' columns, `kv_heads` and `head_dim` the cache's of
     each layer, `tables` the kinds of rotary embedding, of `rotary`. Logits are bent by `softcap` if above 0.
@@ -59,6 +59,7 @@ class Program:
     from_tokens: Any
     body: Any
     head: Any
+    whole: Any
     widths: dict[int, int]
     kv_heads: list[int]
     head_dim: list[int]
@@ -141,6 +142,7 @@ class _Lowering:
             from_tokens=_array([embed, *body]),
             body=_array(body),
             head=_array(last),
+            whole=_array([embed, *body, *self._linear(HIDDEN, decoder.norm, [(head, LOGITS)])]),
             widths=self._widths,
             kv_heads=[each.k_proj.out_features // each.head_dim for each in attentions],
             head_dim=[each.head_dim for each in attentions],

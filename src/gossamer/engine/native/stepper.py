@@ -13,6 +13,7 @@ from gossamer.engine.native import abi
 from gossamer.engine.native.library import Engine
 from gossamer.engine.native.lower import HIDDEN, LAST, LOGITS, Program, angles
 from gossamer.engine.stepping import Inputs, Stepper, collate, pad_of
+from gossamer.engine.threads import torch_threads
 
 BLOCK = 64
 """The cache grows by so many places."""
@@ -144,7 +145,8 @@ class NativeStepper:
 
     def _captured(self, slot: int, prompt: Inputs) -> _Rows:
         """What the model's own code hands to its first block, and at which positions: images are in it by then."""
-        entry = entry_of(self._model, self._program.rotary, prompt)
+        with torch_threads(self._engine.threads):
+            entry = entry_of(self._model, self._program.rotary, prompt)
         hidden, length = entry.hidden[0].float(), entry.hidden.shape[1]
         until = list(range(length))
         if entry.mask is not None:  # a mask's last open column
@@ -179,6 +181,10 @@ class NativeStepper:
             self._reserve(count)
             call, kept = self._call(part)
             program = self._program
+            if part.hidden is None and (total == 1 or not last_only):
+                self._engine.run(self._program.whole, call)
+                found.append(self._logits(count))
+                continue
             if part.hidden is not None:
                 self._buffers[HIDDEN][:count, : part.hidden.shape[1]] = part.hidden
             self._engine.run(program.body if part.hidden is not None else program.from_tokens, call)
@@ -189,9 +195,13 @@ class NativeStepper:
             call.rows = len(last)
             self._engine.run(program.head, call)
             del kept
-            logits = self._buffers[LOGITS][: len(last), : program.vocabulary].clone()
-            found.append(program.softcap * (logits / program.softcap).tanh() if program.softcap else logits)
+            found.append(self._logits(len(last)))
         return torch.cat(found)
+
+    def _logits(self, rows: int) -> Tensor:
+        program = self._program
+        logits = self._buffers[LOGITS][:rows, : program.vocabulary].clone()
+        return program.softcap * (logits / program.softcap).tanh() if program.softcap else logits
 
     def _reserve(self, rows: int) -> None:
         rows = -(-rows // 32) * 32  # tiles of the matrix units are whole

@@ -91,6 +91,10 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         """The loop; not to be called."""
+        with self._writer.torch_threads():
+            self._loop()
+
+    def _loop(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._running or self._stopping)

@@ -1,5 +1,7 @@
 #include "pool.h"
 
+#include <chrono>
+
 namespace gossamer {
 
 namespace {
@@ -58,7 +60,10 @@ void Pool::barrier() {
 void Pool::work(int thread) {
   unsigned seen = 0;
   while (true) {
-    for (int spins = 0; spins < 20000 && generation_.load(std::memory_order_acquire) == seen; spins++) relax();
+    // The next token comes within milliseconds, and waking a sleeper takes longer than a layer: so look a while first.
+    const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(5);
+    while (generation_.load(std::memory_order_acquire) == seen && std::chrono::steady_clock::now() < until)
+      for (int spins = 0; spins < 64 && generation_.load(std::memory_order_acquire) == seen; spins++) relax();
     if (generation_.load(std::memory_order_acquire) == seen) {
       std::unique_lock<std::mutex> lock(mutex_);
       wake_.wait(lock, [&] { return generation_.load() != seen; });
