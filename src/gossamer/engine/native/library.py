@@ -23,7 +23,7 @@ _UNITS = {
     "generic": (),
     "avx2": _AVX2,
     "avx512": _AVX512,
-    "amx": (*_AVX512, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+    "amx": (*_AVX512, "-mavx512bf16", "-mavx512vbmi", "-mamx-tile", "-mamx-bf16"),
 }
 _X86 = ("avx2", "avx512", "amx")
 

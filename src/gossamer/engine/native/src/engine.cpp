@@ -45,7 +45,7 @@ std::vector<Isa> found() {
   asm("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
   const bool tiles = (edx >> 24 & 1) && (edx >> 22 & 1);
   constexpr long kAskForTiles = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  if (vnni && tiles && __builtin_cpu_supports("avx512bf16") && syscall(SYS_arch_prctl, kAskForTiles, kTileData) == 0)
+  if (vnni && tiles && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") && syscall(SYS_arch_prctl, kAskForTiles, kTileData) == 0)
     isas.push_back({"amx", amx::run, amx::sweep});
 #endif
   if (vnni) isas.push_back({"avx512", avx512::run, avx512::sweep});

@@ -10,6 +10,20 @@ inline void to_half(f32x16 v, uint16_t* p) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
 }
 
+// Every byte's bits from A on (in qwords 0 and 1, from B in the next two, ...), and others above them. Plain shifts
+// share the port of the products; where bits can be chosen freely (VBMI), that is done on another one.
+template <int A, int B, int C, int D>
+inline __m512i shifted_right(__m512i v) {
+#ifdef __AVX512VBMI__
+  constexpr int64_t kBytes = 0x3830282018100800, kOne = 0x0101010101010101;
+  const __m512i from = _mm512_setr_epi64(kBytes + A * kOne, kBytes + A * kOne, kBytes + B * kOne, kBytes + B * kOne,
+                                         kBytes + C * kOne, kBytes + C * kOne, kBytes + D * kOne, kBytes + D * kOne);
+  return _mm512_multishift_epi64_epi8(from, v);
+#else
+  return _mm512_srlv_epi64(v, _mm512_setr_epi64(A, A, B, B, C, C, D, D));
+#endif
+}
+
 template <int B>
 inline __m512i unpack(const uint8_t*& p) {
   if constexpr (B == 8) {
@@ -20,12 +34,12 @@ inline __m512i unpack(const uint8_t*& p) {
   __m512i out = _mm512_setzero_si512();
   if constexpr (B & 4) {
     const __m512i w = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i*)p));
-    out = _mm512_and_si512(_mm512_srlv_epi64(w, _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4)), _mm512_set1_epi8(15));
+    out = _mm512_and_si512(shifted_right<0, 0, 4, 4>(w), _mm512_set1_epi8(15));
     p += 32;
   }
   if constexpr (B & 2) {
     const __m512i w = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)p));
-    __m512i two = _mm512_srlv_epi64(w, _mm512_setr_epi64(0, 0, 2, 2, 4, 4, 6, 6));
+    __m512i two = shifted_right<0, 2, 4, 6>(w);
     two = _mm512_and_si512(two, _mm512_set1_epi8(3));
     if constexpr (B & 4) two = _mm512_slli_epi16(two, 4);
     out = _mm512_or_si512(out, two);
