@@ -171,8 +171,6 @@ def row(name: str, bits: int, side: str, runs: list[Json], ours: list[Json]) -> 
 def table(rows: list[Json], command: str) -> str:
     """The Markdown page."""
     lines = [
-        "# Engines on one CPU",
-        "",
         f"`{command}`. Tokens per second; in brackets how many times as fast ours (wide inputs) is in the same round.",
         "",
         "| model | bits | side | prefill | decode | peak memory | of the roofline | same of 16 tokens |",

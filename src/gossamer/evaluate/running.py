@@ -94,7 +94,9 @@ def measure_running(
     figures: list[dict[str, Measure]] = [{} for _ in models]
     ratios: dict[str, Measure] = {}
     notes = []
-    stages = [(key, stage, models) for key, stage in _stages(models, inputs).items()]
+    stages: list[tuple[str, _Stage, Sequence[Any]]] = [
+        (key, stage, models) for key, stage in _stages(models, inputs).items()
+    ]
     engines, missing = _engines(models, files)
     stages += [(key, stage, engines) for key, stage in _engine_stages(models).items() if engines]
     for key, stage, runners in progress.track(stages, "timing"):

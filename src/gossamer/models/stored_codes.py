@@ -23,21 +23,22 @@ def stored_codes(directory: Path) -> dict[str, QuantizedTensor]:
 
 
 def codes_in(model: "nn.Module") -> dict[str, QuantizedTensor]:
-    """The same of a model that was opened without unpacking (see `load_packed`).
+    """The same of a model that was opened without unpacking (see `load_packed`)."""
+    found = {f"{name}.weight": codes_of_layer(module) for name, module in model.named_modules()}
+    return {name: tensor for name, tensor in found.items() if tensor is not None}
 
-    Layers in other forms (float codes, packed zero points, columns in an order of their own, scales that 16-bit floats
-    do not hold) are left out: unpacked they have their values.
+
+def codes_of_layer(layer: "nn.Module") -> QuantizedTensor | None:
+    """The codes of a layer of such a model; None for one that is not compressed.
+
+    So are layers in other forms (float codes, packed zero points, columns in an order of their own, scales that 16-bit
+    floats do not hold): unpacked they have their values.
     """
-    found = {}
-    for name, module in model.named_modules():
-        weights = getattr(getattr(module, "quantization_scheme", None), "weights", None)
-        if weights is None or weights.type != "int" or weights.strategy not in ("group", "channel"):
-            continue
-        scheme = Scheme(weights.num_bits, weights.group_size or None, weights.symmetric)
-        tensor = _tensor({part: getattr(module, f"weight{part}", None) for part in _PARTS}, scheme)
-        if tensor is not None:
-            found[f"{name}.weight"] = tensor
-    return found
+    weights = getattr(getattr(layer, "quantization_scheme", None), "weights", None)
+    if weights is None or weights.type != "int" or weights.strategy not in ("group", "channel"):
+        return None
+    scheme = Scheme(weights.num_bits, weights.group_size or None, weights.symmetric)
+    return _tensor({part: getattr(layer, f"weight{part}", None) for part in _PARTS}, scheme)
 
 
 _PARTS = ("", "_packed", "_scale", "_shape", "_zero_point", "_g_idx")

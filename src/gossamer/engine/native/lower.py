@@ -22,6 +22,7 @@ from gossamer.models.inputs import input_grid, stored_input_grids
 from gossamer.models.loading import unpack
 from gossamer.models.low_rank import LowRank
 from gossamer.models.packed import QuantizedTensor, brief_dtype
+from gossamer.models.stored_codes import codes_of_layer
 
 BLOCKS = (
     "LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "SmolLM3DecoderLayer",
@@ -94,10 +95,10 @@ def lower(
 ) -> Program:
     """The program of a model's text decoder, which may be as it is stored (see `open_packed`).
 
-    `codes` are the weights that stay on their grids, by parameter name (see `stored_codes`); all others are kept as
-    `dtype`, by default as the 16-bit type that holds them best. `known` are weights of another program on the same
-    modules, which are shared. `low_ranks` are matrices beside the weights, by module name: their factors run as two
-    more steps. Raises `NotServedError` for a decoder that the native engine does not run, with the reason.
+    `codes` are weights that stay on their grids, by parameter name, as those do that the model holds itself; all others
+    are kept as `dtype`, by default as the 16-bit type that holds them best. `known` are weights of another program on
+    the same modules, which are shared. `low_ranks` are matrices beside the weights, by module name: their factors run
+    as two more steps. Raises `NotServedError` for a decoder that the native engine does not run, with the reason.
     """
     return _Lowering(model, codes or {}, dtype, fusions, known or {}, low_ranks or {}).program()
 
@@ -275,7 +276,7 @@ class _Lowering:
             raise NotServedError(f"the native engine runs plain linear layers, and this model has a {kind}")
         if input_grid(layer) is not None or stored_input_grids(layer):
             raise NotServedError("the native engine runs layers whose inputs are not rounded, and this model's are")
-        codes = self._codes.get(name)
+        codes = self._codes[name] if name in self._codes else codes_of_layer(layer)
         if isinstance(layer, nn.Embedding) and name.removesuffix(".weight") in self._low_ranks:
             codes = None
         weight = self._weights[name] = self._dense(layer) if codes is None else packed_weight(codes)

@@ -14,7 +14,6 @@ from gossamer.models.adapter import read_adapter
 from gossamer.models.loading import unpack
 from gossamer.models.low_rank import LowRank
 from gossamer.models.open import Opened, open_packed
-from gossamer.models.stored_codes import codes_in
 
 
 class Native:
@@ -31,15 +30,13 @@ class Native:
         low_ranks: Mapping[str, LowRank] | None = None,
     ) -> None:
         self._precision, self._low_ranks = precision, low_ranks
-        codes = codes_in(model)
-        program = lower(model, codes, low_ranks=low_ranks)
+        program = lower(model, low_ranks=low_ranks)
         self.engine = Engine(threads or torch.get_num_threads())
         self._programs: dict[int, tuple[nn.Module, Program]] = {id(model): (model, program)}
         self.weight_bytes = program.weight_bytes
         self.bytes_per_token = program.bytes_per_token
         self._weights = program.weights
         _give_up(model, program, self.engine)
-        del codes
         for name, module in model.named_modules():  # vision towers and the like, which torch runs
             unpack(module)
             beside = (low_ranks or {}).get(name)
