@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import threading
 import time
 from functools import cache
 from pathlib import Path
@@ -97,19 +98,28 @@ def _compile(compiler: str, target: Path) -> None:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+@cache
+def shared_engine(threads: int) -> "Engine":
+    """The engine of this process with so many threads: those of a second one would want the same cores."""
+    return Engine(threads)
+
+
 class Engine:
-    """Threads and working memory in which programs run. `isa` is one of `isas()`, the best by default."""
+    """Threads and working memory in which programs run, one at a time. `isa` is one of `isas()`, the best by default."""
 
     def __init__(self, threads: int, isa: str | None = None) -> None:
         self.isa = isa or isas()[0]
         self.threads = threads
+        self._turn = threading.Lock()
         self._handle = library().gossamer_new(self.isa.encode(), threads)
         if not self._handle:
             raise DeviceError(f"this processor does not run {self.isa!r} code: it runs {', '.join(isas())}")
 
     def run(self, ops: "ctypes.Array[abi.Op]", call: abi.Call) -> None:
         """Runs the steps over the call's rows. Raises `DeviceError` where memory is short."""
-        if library().gossamer_run(self._handle, ctypes.addressof(ops), len(ops), ctypes.addressof(call)):
+        with self._turn:
+            failed = library().gossamer_run(self._handle, ctypes.addressof(ops), len(ops), ctypes.addressof(call))
+        if failed:
             raise DeviceError(f"there is not enough memory to compute {call.rows} tokens at once: read fewer together")
 
     def bandwidth(self, size: int) -> float:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.engine.native import abi
-from gossamer.engine.native.library import Engine
+from gossamer.engine.native.library import Engine, shared_engine
 from gossamer.engine.native.lower import HIDDEN, Program, decoder_of, lower
 from gossamer.engine.native.stepper import NativeStepper, Precision
 from gossamer.models.adapter import read_adapter
@@ -31,7 +31,7 @@ class Native:
     ) -> None:
         self._precision, self._low_ranks = precision, low_ranks
         program = lower(model, low_ranks=low_ranks)
-        self.engine = Engine(threads or torch.get_num_threads())
+        self.engine = shared_engine(threads or torch.get_num_threads())
         self._programs: dict[int, tuple[nn.Module, Program]] = {id(model): (model, program)}
         self.weight_bytes = program.weight_bytes
         self.bytes_per_token = program.bytes_per_token
