@@ -121,7 +121,7 @@ def test_compare_runs_both_sides_in_turn_where_it_is_asked_to(run: Run, gossamer
     result = gossamer("compare", run.model, run.folder, "--limit", "2", "--meters", "--json").json
     for side in "ab":
         assert {"prefill_ms", "decode_ms", "weight_memory_bytes"} <= set(result[side]["measured"])
-    assert set(result["ratio"]) == {"prefill_ms", "decode_ms"}
+    assert set(result["ratio"]) == {"prefill_ms", "decode_ms", "engine_prefill_ms", "engine_decode_ms"}
     assert all(0 < ratio["low"] <= ratio["value"] <= ratio["high"] for ratio in result["ratio"].values())
     shown = gossamer("compare", run.model, run.model, "--limit", "2", "--meters").out
     assert "times: B / A" in shown

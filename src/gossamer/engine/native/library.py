@@ -105,7 +105,7 @@ def shared_engine(threads: int) -> "Engine":
 
 
 class Engine:
-    """Threads and working memory in which programs run, one at a time. `isa` is one of `isas()`, the best by default."""
+    """Threads and memory in which programs run, one at a time. `isa` is one of `isas()`, the best by default."""
 
     def __init__(self, threads: int, isa: str | None = None) -> None:
         self.isa = isa or isas()[0]
