@@ -111,6 +111,7 @@ class Engine:
         self.isa = isa or isas()[0]
         self.threads = threads
         self._turn = threading.Lock()
+        self._delete = library().gossamer_delete  # kept: at the program's end modules go before objects do
         self._handle = library().gossamer_new(self.isa.encode(), threads)
         if not self._handle:
             raise DeviceError(f"this processor does not run {self.isa!r} code: it runs {', '.join(isas())}")
@@ -137,4 +138,4 @@ class Engine:
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
-            library().gossamer_delete(self._handle)
+            self._delete(self._handle)
