@@ -68,7 +68,6 @@ def command(
         from gossamer.operate.generate import generate
         from gossamer.operate.speculate.wish import Wish
 
-        keeper = None if kv is None else KeyValues.parse(kv)
         result = generate(
             model,
             prompt,
@@ -77,13 +76,11 @@ def command(
             sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed),
             stops=stop or (),
             raw=raw,
-            keeper=keeper,
+            keeper=None if kv is None else KeyValues.parse(kv),
             engine=engine.value,
             speculate=None if speculate is None else Wish(speculate, draft_tokens, drafts, rule),
             say=(lambda text: None) if as_json else say,
         )
-        if keeper is not None:
-            result["kv"] = keeper.described
     show(result, as_json, draw)
 
 

@@ -40,6 +40,12 @@ def named_device(on: str) -> "torch.device":
         raise DeviceError(f"cannot compute on {on!r}: this machine has {', '.join(['cpu', *more])}") from None
 
 
+def place_ids(config: Any) -> set[int]:
+    """The token ids that stand where images, videos and sounds go."""
+    names = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id", "audio_token_index")
+    return {getattr(config, name) for name in names if isinstance(getattr(config, name, None), int)}
+
+
 def placed(inputs: Mapping[str, Any], device: "torch.device") -> dict[str, Any]:
     """The inputs with their tensors on `device`."""
     import torch

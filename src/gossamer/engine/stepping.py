@@ -29,6 +29,10 @@ _TOKENWISE = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_id
 class Keeper(Protocol):
     """How keys and values of past tokens are kept, where not simply all. Each sequence has a past of its own."""
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """The settings as plain values."""
+
     def new_past(self, model: Any) -> Any:
         """An empty cache of transformers for one sequence. Raises `ModelError` for a model that this is not for."""
 

@@ -82,9 +82,7 @@ class DetectionTask:
         return Batch({**text, "pixel_values": pixels}, labels, indices)
 
     def _scale(self, example: DetectionExample) -> tuple[float, float]:
-        """Pixels that the model's unit square measures: OWLv2 pads pictures to squares, OWL-ViT stretches them."""
-        longest = float(max(example.width, example.height))
-        return (longest, longest) if self.square else (float(example.width), float(example.height))
+        return unit_square(self.square, example.width, example.height)
 
     def _covered(self, example: DetectionExample) -> Tensor:
         """(boxes, queries) int16: the object at each patch, of several of one class the one whose middle is nearest."""
@@ -145,9 +143,7 @@ class DetectionTask:
             scores, labels = output.logits.float().sigmoid().max(-1)
             for row, i in enumerate(batch.indices):
                 order = torch.argsort(scores[row], descending=True, stable=True)[:MOST_BOXES]
-                boxes = output.pred_boxes[row][order].double().cpu().numpy()
-                corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1)
-                corners *= np.array(self._scale(self.examples[i]) * 2)
+                corners = corners_of(output.pred_boxes[row][order], self._scale(self.examples[i]))
                 found.append(
                     Detections(corners, scores[row][order].double().cpu().numpy(), labels[row][order].cpu().numpy())
                 )
@@ -172,6 +168,40 @@ class DetectionTask:
         return self.summarise(self.results(model, progress))
 
 
+def check_detects(opened: Any) -> None:
+    """Raises `DataError` unless the model finds things by text."""
+    if getattr(opened.config, "model_type", "") not in ("owlv2", "owlvit") or opened.processor is None:
+        raise DataError(
+            f"{opened.source} finds nothing by text: detection needs an OWL-ViT or OWLv2 model with a processor"
+        )
+
+
+def pads_to_squares(opened: Any) -> bool:
+    """Whether pictures are padded to squares, as OWLv2 does; OWL-ViT stretches them."""
+    return bool(opened.config.model_type == "owlv2")
+
+
+def query_inputs(opened: Any, texts: Sequence[str]) -> dict[str, Tensor]:
+    """The model's inputs for what is looked for, a row for each text."""
+    longest = opened.config.text_config.max_position_embeddings
+    found = opened.processor.tokenizer(
+        list(texts), padding="max_length", truncation=True, max_length=longest, return_tensors="pt"
+    )
+    return {key: found[key] for key in ("input_ids", "attention_mask")}
+
+
+def unit_square(square: bool, width: int, height: int) -> tuple[float, float]:
+    """Pixels of a picture that the model's unit square measures, across and down (see `pads_to_squares`)."""
+    longest = float(max(width, height))
+    return (longest, longest) if square else (float(width), float(height))
+
+
+def corners_of(boxes: Tensor, scale: tuple[float, float]) -> np.ndarray:
+    """Boxes (n, 4) of middle, width and height in the unit square as corners x0, y0, x1, y1 in pixels."""
+    middle, size = np.split(boxes.double().cpu().numpy(), 2, axis=1)
+    return np.concatenate([middle - size / 2, middle + size / 2], axis=1) * np.array(scale * 2)
+
+
 def open_detection(
     data: str,
     opened: Any,
@@ -189,12 +219,8 @@ def open_detection(
     class name for the built-in scenes, else OWL's `a photo of a {name}`). Raises `DataError` for unreadable data, a
     set without any box, or another kind of model.
     """
-    family = getattr(opened.config, "model_type", "")
-    if family not in ("owlv2", "owlvit") or opened.processor is None:
-        raise DataError(
-            f"{opened.source} finds nothing by text: detection needs an OWL-ViT or OWLv2 model with a processor"
-        )
-    vision, text = opened.config.vision_config, opened.config.text_config
+    check_detects(opened)
+    vision = opened.config.vision_config
     examples, classes, provenance = read_detection(
         data, split=split, limit=limit, images=images, skip_missing=skip_missing, size=vision.image_size
     )
@@ -203,10 +229,7 @@ def open_detection(
     template = prompt or ("{name}" if data == "scenes" else "a photo of a {name}")
     if "{name}" not in template:
         raise DataError(f"prompt {template!r} has no place for the class: write {{name}} into it")
-    queries = opened.processor.tokenizer(
-        [template.replace("{name}", name) for name in classes],
-        padding="max_length", truncation=True, max_length=text.max_position_embeddings, return_tensors="pt",
-    )  # fmt: skip
+    queries = query_inputs(opened, [template.replace("{name}", name) for name in classes])
     protocol = {
         **provenance,
         "classes": len(classes),
@@ -215,8 +238,8 @@ def open_detection(
         "scoring": "COCO (pycocotools), all areas, 100 detections a class and image",
     }
     return DetectionTask(
-        tuple(examples), classes, {key: queries[key] for key in ("input_ids", "attention_mask")}, opened.processor,
-        vision.image_size // vision.patch_size, family == "owlv2", protocol, _groups(data, classes), batch_size,
+        tuple(examples), classes, queries, opened.processor,
+        vision.image_size // vision.patch_size, pads_to_squares(opened), protocol, _groups(data, classes), batch_size,
     )  # fmt: skip
 
 

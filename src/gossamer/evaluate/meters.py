@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from gossamer.core.errors import ModelError
 from gossamer.core.outcome import Measure
-from gossamer.engine.forward import device_of, placed
+from gossamer.engine.forward import device_of, place_ids, placed
 from gossamer.engine.threads import torch_threads
 from gossamer.models.stored import read_header
 
@@ -249,7 +249,7 @@ def _random_ids(model: nn.Module, batch: int, tokens: int) -> tuple[Any, Any]:
 
     config: Any = model.config
     text = config.get_text_config()
-    special = {getattr(config, name, None) for name in ("image_token_id", "image_token_index", "video_token_id")}
+    special = place_ids(config)
     usable = torch.tensor([i for i in range(min(text.vocab_size, 4096)) if i not in special])
     picks = torch.randint(len(usable), (batch, tokens), generator=torch.Generator().manual_seed(0))
     device = device_of(model)

@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,11 +99,7 @@ def load_weights(path: Path, config: Any, memory: Memory = IN_MEMORY) -> "nn.Mod
         raise
     except Exception as error:
         raise ModelError(f"{path} cannot be loaded: its tensors do not fit its config ({first_line(error)})") from error
-    missing, wrong = sorted(report["missing_keys"]), sorted(report["mismatched_keys"])
-    if missing or wrong:
-        name = missing[0] if missing else str(wrong[0][0])
-        count = len(missing) + len(wrong)
-        raise ModelError(f"{path} does not fit its config: {count} tensors are missing or of other shape, first {name}")
+    _check_fits(path, report)
     if method is not None:
         from gossamer.models.inputs import round_inputs, stored_input_grids
 
@@ -114,6 +110,15 @@ def load_weights(path: Path, config: Any, memory: Memory = IN_MEMORY) -> "nn.Mod
             round_inputs(model.get_submodule(name), grid)
     whole: nn.Module = model
     return whole.float()
+
+
+def _check_fits(path: Path, report: Mapping[str, Any]) -> None:
+    """Raises `ModelError` for what a loading report says is missing or of another shape."""
+    missing, wrong = sorted(report["missing_keys"]), sorted(report["mismatched_keys"])
+    if missing or wrong:
+        name = missing[0] if missing else str(wrong[0][0])
+        count = len(missing) + len(wrong)
+        raise ModelError(f"{path} does not fit its config: {count} tensors are missing or of other shape, first {name}")
 
 
 def load_packed(path: Path, config: Any) -> "nn.Module":
@@ -127,20 +132,22 @@ def load_packed(path: Path, config: Any) -> "nn.Module":
         return load_weights(path, config)  # which says what can be opened
     import torch
 
-    settings: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+    settings: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
     try:  # scales are float16, which the type of a model need not hold
         dtype = "auto" if method is None else torch.float32
-        model = class_of(config, path).from_pretrained(str(path), dtype=dtype, **settings)
+        model, report = class_of(config, path).from_pretrained(str(path), dtype=dtype, **settings)
     except Exception as error:
         raise ModelError(f"{path} cannot be loaded: its tensors do not fit its config ({first_line(error)})") from error
+    _check_fits(path, report)
     if hasattr(model, "ct_decompress_hook"):
         model.hf_quantizer.compressor.remove_decompression_hook(model)
     whole: nn.Module = model
     return whole
 
 
-def unpack(layer: "nn.Module") -> "nn.Module":
-    """The same layer of a model from `load_packed`, with a weight; inputs are rounded as it is stored."""
+def unpack(layer: "nn.Module") -> None:
+    """Gives a layer that transformers has loaded packed its weight; its inputs are rounded as is stored. Others stay as
+    they are."""
     if hasattr(layer, "quantization_scheme"):
         from compressed_tensors.compressors.base import decompress_module
 
@@ -149,7 +156,6 @@ def unpack(layer: "nn.Module") -> "nn.Module":
         grids = stored_input_grids(layer)
         decompress_module(layer, leave_decompressed=False)
         round_inputs(layer, grids.get(""))
-    return layer
 
 
 def _generation(directory: Path) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gossamer.core.errors import ModelError
+from gossamer.models.loading import unpack
 from gossamer.models.widths import FIELD, trusted_class
 
 if TYPE_CHECKING:
@@ -27,14 +28,8 @@ def reload(directory: Path) -> "nn.Module":
     model = _loaded(directory)
     quantizer = getattr(model, "hf_quantizer", None)
     if quantizer is not None:
-        from compressed_tensors.compressors.base import decompress_module
-
-        from gossamer.models.inputs import round_inputs, stored_input_grids
-
-        grids = stored_input_grids(model)
-        for name, module in model.named_modules():
-            decompress_module(module, leave_decompressed=False)
-            round_inputs(module, grids.get(name))
+        for module in model.modules():
+            unpack(module)
         quantizer.compressor.remove_decompression_hook(model)
         model.hf_quantizer, model.is_quantized, model.quantization_method = None, False, None
         del model.config.quantization_config

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gossamer.core.errors import DataError, ModelError, SettingError
+from gossamer.core.errors import DataError, SettingError
 from gossamer.core.files import writing_directory
 from gossamer.core.runfolder import checkpoint_of
 from gossamer.data.images import load_image
+from gossamer.evaluate.detection import check_detects, corners_of, pads_to_squares, query_inputs, unit_square
 from gossamer.evaluate.meters import latency
 from gossamer.models.open import Opened, open_model
 
@@ -57,8 +58,8 @@ def detect(
 
     `out` is a folder for the pictures with their boxes drawn. Returns `images`, each with `image`, `width`, `height`
     and `found` (see `Found`), the surest first, and under `measured` `time_per_image_ms`, from the decoded picture to
-    its boxes. Raises `ModelError` for a model that does not find things by text, `DataError` for pictures that cannot
-    be read and empty queries.
+    its boxes. Raises `DataError` for a model that does not find things by text, pictures that cannot be read and empty
+    queries.
     """
     rule = rule or Rule()
     if not images:
@@ -67,9 +68,8 @@ def detect(
         raise DataError("there is nothing to look for: give --query with some words, once or more")
     pictures = [load_image(path, "--image") for path in images]
     opened = open_model(checkpoint_of(ref))
-    if getattr(opened.config, "model_type", "") not in ("owlv2", "owlvit") or opened.processor is None:
-        raise ModelError(f"{ref} finds nothing by text: give an OWL-ViT or OWLv2 model with a processor")
-    words = _words(opened, queries)
+    check_detects(opened)
+    words = query_inputs(opened, queries)
     found, times = [], []
     for picture in pictures:
         start = time.perf_counter()
@@ -97,15 +97,6 @@ def detect(
     }
 
 
-def _words(opened: Opened, queries: Sequence[str]) -> dict[str, Tensor]:
-    longest = opened.config.text_config.max_position_embeddings
-    processor: Any = opened.processor
-    words = processor.tokenizer(
-        list(queries), padding="max_length", truncation=True, max_length=longest, return_tensors="pt"
-    )
-    return {key: words[key] for key in ("input_ids", "attention_mask")}
-
-
 def look(opened: Opened, picture: Image, words: dict[str, Tensor], queries: Sequence[str], rule: Rule) -> list[Found]:
     """What is found on one picture, the surest first."""
     import torch
@@ -117,11 +108,8 @@ def look(opened: Opened, picture: Image, words: dict[str, Tensor], queries: Sequ
     with torch.inference_mode():
         output = forward(opened.model, {**words, "pixel_values": pixels})
     scores, labels = output.logits[0].float().sigmoid().max(-1)
-    boxes = output.pred_boxes[0].double().cpu().numpy()
-    longest = max(picture.size)  # OWLv2 pads pictures to squares, OWL-ViT stretches them
-    width, height = (longest, longest) if opened.config.model_type == "owlv2" else picture.size
-    corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], 1)
-    corners = (corners * (width, height, width, height)).clip(0, (*picture.size, *picture.size))
+    scale = unit_square(pads_to_squares(opened), *picture.size)
+    corners = corners_of(output.pred_boxes[0], scale).clip(0, (*picture.size, *picture.size))
     kept: list[int] = []
     for at in torch.argsort(scores, descending=True, stable=True).tolist():
         if len(kept) == rule.most or float(scores[at]) < rule.threshold:

@@ -86,6 +86,8 @@ def generate(
         measured["acceptance"] = wilson(count.accepted, count.judged)
     measured["cache_bytes"] = Measure.exact(stepper.cache_bytes)
     told = {} if speculate is None else {"speculation": _told(speculate, count, keeper is None)}
+    if keeper is not None:
+        told["kv"] = keeper.described
     return {
         "model": {"name": ref, "family": opened.hierarchy.family, "fingerprint": opened.fingerprint},
         "text": "".join(event.text for event in events),

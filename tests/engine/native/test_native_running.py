@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.models.feeds import inputs_for
 from tests.models.tiny import build
 
@@ -17,6 +18,7 @@ from gossamer.models.checkpoint import save_compressed
 from gossamer.models.low_rank import LowRank
 from gossamer.models.open import Opened, open_model
 from gossamer.models.packed import QuantizedTensor, Scheme
+from gossamer.models.stored_codes import stored_codes
 from gossamer.models.structure import hierarchy_of, read_matrix
 from gossamer.operate.speculate.self_draft import first_blocks
 
@@ -81,6 +83,32 @@ def test_the_first_blocks_alone_share_the_weights() -> None:
     assert float((found - expected).abs().max()) < 2e-2
     whole = native(opened.model).prefill([prompt])
     assert float((whole - Stepper(dense).prefill([prompt])).abs().max()) < 2e-2
+
+
+@torch.inference_mode()
+def test_twins_share_programs_and_strangers_are_refused() -> None:
+    opened, native = open_native("tiny-lm", EXACT)
+    programs = {id(native(first_blocks(opened.model, 2))._program) for _ in range(3)}
+    assert len(programs) == 1
+    with pytest.raises(NotServedError, match="another model"):
+        native(open_model("tiny-lm-draft").model)
+
+
+def test_tensors_that_are_missing_are_said(tmp_path: Path) -> None:
+    build("llama").save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    del state["model.layers.0.mlp.up_proj.weight"]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 tensors are missing .* first model\.layers\.0\.mlp\.up_proj"):
+        open_native(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["llama", "llava", "qwen2_vl"])
+def test_codes_of_a_checkpoint_are_found_by_the_models_names(name: str, tmp_path: Path) -> None:
+    written(name, tmp_path)
+    model = build(name)
+    wanted = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    assert stored_codes(tmp_path).keys() == wanted
 
 
 def test_what_the_engine_does_not_run_is_refused_before_its_weights_are_taken() -> None:

@@ -5,9 +5,9 @@ import torch
 from tests.engine.test_decode import WRITERS, lively, prompts_for
 from tests.models.tiny import build
 
-from gossamer.core.errors import ModelError
+from gossamer.core.errors import DataError, ModelError
 from gossamer.engine.native.library import Engine
-from gossamer.engine.native.lower import FUSIONS, NotServedError, lower
+from gossamer.engine.native.lower import FUSIONS, HIDDEN, LOGITS, NotServedError, lower
 from gossamer.engine.native.stepper import NativeStepper, Precision
 from gossamer.engine.stepping import Stepper
 from gossamer.models.low_rank import LowRank
@@ -179,6 +179,51 @@ def test_sequences_leave_fork_and_join() -> None:
     mine.select([2, 0, 2])
     found = mine.step([3, 3, 3], [True] * 3)
     assert torch.equal(torch.stack([alone[2][2], alone[0][2], alone[2][2]]), found)
+
+
+@torch.inference_mode()
+def test_what_a_mask_hides_is_not_read() -> None:
+    model = lively("llama")
+    (prompt,) = text_prompts(model, 6)
+    padded = {
+        "input_ids": torch.nn.functional.pad(prompt["input_ids"], (3, 0)),
+        "attention_mask": torch.tensor([[0] * 3 + [1] * 6]),
+    }
+    assert torch.equal(native(model).prefill([padded]), native(model).prefill([prompt]))
+    close(native(model).prefill([padded]), Stepper(model).prefill([padded]))
+
+
+@torch.inference_mode()
+def test_tokens_outside_the_table_are_refused() -> None:
+    model = lively("llama")
+    stepper = native(model)
+    stepper.prefill(text_prompts(model, 4))
+    for token in (-1, model.config.vocab_size):
+        with pytest.raises(DataError, match="not in the model's table"):
+            stepper.step([token], [True])
+
+
+@torch.inference_mode()
+def test_a_stepper_reads_fewer_prompts_anew_and_is_joined() -> None:
+    model = lively("llama")
+    prompts = text_prompts(model, 5, 6, 7)
+    used, late = native(model, Precision()), native(model, Precision())
+    used.prefill(prompts)
+    used.prefill(prompts[1:2])
+    late.prefill(prompts[2:])
+    used.join(late)
+    fresh = native(model, Precision())
+    fresh.prefill(prompts[1:])
+    assert torch.equal(used.step([1, 2], [True] * 2), fresh.step([1, 2], [True] * 2))
+
+
+@torch.inference_mode()
+def test_logits_have_room_for_the_rows_that_are_asked_for() -> None:
+    model = lively("llama")
+    stepper = native(model)
+    stepper.prefill(text_prompts(model, 90))
+    assert len(stepper._buffers[HIDDEN]) == 96
+    assert len(stepper._buffers[LOGITS]) == 32
 
 
 @torch.inference_mode()

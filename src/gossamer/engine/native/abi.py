@@ -6,7 +6,10 @@ from enum import IntEnum
 LANES = 16
 MATRICES = 3
 BUFFERS = 12
+TABLES = 2
 MOST_STEP = 128
+MOST_NORM = 16384
+MOST_HEAD_DIM = 512
 
 
 class MatrixKind(IntEnum):
@@ -18,7 +21,7 @@ class OpKind(IntEnum):
 
 
 class Prologue(IntEnum):
-    NOTHING, RMS, LAYER, GATED, ACTIVATED = range(5)
+    NOTHING, RMS, GATED = range(3)
 
 
 class Activation(IntEnum):
@@ -40,14 +43,13 @@ class Op(ctypes.Structure):
     _fields_ = [
         *((name, _int) for name in ("kind", "in_", "aux", "out", "count", "prologue", "activation", "accumulate")),
         *((name, _int) for name in ("heads", "kv_heads", "head_dim", "rotated")),
-        *((name, _int) for name in ("layer", "window", "table", "interleaved")),
+        *((name, _int) for name in ("layer", "window", "table", "unused")),
         *((name, _float) for name in ("eps", "scale", "softcap")),
         ("width", _int),
         ("weight", _pointer),
-        ("shift", _pointer),
         ("matrices", Matrix * MATRICES),
         ("outs", _int * MATRICES),
-        ("unused", _int),
+        ("padding", _int),
         ("biases", _pointer * MATRICES),
     ]
 
@@ -61,8 +63,8 @@ class Call(ctypes.Structure):
         *((name, _int) for name in ("rows", "exact", "wide", "half_cache")),
         ("capacity", _long),
         *((name, _pointer) for name in ("tokens", "slots", "places", "until")),
-        ("cosines", _pointer * 2),
-        ("sines", _pointer * 2),
+        ("cosines", _pointer * TABLES),
+        ("sines", _pointer * TABLES),
         ("keys", _pointer),
         ("values", _pointer),
         ("buffers", Buffer * BUFFERS),

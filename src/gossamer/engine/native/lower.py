@@ -8,6 +8,7 @@ blocks, mixed grids and zero weights need nothing of their own, as every block h
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -53,8 +54,8 @@ class Program:
     """A decoder ready to run: arrays of steps. `body` goes from hidden states to hidden states, `from_tokens` does so
     from tokens, `head` from the last ones, of the rows that matter, to logits; `whole` from tokens to logits.
 
-    `widths` are the buffers' columns, `kv_heads` and `head_dim` the cache's of
-    each layer, `tables` the kinds of rotary embedding, of `rotary`. Logits are bent by `softcap` if above 0.
+    `widths` are the buffers' columns, `kv_heads` and `head_dim` the cache's of each layer, `tables` the kinds of rotary
+    embedding, of `rotary`, `table` the rows of the embedding. Logits are bent by `softcap` if above 0.
     """
 
     from_tokens: Any
@@ -68,6 +69,7 @@ class Program:
     rotary: Any
     softcap: float
     vocabulary: int
+    table: int
     weights: Mapping[str, Weight]
     embedding: str
     held: list[Any] = field(repr=False)
@@ -151,6 +153,7 @@ class _Lowering:
             rotary=decoder.rotary_emb,
             softcap=float(getattr(text, "final_logit_softcapping", None) or 0),
             vocabulary=head.out_features,
+            table=embedding.num_embeddings,
             weights=self._weights,
             embedding=self._names[id(embedding)],
             held=self._held,
@@ -166,7 +169,11 @@ class _Lowering:
             if getattr(attention, name, None) is not None:
                 yield self._norm(getattr(attention, name), buffer, buffer, heads=count)
         place = {"layer": number, "heads": heads, "kv_heads": kv_heads, "head_dim": dim}
-        rotated = self._rotated(dim) if getattr(attention, "use_rope", True) else 0
+        if dim > abi.MOST_HEAD_DIM:
+            raise NotServedError(
+                f"the native engine serves heads of up to {abi.MOST_HEAD_DIM}, this model's have {dim}"
+            )
+        rotated = self._rotated if getattr(attention, "use_rope", True) else 0
         store = abi.Op(kind=OpKind.ROTATE_STORE, in_=QUERY, aux=KEY, rotated=rotated, **place)
         store.table = self._table(attention)
         store.outs[0] = VALUE
@@ -234,7 +241,7 @@ class _Lowering:
         matrix = self._low_ranks[name]
         first = abi.Op(
             kind=OpKind.LINEAR, in_=op.in_, aux=op.aux, width=op.width, count=1, prologue=op.prologue,
-            activation=op.activation, eps=op.eps, weight=op.weight, shift=op.shift,
+            activation=op.activation, eps=op.eps, weight=op.weight,
         )  # fmt: skip
         second = abi.Op(kind=OpKind.LINEAR, in_=RANKS, width=matrix.rank, count=1, accumulate=1)
         for step, part, factor, to in ((first, "right", matrix.right, RANKS), (second, "left", matrix.left, buffer)):
@@ -249,6 +256,8 @@ class _Lowering:
         op = abi.Op(kind=OpKind.NORM, in_=source, out=to, heads=heads, accumulate=accumulate)
         self._set_norm(op, norm)
         op.width = norm.weight.shape[0]
+        if op.width > abi.MOST_NORM:
+            raise NotServedError(f"the native engine norms up to {abi.MOST_NORM} values, this model has {op.width}")
         self._use(to, op.width * heads)
         return op
 
@@ -276,23 +285,27 @@ class _Lowering:
             raise NotServedError(f"the native engine runs plain linear layers, and this model has a {kind}")
         if input_grid(layer) is not None or stored_input_grids(layer):
             raise NotServedError("the native engine runs layers whose inputs are not rounded, and this model's are")
-        codes = self._codes[name] if name in self._codes else codes_of_layer(layer)
-        if isinstance(layer, nn.Embedding) and name.removesuffix(".weight") in self._low_ranks:
-            codes = None
+        codes = None
+        if not self._corrected_in_place(layer):
+            codes = self._codes[name] if name in self._codes else codes_of_layer(layer)
         weight = self._weights[name] = self._dense(layer) if codes is None else packed_weight(codes)
         return weight
 
     def _dense(self, layer: Any) -> Weight:
         unpack(layer)
         values: Tensor = layer.weight.detach()
-        name = self._names[id(layer)].removesuffix(".weight")
-        if name in self._low_ranks and isinstance(layer, nn.Embedding):  # its rows are looked up, not multiplied
+        if self._corrected_in_place(layer):
+            name = self._names[id(layer)].removesuffix(".weight")
             values = values + self._low_ranks[name].dense()
-        if values.data_ptr() in self._tensors:  # tied: one tensor, two modules
-            return self._tensors[values.data_ptr()]
-        dtype = values.dtype if values.element_size() == 2 else brief_dtype(values)
-        weight = self._tensors[values.data_ptr()] = float_weight(values, self._dtype or dtype)
-        return weight
+            return float_weight(values, self._dtype or brief_dtype(values))
+        if values.data_ptr() not in self._tensors:  # else tied: one tensor, two modules
+            dtype = values.dtype if values.element_size() == 2 else brief_dtype(values)
+            self._tensors[values.data_ptr()] = float_weight(values, self._dtype or dtype)
+        return self._tensors[values.data_ptr()]
+
+    def _corrected_in_place(self, layer: nn.Module) -> bool:
+        """Whether a low-rank matrix is added to the weight: an embedding's rows are looked up, not multiplied."""
+        return isinstance(layer, nn.Embedding) and self._names[id(layer)].removesuffix(".weight") in self._low_ranks
 
     def _floats(self, values: Tensor) -> int:
         """The address of values float32, filled up with zeros as the kernels read them."""
@@ -307,14 +320,16 @@ class _Lowering:
         kind = getattr(attention, "layer_type", None) if _has_tables(self._decoder.rotary_emb) else None
         if kind not in self._tables:
             self._tables.append(kind)
+        if len(self._tables) > abi.TABLES:
+            raise NotServedError(f"the native engine has {abi.TABLES} rotary embeddings, this model more")
         return self._tables.index(kind)
 
-    def _rotated(self, head_dim: int) -> int:
-        return angles(self._decoder.rotary_emb, torch.zeros(1, 1, dtype=torch.long), self._tables_kind())[0].shape[-1]
-
-    def _tables_kind(self) -> str | None:
+    @cached_property
+    def _rotated(self) -> int:
+        """Leading dimensions of a head that are rotated, the same in all layers."""
         rotary = self._decoder.rotary_emb
-        return self._decoder.config.layer_types[0] if _has_tables(rotary) else None
+        table = self._decoder.config.layer_types[0] if _has_tables(rotary) else None
+        return angles(rotary, torch.zeros(1, 1, dtype=torch.long), table)[0].shape[-1]
 
 
 def _array(ops: list[abi.Op]) -> Any:

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gossamer.core.errors import DataError
 from gossamer.engine.native import abi
 from gossamer.engine.native.library import Engine, shared_engine
-from gossamer.engine.native.lower import HIDDEN, Program, decoder_of, lower
+from gossamer.engine.native.lower import HIDDEN, NotServedError, Program, decoder_of, lower
 from gossamer.engine.native.stepper import NativeStepper, Precision
 from gossamer.models.adapter import read_adapter
 from gossamer.models.loading import unpack
@@ -32,7 +33,8 @@ class Native:
         self._precision, self._low_ranks = precision, low_ranks
         program = lower(model, low_ranks=low_ranks)
         self.engine = shared_engine(threads or torch.get_num_threads())
-        self._programs: dict[int, tuple[nn.Module, Program]] = {id(model): (model, program)}
+        self._blocks = list(decoder_of(model).layers)
+        self._programs = {tuple(map(id, self._blocks)): program}
         self.weight_bytes = program.weight_bytes
         self.bytes_per_token = program.bytes_per_token
         self._weights = program.weights
@@ -49,9 +51,12 @@ class Native:
 
     def __call__(self, model: nn.Module) -> NativeStepper:
         """A stepper of the model, or of a twin that shares its modules. Raises `NotServedError` for another model."""
-        if id(model) not in self._programs:
-            self._programs[id(model)] = (model, lower(model, known=self._weights, low_ranks=self._low_ranks))
-        return NativeStepper(self._programs[id(model)][1], model, self.engine, self._precision)
+        blocks = tuple(map(id, decoder_of(model).layers))
+        if not {*blocks} <= {*map(id, self._blocks)}:
+            raise NotServedError(f"this {type(model).__name__} is another model than the one that was opened")
+        if blocks not in self._programs:
+            self._programs[blocks] = lower(model, known=self._weights, low_ranks=self._low_ranks)
+        return NativeStepper(self._programs[blocks], model, self.engine, self._precision)
 
 
 def open_native(ref: str, precision: Precision | None = None, threads: int | None = None) -> tuple[Opened, Native]:
@@ -78,6 +83,8 @@ class PackedEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """(…) token ids → (…, width), float32."""
         tokens = ids.flatten().to(torch.int64).contiguous()
+        if tokens.numel() and (int(tokens.min()) < 0 or int(tokens.max()) >= self.num_embeddings):
+            raise DataError(f"a token is not in the model's table, which ends at {self.num_embeddings - 1}")
         rows = torch.zeros(len(tokens), -(-self.embedding_dim // 16) * 16)
         call = abi.Call(rows=len(tokens), tokens=tokens.data_ptr())
         call.buffers[HIDDEN] = abi.Buffer(rows.data_ptr(), rows.stride(0))

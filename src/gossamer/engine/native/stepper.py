@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer.core.errors import ModelError
+from gossamer.core.errors import DataError, ModelError
 from gossamer.engine.native import abi
 from gossamer.engine.native.library import Engine
 from gossamer.engine.native.lower import HIDDEN, LAST, LOGITS, Program, angles
@@ -123,7 +123,7 @@ class NativeStepper:
         self._grow(own + more, max(self._capacity, other._capacity))
         for mine, theirs in ((self._keys, other._keys), (self._values, other._values)):
             for one, two in zip(mine, theirs, strict=True):
-                one[own:, :, : two.shape[2]] = two
+                one[own : own + more, :, : two.shape[2]] = two[:more]
 
     def _extend(self, slots: Sequence[int], tokens: Tensor) -> Tensor:
         count = tokens.shape[1]
@@ -140,11 +140,18 @@ class NativeStepper:
 
     def _text(self, slot: int, prompt: Inputs) -> _Rows:
         ids = prompt["input_ids"][0]
+        if "attention_mask" in prompt:  # what it hides is not read at all
+            ids = ids[prompt["attention_mask"][0].bool()]
         places = list(range(len(ids)))
         return _Rows([slot] * len(ids), places, places, torch.arange(len(ids))[None], ids)
 
     def _captured(self, slot: int, prompt: Inputs) -> _Rows:
-        """What the model's own code hands to its first block, and at which positions: images are in it by then."""
+        """What the model's own code hands to its first block, and at which positions: images are in it by then.
+
+        Raises `DataError` for padding.
+        """
+        if not bool(prompt.get("attention_mask", torch.ones(1)).all()):
+            raise DataError("a prompt with images cannot have padding: leave out what its attention_mask hides")
         with torch_threads(self._engine.threads):
             entry = entry_of(self._model, self._program.rotary, prompt)
         hidden, length = entry.hidden[0].float(), entry.hidden.shape[1]
@@ -178,7 +185,7 @@ class NativeStepper:
         for begin in range(0, total, size):
             part = rows.part(begin, min(begin + size, total))
             count = len(part.slots)
-            self._reserve(count)
+            self._reserve(count, 1 if last_only else count)
             call, kept = self._call(part)
             program = self._program
             if part.hidden is None and (total == 1 or not last_only):
@@ -203,12 +210,12 @@ class NativeStepper:
         logits = self._buffers[LOGITS][:rows, : program.vocabulary].clone()
         return program.softcap * (logits / program.softcap).tanh() if program.softcap else logits
 
-    def _reserve(self, rows: int) -> None:
-        rows = -(-rows // 32) * 32  # tiles of the matrix units are whole
-        if self._buffers and len(self._buffers[HIDDEN]) >= rows:
-            return
-        widths = self._program.widths
-        self._buffers = {name: torch.zeros(rows, -(-width // 16) * 16) for name, width in widths.items()}
+    def _reserve(self, rows: int, last: int) -> None:
+        """Makes room for so many rows, and for the last states and logits of so many."""
+        for name, width in self._program.widths.items():
+            wanted = -(-(last if name in (LAST, LOGITS) else rows) // 32) * 32  # tiles of the matrix units are whole
+            if name not in self._buffers or len(self._buffers[name]) < wanted:
+                self._buffers[name] = torch.zeros(wanted, -(-width // 16) * 16)
 
     def _call(self, rows: _Rows) -> tuple[abi.Call, Any]:
         """The call's struct, and the tensors that it points to."""
@@ -225,6 +232,8 @@ class NativeStepper:
         kept: list[Any] = [numbers]
         if rows.tokens is not None:
             tokens = rows.tokens.to(torch.int64).contiguous()
+            if int(tokens.min()) < 0 or int(tokens.max()) >= self._program.table:
+                raise DataError(f"a token is not in the model's table, which ends at {self._program.table - 1}")
             call.tokens = tokens.data_ptr()
             kept.append(tokens)
         for place, (cosines, sines) in enumerate(self._angles_at(rows.positions)):

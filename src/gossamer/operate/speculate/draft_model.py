@@ -8,12 +8,10 @@ from torch import nn
 
 from gossamer.core.errors import DataError
 from gossamer.engine.decode import prompt_ids
-from gossamer.engine.forward import device_of
+from gossamer.engine.forward import device_of, place_ids
 from gossamer.engine.sampling import Sampler
 from gossamer.engine.stepping import Inputs, Stepper, StepperOf
 from gossamer.operate.speculate.follow import Follower
-
-_PLACES = ("image_token_id", "image_token_index", "video_token_id", "audio_token_id", "audio_token_index")
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +37,7 @@ class DraftModel:
 
 def text_of(model: Any, inputs: Inputs) -> dict[str, torch.Tensor]:
     """The text of a prompt alone. Raises `DataError` if it has none."""
-    places = {getattr(model.config, name, None) for name in _PLACES}
+    places = place_ids(model.config)
     ids = [token for token in prompt_ids(model, inputs) if token not in places]
     if not ids:
         raise DataError("the prompt has images only: a draft model that sees none needs a text to continue")

@@ -7,7 +7,9 @@ namespace gossamer {
 constexpr int kLanes = 16;     // rows of a weight that are computed side by side
 constexpr int kMatrices = 3;   // matrices that may share one input (query, key, value)
 constexpr int kBuffers = 12;
-constexpr int kMaxStep = 128;  // columns that share one scale of the inputs
+constexpr int kTables = 2;     // rotary embeddings
+constexpr int kMostNorm = 16384;   // values of a norm that is a step of its own
+constexpr int kMostHeadDim = 512;
 
 enum MatrixKind : int32_t { kFloat32, kBfloat16, kFloat16, kPacked };
 
@@ -26,7 +28,7 @@ struct Matrix {
 };
 
 enum OpKind : int32_t { kEmbed, kLinear, kNorm, kRotateStore, kAttend };
-enum Prologue : int32_t { kNothing, kRms, kLayer, kGated, kActivated };
+enum Prologue : int32_t { kNothing, kRms, kGated };
 enum Activation : int32_t { kSilu, kGelu, kGeluTanh, kRelu, kRelu2, kQuickGelu };
 
 // One step of a program. Buffers are named by number. Fields that a kind does not name are ignored.
@@ -40,14 +42,13 @@ struct Op {
   int32_t count;  // matrices
   int32_t prologue, activation, accumulate;
   int32_t heads, kv_heads, head_dim, rotated;  // rotated: leading dimensions of a head that are rotated
-  int32_t layer, window, table, interleaved;   // window: 0 for none; table: which cosines
+  int32_t layer, window, table, unused;        // window: 0 for none; table: which cosines
   float eps, scale, softcap;
   int32_t width;  // of `in`
   const float* weight;
-  const float* shift;
   Matrix matrices[kMatrices];
   int32_t outs[kMatrices];
-  int32_t unused;
+  int32_t padding;
   const float* biases[kMatrices];
 };
 
@@ -68,8 +69,8 @@ struct Call {
   const int32_t* slots;  // (rows): whose cache
   const int32_t* places;  // (rows): where in it this token goes
   const int32_t* until;   // (rows): the last place that it sees
-  const float* cosines[2];  // (rows, rotated) of each table
-  const float* sines[2];
+  const float* cosines[kTables];  // (rows, rotated) of each table
+  const float* sines[kTables];
   void* const* keys;  // (layers)
   void* const* values;
   Buffer buffers[kBuffers];

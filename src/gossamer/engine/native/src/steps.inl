@@ -73,45 +73,29 @@ inline f32x16 activated(f32x16 v, int kind) {
 
 // ---------------------------------------------------------------- inputs of a linear step
 
-// The norm of `width` values; width need not be a multiple of 16, but what lies behind it up to one is read and written.
-inline void normed(const Op& op, int kind, const float* in, int width, float* out) {
-  float mean = 0, square = 0;
-  f32x16 first{}, second{};
+// The root mean square norm of `width` values.
+inline void normed(const Op& op, const float* in, int width, float* out) {
+  f32x16 squares{};
   const int whole = width & ~15;
-  for (int i = 0; i < whole; i += 16) first += load(in + i);
-  mean = sum(first);
-  for (int i = whole; i < width; i++) mean += in[i];
-  mean = kind == kLayer ? mean / float(width) : 0;
-  for (int i = 0; i < whole; i += 16) {
-    const f32x16 v = load(in + i) - mean;
-    second += v * v;
-  }
-  square = sum(second);
-  for (int i = whole; i < width; i++) square += (in[i] - mean) * (in[i] - mean);
+  for (int i = 0; i < whole; i += 16) squares += load(in + i) * load(in + i);
+  float square = sum(squares);
+  for (int i = whole; i < width; i++) square += in[i] * in[i];
   const float rate = 1.0f / std::sqrt(square / float(width) + op.eps);
-  for (int i = 0; i < whole; i += 16) {
-    f32x16 v = (load(in + i) - mean) * rate * load(op.weight + i);
-    if (op.shift) v += load(op.shift + i);
-    store(out + i, v);
-  }
-  for (int i = whole; i < width; i++) out[i] = (in[i] - mean) * rate * op.weight[i] + (op.shift ? op.shift[i] : 0);
+  for (int i = 0; i < whole; i += 16) store(out + i, load(in + i) * rate * load(op.weight + i));
+  for (int i = whole; i < width; i++) out[i] = in[i] * rate * op.weight[i];
 }
 
 // What enters the matrices of a linear step, in `out` or where it lies.
 inline const float* prepared(const Op& op, const Call& call, int row, float* out) {
   const float* in = call.buffers[op.in].data + row * call.buffers[op.in].stride;
   if (op.prologue == kNothing) return in;
-  if (op.prologue == kRms || op.prologue == kLayer) {
-    normed(op, op.prologue, in, op.width, out);
+  if (op.prologue == kRms) {
+    normed(op, in, op.width, out);
     for (int i = op.width; i & 15; i++) out[i] = 0;  // what fills up a weight's columns must not meet a NaN
     return out;
   }
-  const float* other = op.prologue == kGated ? call.buffers[op.aux].data + row * call.buffers[op.aux].stride : nullptr;
-  for (int i = 0; i < op.width; i += 16) {
-    f32x16 v = activated(load(in + i), op.activation);
-    if (other) v *= load(other + i);
-    store(out + i, v);
-  }
+  const float* other = call.buffers[op.aux].data + row * call.buffers[op.aux].stride;
+  for (int i = 0; i < op.width; i += 16) store(out + i, activated(load(in + i), op.activation) * load(other + i));
   return out;
 }
 
@@ -432,12 +416,12 @@ inline void embed(const Op& op, const Call& call, int begin, int end) {
 }
 
 inline void norm(const Op& op, const Call& call, int begin, int end) {
-  alignas(64) float result[16384 + 16];
+  alignas(64) float result[kMostNorm + 16];
   for (int row = begin; row < end; row++) {
     const float* in = call.buffers[op.in].data + row * call.buffers[op.in].stride;
     float* out = call.buffers[op.out].data + row * call.buffers[op.out].stride;
     for (int head = 0; head < op.heads; head++) {
-      normed(op, op.prologue, in + head * op.width, op.width, result);
+      normed(op, in + head * op.width, op.width, result);
       for (int i = 0; i < op.width; i++) {
         float* p = out + head * op.width + i;
         *p = op.accumulate ? *p + result[i] : result[i];
@@ -447,14 +431,6 @@ inline void norm(const Op& op, const Call& call, int begin, int end) {
 }
 
 inline void rotate(float* v, const Op& op, const float* cosines, const float* sines) {
-  if (op.interleaved) {
-    for (int i = 0; i < op.rotated; i += 2) {
-      const float a = v[i], b = v[i + 1];
-      v[i] = a * cosines[i] - b * sines[i];
-      v[i + 1] = b * cosines[i + 1] + a * sines[i + 1];
-    }
-    return;
-  }
   const int half = op.rotated / 2;
   for (int i = 0; i < half; i++) {
     const float a = v[i], b = v[i + half];
@@ -496,7 +472,6 @@ inline void rotate_store(const Op& op, const Call& call, int begin, int end) {
 }
 
 constexpr int kChunk = 64;      // keys that are looked at together: what attention needs beside the cache
-constexpr int kMostHeadDim = 512;
 
 template <class T>
 inline f32x16 cached(const T* p) {
