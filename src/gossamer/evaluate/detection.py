@@ -199,7 +199,8 @@ def unit_square(square: bool, width: int, height: int) -> tuple[float, float]:
 def corners_of(boxes: Tensor, scale: tuple[float, float]) -> np.ndarray:
     """Boxes (n, 4) of middle, width and height in the unit square as corners x0, y0, x1, y1 in pixels."""
     middle, size = np.split(boxes.double().cpu().numpy(), 2, axis=1)
-    return np.concatenate([middle - size / 2, middle + size / 2], axis=1) * np.array(scale * 2)
+    corners: np.ndarray = np.concatenate([middle - size / 2, middle + size / 2], axis=1) * np.array(scale * 2)
+    return corners
 
 
 def open_detection(

@@ -11,7 +11,7 @@ import time
 from functools import cache
 from pathlib import Path
 
-from gossamer.core.errors import DeviceError
+from gossamer.core.errors import DataError, DeviceError
 from gossamer.engine.native import abi
 
 SOURCES = Path(__file__).parent / "src"
@@ -26,6 +26,8 @@ _UNITS = {
     "avx512": _AVX512,
     "amx": (*_AVX512, "-mavx512bf16", "-mavx512vbmi", "-mamx-tile", "-mamx-bf16"),
 }
+_NO_ROW = 2
+"""What `gossamer_run` says of such a token."""
 _X86 = ("avx2", "avx512", "amx")
 
 
@@ -117,9 +119,12 @@ class Engine:
             raise DeviceError(f"this processor does not run {self.isa!r} code: it runs {', '.join(isas())}")
 
     def run(self, ops: "ctypes.Array[abi.Op]", call: abi.Call) -> None:
-        """Runs the steps over the call's rows. Raises `DeviceError` where memory is short."""
+        """Runs the steps over the call's rows. Raises `DeviceError` where memory is short, `DataError` for a token that
+        the embedding has no row for."""
         with self._turn:
             failed = library().gossamer_run(self._handle, ctypes.addressof(ops), len(ops), ctypes.addressof(call))
+        if failed == _NO_ROW:
+            raise DataError("a token is not in the model's table: give ids below the size of its embedding")
         if failed:
             raise DeviceError(f"there is not enough memory to compute {call.rows} tokens at once: read fewer together")
 

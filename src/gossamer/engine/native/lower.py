@@ -55,7 +55,7 @@ class Program:
     from tokens, `head` from the last ones, of the rows that matter, to logits; `whole` from tokens to logits.
 
     `widths` are the buffers' columns, `kv_heads` and `head_dim` the cache's of each layer, `tables` the kinds of rotary
-    embedding, of `rotary`, `table` the rows of the embedding. Logits are bent by `softcap` if above 0.
+    embedding, of `rotary`. Logits are bent by `softcap` if above 0.
     """
 
     from_tokens: Any
@@ -69,7 +69,6 @@ class Program:
     rotary: Any
     softcap: float
     vocabulary: int
-    table: int
     weights: Mapping[str, Weight]
     embedding: str
     held: list[Any] = field(repr=False)
@@ -153,7 +152,6 @@ class _Lowering:
             rotary=decoder.rotary_emb,
             softcap=float(getattr(text, "final_logit_softcapping", None) or 0),
             vocabulary=head.out_features,
-            table=embedding.num_embeddings,
             weights=self._weights,
             embedding=self._names[id(embedding)],
             held=self._held,

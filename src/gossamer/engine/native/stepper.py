@@ -232,8 +232,6 @@ class NativeStepper:
         kept: list[Any] = [numbers]
         if rows.tokens is not None:
             tokens = rows.tokens.to(torch.int64).contiguous()
-            if int(tokens.min()) < 0 or int(tokens.max()) >= self._program.table:
-                raise DataError(f"a token is not in the model's table, which ends at {self._program.table - 1}")
             call.tokens = tokens.data_ptr()
             kept.append(tokens)
         for place, (cosines, sines) in enumerate(self._angles_at(rows.positions)):

@@ -115,9 +115,12 @@ float gossamer_sweep(void* handle, const uint8_t* memory, int64_t bytes) {
   return all;
 }
 
-// 0, or 1 where there is not memory enough.
+// 0, or 1 where there is not memory enough, or 2 for a token that the embedding has no row for.
 int gossamer_run(void* handle, const Op* ops, int count, const Call* call) {
   Engine& engine = *(Engine*)handle;
+  for (int i = 0; i < count; i++)
+    for (int row = 0; ops[i].kind == kEmbed && row < call->rows; row++)
+      if (call->tokens[row] < 0 || call->tokens[row] >= ops[i].matrices[0].rows) return 2;
   const int threads = engine.pool.size();
   const int64_t common = needed(ops, count, (call->rows + 31) & ~31), each = needed(ops, count, std::min(call->rows, threads));
   if (common + threads * each > engine.bytes) {
