@@ -26,7 +26,8 @@ from gossamer.evaluate.task import Task
 from gossamer.evaluate.tasks import open_task
 from gossamer.models.packed import Scheme
 from gossamer.search.job import Job
-from gossamer.search.optimize import open_job, profile
+from gossamer.search.opening import open_job
+from gossamer.search.optimize import profile
 from gossamer.search.outcome import environment
 from gossamer.search.request import OptimizeRequest
 from gossamer.search.steps import allocated, searched
@@ -89,11 +90,11 @@ def contest(name: str, source: dict[str, str | None], effort: str, on: str, prog
         job = replace(job, parts=replace(job.parts, test=test_of(job)))
         uniform = uniform_schemes(job.opened.hierarchy, scheme)
         limit = job.bytes_of(uniform)
-        bank, sensitivity = profile(job)
-        exact = allocated(job, bank, sensitivity, job.room_within(limit)).chosen
+        trials, sensitivity = profile(job)
+        exact = allocated(job, trials, sensitivity, job.room_within(limit)).chosen
         chosen = assignment_of(job.units, exact)
         evolving = replace(job, request=replace(job.request, search="evolution"))
-        evolved = assignment_of(job.units, searched(evolving, bank, sensitivity, job.room_within(limit), exact)[0])
+        evolved = assignment_of(job.units, searched(evolving, trials, sensitivity, job.room_within(limit), exact)[0])
         baseline = job.scorer("test").baseline_loss
         ours, theirs, others = (
             job.score(job.applier(job.steps(plan), progress).tensors, "test") for plan in (chosen, uniform, evolved)

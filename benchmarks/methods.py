@@ -33,7 +33,7 @@ from gossamer.evaluate.intervals import paired_mean
 from gossamer.models.accounting import account
 from gossamer.models.open import Opened, open_model
 from gossamer.search.job import Job
-from gossamer.search.optimize import open_job
+from gossamer.search.opening import open_job
 from gossamer.search.outcome import environment
 from gossamer.search.request import OptimizeRequest
 

@@ -18,7 +18,8 @@ import numpy as np
 from allocation import contestants, test_of
 from gossamer.core.files import write_json, write_text
 from gossamer.core.progress import Progress
-from gossamer.search.optimize import open_job, profile
+from gossamer.search.opening import open_job
+from gossamer.search.optimize import profile
 from gossamer.search.outcome import environment
 from gossamer.search.request import OptimizeRequest
 from gossamer.search.steps import allocated
@@ -35,10 +36,10 @@ def rows_of(name: str, source: dict[str, str | None], effort: str, on: str, prog
     out = Path(".cache/benchmarks/savings") / name
     job = open_job(OptimizeRequest(out=out, ratio=1.0, effort=effort, on=on, **source), progress)
     job = replace(job, parts=replace(job.parts, test=test_of(job)))
-    bank, sensitivity = profile(job)
+    trials, sensitivity = profile(job)
     for saving, target in TARGETS.items():
         limit = int((1 - saving) * job.dense_bytes)
-        chosen = assignment_of(job.units, allocated(job, bank, sensitivity, job.room_within(limit)).chosen)
+        chosen = assignment_of(job.units, allocated(job, trials, sensitivity, job.room_within(limit)).chosen)
         score = job.score(job.applier(job.steps(chosen), progress).tensors, "test")
         before = job.score({}, "test").loss
         value, low, high = increase(before, score.loss, score.weight)

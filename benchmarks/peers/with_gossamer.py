@@ -16,7 +16,8 @@ from gossamer.models.checkpoint import save_compressed
 from gossamer.models.memory import Scratch
 from gossamer.models.open import Opened, open_model
 from gossamer.search.job import Job
-from gossamer.search.optimize import open_job, profile
+from gossamer.search.opening import open_job
+from gossamer.search.optimize import profile
 from gossamer.search.request import OptimizeRequest
 from gossamer.search.steps import allocated
 from gossamer.search.units import assignment_of, fixed_bytes
@@ -51,8 +52,8 @@ def searched(task: Task) -> Prepared:
     limit = job.dense_bytes - dense + task.stored_bytes
 
     def call() -> Applied:
-        bank, sensitivity = profile(job)
-        chosen = assignment_of(job.units, allocated(job, bank, sensitivity, job.room_within(limit)).chosen)
+        trials, sensitivity = profile(job)
+        chosen = assignment_of(job.units, allocated(job, trials, sensitivity, job.room_within(limit)).chosen)
         return apply_steps(job.opened.model, job.opened.hierarchy, learning(job.steps(chosen), task), batches(task))
 
     note = f"widths searched with quick effort within AutoScheme's bytes, carried out by {technique}"

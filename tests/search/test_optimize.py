@@ -195,7 +195,7 @@ def test_under_vllm_the_checkpoint_holds_only_what_it_serves(model, text, tmp_pa
 
 def test_a_run_folder_of_another_model_is_refused_before_work(done, text, monkeypatch):
     out, _ = done
-    monkeypatch.setattr("gossamer.search.optimize.open_parts", lambda *_: pytest.fail("work has started"))
+    monkeypatch.setattr("gossamer.search.opening.open_parts", lambda *_: pytest.fail("work has started"))
     with pytest.raises(OutputError, match=r"holds the candidates of another model \(sha256:.*choose another --out"):
         job.optimize(request(Path("tiny-lm"), text, out, ratio=0.65))
 
@@ -223,7 +223,7 @@ def test_a_finished_run_resumes_without_work_and_with_the_same_bytes(done, model
     out, _ = done
     before = digests(out)
     monkeypatch.setattr("gossamer.search.bank.pass_through", lambda *_: pytest.fail("quantised again"))
-    monkeypatch.setattr("gossamer.search.sensitivity._measure_units", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("gossamer.search.trials.Bench.__call__", lambda *_: pytest.fail("measured again"))
     job.optimize(request(model, text, out, ratio=0.65))
     assert digests(out) == before
 

@@ -34,8 +34,8 @@ def test_both_keep_the_budget_and_improve_on_the_uniform_start(weights, tenths, 
     level = max((c for c in range(len(BITS)) if total_bytes(units, [c] * len(units)) <= budget), key=lambda c: BITS[c])
     start = [level] * len(units)
 
-    def measure(chosen, share):
-        return loss(options, chosen)
+    def measure(choices, share):
+        return [loss(options, chosen) for chosen in choices]
 
     for found in (
         tiered(units, options, (budget,), measure),
@@ -51,8 +51,8 @@ def test_they_come_near_the_exact_optimum_of_an_additive_problem():
     budget = total_bytes(units, [2] * len(units))
     best, uniform = loss(options, allocate(options, (budget,))), loss(options, [2] * len(units))
 
-    def measure(chosen, share):
-        return loss(options, chosen)
+    def measure(choices, share):
+        return [loss(options, chosen) for chosen in choices]
 
     evolved = evolve(units, [2] * len(units), (budget,), measure, 60, 16, 0)
     assert best <= loss(options, evolved) < 0.5 * uniform
@@ -64,9 +64,9 @@ def test_the_tiered_search_does_not_measure_hopeless_proposals():
     units, options = problem(4, [1e6, *[1e-6] * 7])
     asked = []
 
-    def measure(chosen, share):
-        asked.append(tuple(chosen))
-        return loss(options, chosen)
+    def measure(choices, share):
+        asked.extend(map(tuple, choices))
+        return [loss(options, chosen) for chosen in choices]
 
     tiered(units, options, (total_bytes(units, [2] * len(units)),), measure)
     assert all(chosen[0] in (0, 2, 3, 4, 5, 6) for chosen in asked)

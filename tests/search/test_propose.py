@@ -30,10 +30,10 @@ def test_the_population_is_diverse_and_affordable(budget, count, seed):
 def test_halving_finds_the_best_and_spends_little(count, keep):
     asked = []
 
-    def measure(chosen, share):
-        asked.append(share)
-        noise = np.random.default_rng(chosen[0]).standard_normal() * (1 - share)
-        return abs(chosen[0] - count // 2) + 0.4 * noise
+    def measure(choices, share):
+        asked.extend([share] * len(choices))
+        noise = [np.random.default_rng(number).standard_normal() * (1 - share) for (number,) in choices]
+        return [abs(number - count // 2) + 0.4 * some for (number,), some in zip(choices, noise, strict=True)]
 
     best = halving([[number] for number in range(count)], keep, measure)
     assert best[0] == [count // 2]

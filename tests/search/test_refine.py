@@ -1,10 +1,7 @@
 """Refinement finds interactions that adding up losses cannot see, and keeps nothing it cannot confirm."""
 
-import numpy as np
-
 from gossamer.models.packed import Scheme
 from gossamer.search.refine import refine
-from gossamer.search.scorer import Score
 from gossamer.search.units import Choice, Unit, total_bytes
 
 UNITS = tuple(
@@ -25,8 +22,7 @@ UNITS = tuple(
 
 def scored(function):
     def evaluate(chosen):
-        value = function([UNITS[u].choices[c].bits for u, c in enumerate(chosen)])
-        return Score(np.array([value]), np.array([value]), np.array([1.0]))
+        return function([UNITS[u].choices[c].bits for u, c in enumerate(chosen)])
 
     return evaluate
 
@@ -38,7 +34,7 @@ def around(function):
         def moved(u, move):
             return [*chosen[:u], move, *chosen[u + 1 :]]
 
-        return [[scored(function)(moved(u, move)).mean_kl for move in row] for u, row in enumerate(others)]
+        return [[scored(function)(moved(u, move)) for move in row] for u, row in enumerate(others)]
 
     return neighbours
 

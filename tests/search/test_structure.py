@@ -10,7 +10,7 @@ from gossamer.core.plan import Step
 from gossamer.models.hierarchy import Layer
 from gossamer.models.open import open_model
 from gossamer.models.structure import read_matrix
-from gossamer.search.optimize import open_job
+from gossamer.search.opening import open_job
 from gossamer.search.request import OptimizeRequest
 from gossamer.search.structure import Change, changes, does_structure_pay
 from gossamer.search.units import Choice, Unit

@@ -24,6 +24,7 @@ from gossamer.cli.options import (
     Out,
     PeakMemory,
     Ratio,
+    Ray,
     Runtime,
     RuntimeOption,
     Search,
@@ -66,6 +67,7 @@ def command(
     dry_run: DryRun = False,
     seed: Seed = 0,
     on: On = "cpu",
+    ray: Ray = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -102,6 +104,7 @@ def command(
             runtime=runtime.value,
             dry_run=dry_run,
             on=on,
+            ray=ray,
             command=shlex.join(["gossamer", *sys.argv[1:]]),
         )
         result = optimize(request, progress)

@@ -102,6 +102,15 @@ TestData = Annotated[
 On = Annotated[
     str, typer.Option("--on", metavar="DEVICE", help="Where the work is done: cpu, or cuda for a GPU at hand.")
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        show_default=False,
+        help="Measure candidates on a Ray cluster: HOST:PORT, auto, or local to start one here.",
+    ),
+]
 Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Use at most N examples.")]
 Meters = Annotated[
     bool, typer.Option("--meters", help="Also measure latency of the model's stages and memory of its weights.")

@@ -48,8 +48,14 @@ class Bank:
 
     def open(self, file: Path) -> None:
         """Adds the candidates that `file` holds."""
+        file = file.resolve()
         with safe_open(file, "pt") as stored:
             self._files.update({key.removesuffix("scheme"): file for key in stored.keys() if key.endswith("|scheme")})  # noqa: SIM118
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that it reads."""
+        return list(dict.fromkeys(self._files.values()))
 
     def load(self, wanted: Iterable[tuple[str, Scheme]]) -> dict[str, QuantizedTensor]:
         """Layer path → its candidate."""

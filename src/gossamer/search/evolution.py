@@ -6,7 +6,6 @@ Nothing is assumed about how losses add up; the price is many evaluations of who
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 
 import numpy as np
 
@@ -30,13 +29,12 @@ def evolve(
     """The fittest choice found from `start` (within `room`, as is every offspring)."""
     random = np.random.default_rng(seed)
     ladders = [_ladder(unit) for unit in units]
-    fitness = cache(measure)  # the last round of the halving has measured the finalists on all data
     parent = tuple(start)
     for _ in track(range(generations)):
         young = {tuple(mutate(units, ladders, parent, room, random)): None for _ in range(offspring)}
         young.pop(parent, None)
-        finalists = [tuple(child) for child in halving(list(young), FINALISTS, fitness)]
-        parent = min((parent, *finalists), key=lambda plan: fitness(plan, 1.0))
+        finalists = [parent, *(tuple(child) for child in halving(list(young), FINALISTS, measure))]
+        parent = finalists[int(np.argmin(measure(finalists, 1.0)))]
     return list(parent)
 
 

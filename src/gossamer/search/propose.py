@@ -5,7 +5,7 @@ is one of many about as good. Whole plans can be measured, and are: a population
 losses is thinned by successive halving (Jamieson and Talwalkar, arXiv 1502.07943), each round on more data.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,8 +16,8 @@ from gossamer.search.units import Costs
 SPREAD = (0.3, 0.6)
 """Standard deviations of the factors' logarithms, in turn."""
 
-Measure = Callable[[Sequence[int], float], float]
-"""The divergence of a whole choice on the first share (0 to 1) of the data."""
+Measure = Callable[[Sequence[Sequence[int]], float], Sequence[float]]
+"""The divergence of each of several whole choices on the first share (0 to 1) of the data."""
 
 
 def population(options: Sequence[Sequence[Option]], room: Costs, count: int, seed: int) -> list[list[int]]:
@@ -36,21 +36,12 @@ def population(options: Sequence[Sequence[Option]], room: Costs, count: int, see
     return [list(chosen) for chosen in found]
 
 
-Choices = Iterable[Sequence[int]]
-
-
-def halving(
-    candidates: Sequence[Sequence[int]], keep: int, measure: Measure, track: Callable[[Choices], Choices] = iter
-) -> list[Sequence[int]]:
-    """The `keep` best of the candidates, best first: the worse half leaves each round, and the data double up to all.
-
-    Every round's candidates go through `track`.
-    """
+def halving(candidates: Sequence[Sequence[int]], keep: int, measure: Measure) -> list[Sequence[int]]:
+    """The `keep` best of the candidates, best first: the worse half leaves each round, and the data double."""
     rounds = max(0, int(np.ceil(np.log2(max(1, len(candidates)) / keep))))
     left = list(candidates)
     for number in range(rounds + 1):
-        share = 2.0 ** (number - rounds)
-        scores = [measure(candidate, share) for candidate in track(left)]
+        scores = measure(left, 2.0 ** (number - rounds))
         size = keep if number == rounds else max(keep, -(-len(left) // 2))
         left = [left[place] for place in np.argsort(scores, kind="stable")[:size]]
     return left

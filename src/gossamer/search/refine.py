@@ -9,11 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from gossamer.search.allocate import Option, allocate
-from gossamer.search.scorer import Score
 from gossamer.search.units import Costs, Unit, fits
 
-Evaluate = Callable[[Sequence[int]], Score]
-"""The score of a whole choice."""
+Evaluate = Callable[[Sequence[int]], float]
+"""The mean divergence of a whole choice."""
 
 Neighbours = Callable[[Sequence[int], Sequence[Sequence[int]]], list[list[float]]]
 """Given a choice and, for every unit, other choices of that unit: the mean divergence with only that unit moved."""
@@ -62,17 +61,17 @@ def refine(
         measured = neighbours(current, others)
         options = []
         for u, row in enumerate(moves):
-            known = {**dict(zip(others[u], measured[u], strict=True)), current[u]: here.mean_kl}
-            options.append([Option(units[u].choices[move].costs, known[move] - here.mean_kl) for move in row])
+            known = {**dict(zip(others[u], measured[u], strict=True)), current[u]: here}
+            options.append([Option(units[u].choices[move].costs, known[move] - here) for move in row])
         lowest = min(option.loss for row in options for option in row)
         shifted = [[replace(option, loss=option.loss - lowest) for option in row] for row in options]
         proposal = [moves[u][index] for u, index in enumerate(allocate(shifted, room))]
         kept = False
         for candidate in _shortened(units, current, proposal, options, moves, room):
             near, far = select(candidate), confirm(candidate)
-            kept = near.mean_kl < here.mean_kl and far.mean_kl < there.mean_kl
+            kept = near < here and far < there
             changed = sum(a != b for a, b in zip(candidate, current, strict=True))
-            log.append(Round(changed, here.mean_kl, near.mean_kl, there.mean_kl, far.mean_kl, kept))
+            log.append(Round(changed, here, near, there, far, kept))
             if kept:
                 current, here, there = list(candidate), near, far
                 break

@@ -26,7 +26,8 @@ class OptimizeRequest:
     that meets it is sought. `task`, `data` default to what the model declares; `test_data` to a part of `data` that the
     search never sees. `transform` changes the model first, without changing its function; `technique` carries the plan
     out; `search` finds it, and others than `exact` are compared with that; `runtime` is what must run it. `on` is what
-    the search itself computes on, `cpu` or `cuda`. `command` is the command line that the report names.
+    the search itself computes on, `cpu` or `cuda`; `ray` the address of a cluster that
+    measures candidates. `command` is the command line that the report names.
     """
 
     model: str
@@ -51,6 +52,7 @@ class OptimizeRequest:
     transform: Transform = "none"
     dry_run: bool = False
     on: str = "cpu"
+    ray: str | None = None
     command: str = ""
 
     def budget(self, dense_bytes: int) -> Budget:

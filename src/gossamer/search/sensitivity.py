@@ -7,23 +7,13 @@ rest of the model is run again, from remembered block inputs. A control with not
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
-from torch import nn
-
-from gossamer.compress.calibrate import Stream, layers_by_step
-from gossamer.compress.swap import Swap
-from gossamer.core.progress import Progress
-from gossamer.core.runfolder import RunFolder
-from gossamer.engine.walk import Walk
-from gossamer.models.hierarchy import Hierarchy, Layer
+from gossamer.compress.calibrate import layers_by_step
+from gossamer.models.hierarchy import Layer
 from gossamer.search.bank import Bank
-from gossamer.search.scorer import Scorer
+from gossamer.search.job import Job
+from gossamer.search.trials import Figures, Trial, Trials, move
 from gossamer.search.units import Unit
-
-Figures = list[float]
-"""Mean divergence, its standard error, change of the task loss."""
 
 
 @dataclass(frozen=True)
@@ -47,58 +37,35 @@ def step_of_unit(unit: Unit, steps: dict[int, tuple[Layer, ...]]) -> int | None:
     return min((number for number, layers in steps.items() if paths & {layer.path for layer in layers}), default=None)
 
 
-def measure_sensitivity(
-    folder: RunFolder,
-    key: Any,
-    model: nn.Module,
-    hierarchy: Hierarchy,
-    units: Sequence[Unit],
-    scorer: Scorer,
-    walk: Walk,
-    bank: Bank,
-    progress: Progress,
-    anchors: frozenset[str] | None = None,
-) -> Sensitivity:
-    """Measures every choice of every unit. Steps of the walk whose results are on disk are not run again.
+def measure_sensitivity(job: Job, trials: Trials, anchors: frozenset[str] | None = None) -> Sensitivity:
+    """Measures every choice of every unit on the `measure` part.
 
     With `anchors` (labels of choices), units inside blocks are measured at these choices only and the others follow
     from them by `inferred`, which is what makes large models affordable.
 
     Units that the data never reaches get zero divergence at every choice, so they take the fewest bytes.
     """
-    steps = layers_by_step(walk, hierarchy)
-    members: dict[int, list[Unit]] = {number: [] for number in steps}
-    for unit in units:
+    steps = layers_by_step(job.walk, job.opened.hierarchy)
+    members: dict[int, list[tuple[Unit, int]]] = {}
+    for unit in job.units:
         step = step_of_unit(unit, steps)
         if step is not None:
-            members[step].append(unit)
-    wanted = {unit.name: _to_measure(unit, anchors) for unit in units}
-    inputs = {
-        number: [key, number, [[u.name, [u.choices[c].label for c in wanted[u.name]]] for u in here]]
-        for number, here in members.items()
-    }
-    missing = [
-        number
-        for number, here in members.items()
-        if here and not folder.file("sensitivity", inputs[number], ".json").exists()
+            members.setdefault(step, []).extend((unit, c) for c in _to_measure(unit, anchors))
+    asked = [
+        Trial("measure", step=step, moves=({}, *(move(unit, c) for unit, c in members[step])))
+        for step in sorted(members)
     ]
-    stream = Stream(walk, scorer.batches)
-    found: dict[str, list[Figures]] = {}
+    known: dict[str, dict[int, Figures]] = {unit.name: {} for unit in job.units}
     control = 0.0
-    for number in progress.track(sorted(steps), "sensitivity, block by block"):
-        here = members[number]
-        if here:
-            compute = partial(_measure_units, model, here, wanted, stream, scorer, bank, progress)
-            result = folder.step("sensitivity", inputs[number], compute)
-            found.update(result["units"])
-            control = max(control, result["control"])
-        if missing and number < max(missing):
-            stream.advance()
+    for trial, (unmoved, *moved) in zip(asked, trials(asked, "sensitivity, block by block"), strict=True):
+        control = max(control, unmoved[0])
+        for (unit, c), figures in zip(members[trial.step], moved, strict=True):
+            known[unit.name][c] = figures
     table, marks = [], []
-    for unit in units:
-        known = dict(zip(wanted[unit.name], found.get(unit.name, []), strict=False))
-        table.append([_figures(unit, c, known, bank) for c in range(len(unit.choices))])
-        marks.append(tuple(c == 0 or c in known for c in range(len(unit.choices))))
+    for unit in job.units:
+        measured = known[unit.name]
+        table.append([_figures(unit, c, measured, trials.bank) for c in range(len(unit.choices))])
+        marks.append(tuple(c == 0 or c in measured for c in range(len(unit.choices))))
     kl, stderr, delta = (tuple(tuple(figures[i] for figures in row) for row in table) for i in range(3))
     return Sensitivity(kl, stderr, delta, tuple(marks), control)
 
@@ -108,30 +75,6 @@ def _to_measure(unit: Unit, anchors: frozenset[str] | None) -> list[int]:
     every = list(range(1, len(unit.choices)))
     chosen = [c for c in every if anchors is not None and unit.choices[c].label in anchors]
     return chosen if chosen and unit.block is not None else every
-
-
-def _measure_units(
-    model: nn.Module,
-    units: Sequence[Unit],
-    wanted: Mapping[str, Sequence[int]],
-    stream: Stream,
-    scorer: Scorer,
-    bank: Bank,
-    progress: Progress,
-) -> Any:
-    swap = Swap(model)
-    control = scorer.score(stream.output)
-    found: dict[str, list[Figures]] = {}
-    for unit in progress.track(units, "choices of this block"):
-        layers = {layer.path: layer for layer in unit.layers}
-        rows = []
-        for c in wanted[unit.name]:
-            swap.put_all(layers, bank.load(unit.choices[c].schemes))
-            score = scorer.score(stream.output)
-            rows.append([score.mean_kl, score.kl_stderr, score.mean_loss - scorer.baseline_loss])
-        swap.restore()
-        found[unit.name] = rows
-    return {"units": found, "control": control.mean_kl}
 
 
 def _figures(unit: Unit, choice: int, known: Mapping[int, Figures], bank: Bank) -> Figures:

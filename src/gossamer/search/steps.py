@@ -7,20 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from gossamer.compress.calibrate import Stream, layers_by_step
+from gossamer.compress.calibrate import layers_by_step
 from gossamer.core.errors import RequirementError
 from gossamer.evaluate.task import Task
 from gossamer.search.allocate import allocate
-from gossamer.search.bank import Bank
 from gossamer.search.evolution import evolve
 from gossamer.search.front import Point, allocations, options_of, undefeated
 from gossamer.search.guard import Contender, Verdict, judge
 from gossamer.search.job import Job
-from gossamer.search.propose import halving, population
+from gossamer.search.propose import Measure, halving, population
 from gossamer.search.refine import Refined, Round, refine
 from gossamer.search.scorer import Score
 from gossamer.search.sensitivity import Sensitivity, step_of_unit
 from gossamer.search.tiered import tiered
+from gossamer.search.trials import Trial, Trials, move
 from gossamer.search.units import Assignment, Costs, assignment_of, describe, fits, total_bytes
 
 FRONT_POINTS = 14
@@ -30,57 +30,38 @@ FINALISTS = 4
 """Proposals that are compared on the `confirm` part too."""
 
 
-def _measured(job: Job, bank: Bank, assignment: Assignment, part: str, share: float = 1.0) -> Score:
-    return job.score(bank.assignment(assignment), part, share)
-
-
-def pareto(job: Job, bank: Bank, sensitivity: Sensitivity) -> tuple[list[Point], list[Point]]:
+def pareto(job: Job, trials: Trials, sensitivity: Sensitivity) -> tuple[list[Point], list[Point]]:
     """The front of allocated plans, and the uniform ones, measured on the `select` part with the bank's candidates."""
     choices = allocations(job.units, options_of(job.units, sensitivity.kl), FRONT_POINTS, job.room[1:])
-
-    def compute() -> Any:
-        found = []
-        for chosen in job.progress.track(choices, "pareto front"):
-            score = _measured(job, bank, assignment_of(job.units, chosen), "select")
-            found.append([score.mean_kl, score.kl_stderr])
-        return found
-
-    scores = job.folder.step("front", [job.key, choices], compute)
+    assignments = [assignment_of(job.units, chosen) for chosen in choices]
+    scores = trials.plans(assignments, "select", stage="pareto front")
     points = [
         Point(
             "allocated",
-            assignment_of(job.units, chosen),
+            assignment,
             job.fixed + total_bytes(job.units, chosen),
             sum(sensitivity.kl[u][c] for u, c in enumerate(chosen)),
             kl,
             stderr,
         )
-        for chosen, (kl, stderr) in zip(choices, scores, strict=True)
+        for chosen, assignment, (kl, stderr, _) in zip(choices, assignments, scores, strict=True)
     ]
-    return undefeated(points), _uniforms(job, bank, sensitivity)
+    return undefeated(points), _uniforms(job, trials, sensitivity)
 
 
-def _uniforms(job: Job, bank: Bank, sensitivity: Sensitivity) -> list[Point]:
+def _uniforms(job: Job, trials: Trials, sensitivity: Sensitivity) -> list[Point]:
     schemes = job.runtime.uniform
     assignments = [job.uniform(scheme) for scheme in schemes]
-
-    def compute() -> Any:
-        found = []
-        for assignment in job.progress.track(assignments, "uniform baselines"):
-            score = _measured(job, bank, assignment, "select")
-            found.append([score.mean_kl, score.kl_stderr])
-        return found
-
-    scores = job.folder.step("uniform", [job.key, job.runtime.name, [describe(scheme) for scheme in schemes]], compute)
+    scores = trials.plans(assignments, "select", stage="uniform baselines")
     points = []
-    for scheme, assignment, (kl, stderr) in zip(schemes, assignments, scores, strict=True):
+    for scheme, assignment, (kl, stderr, _) in zip(schemes, assignments, scores, strict=True):
         predicted = sum(sensitivity.kl[u][c] for u, c in enumerate(job.choices(assignment)))
         size = job.bytes_of(assignment)
         points.append(Point(f"uniform {describe(scheme)}", assignment, size, predicted, kl, stderr))
     return points
 
 
-def room_of(job: Job, bank: Bank, points: Sequence[Point]) -> Costs:
+def room_of(job: Job, trials: Trials, points: Sequence[Point]) -> Costs:
     """What the plan may take: under the limits, or where there is only a quality floor as much as the smallest front
     point that keeps it on the `confirm` part.
 
@@ -95,7 +76,7 @@ def room_of(job: Job, bank: Bank, points: Sequence[Point]) -> Costs:
     def compute() -> Any:
         before = task.summarise(task.results(job.opened.model))[task.metric].value
         for point in job.progress.track(points, "smallest size within the floor"):
-            after = task.summarise(job.results(bank.assignment(point.assignment), task))[task.metric].value
+            after = task.summarise(job.results(trials.bank.assignment(point.assignment), task))[task.metric].value
             if loss_percent(task, before, after) <= floor:
                 return point.weight_bytes
         return None
@@ -111,7 +92,7 @@ def loss_percent(task: Task, before: float, after: float) -> float:
     return 100 * (before - after) if task.higher_is_better else 100 * (after / before - 1)
 
 
-def allocated(job: Job, bank: Bank, sensitivity: Sensitivity, room: Costs) -> Refined:
+def allocated(job: Job, trials: Trials, sensitivity: Sensitivity, room: Costs) -> Refined:
     """The best proposal within `room`, refined by measuring around it.
 
     The proposals are exact allocations (see `propose`) and the uniform setting that fills the budget best. The
@@ -121,23 +102,19 @@ def allocated(job: Job, bank: Bank, sensitivity: Sensitivity, room: Costs) -> Re
     proposals = population(options, room, job.sizes.proposals, job.request.seed)
     proposals += [chosen for chosen in _uniform_start(job, room) if chosen not in proposals]
 
-    def evaluate(part: str, share: float = 1.0) -> Any:
-        return lambda chosen: _measured(job, bank, assignment_of(job.units, chosen), part, share)
+    select, confirm = (_measure(job, trials, part, "compare whole plans") for part in ("select", "confirm"))
 
     def compute() -> Any:
-        select, confirm = evaluate("select"), evaluate("confirm")
-        track = partial(job.progress.track, stage="compare whole plans")
-        finalists = halving(
-            proposals, FINALISTS, lambda chosen, share: evaluate("select", share)(chosen).mean_kl, track
-        )
+        finalists = halving(proposals, FINALISTS, select)
+        both = np.add(select(finalists, 1.0), confirm(finalists, 1.0))
         found = refine(
             job.units,
-            min(finalists, key=lambda chosen: select(chosen).mean_kl + confirm(chosen).mean_kl),
+            finalists[int(np.argmin(both))],
             room,
             job.sizes.rounds,
-            select,
-            confirm,
-            partial(_neighbours, job, bank),
+            lambda chosen: select([chosen], 1.0)[0],
+            lambda chosen: confirm([chosen], 1.0)[0],
+            partial(_neighbours, job, trials),
         )
         return {"chosen": found.chosen, "rounds": [asdict(item) for item in found.rounds]}
 
@@ -146,7 +123,7 @@ def allocated(job: Job, bank: Bank, sensitivity: Sensitivity, room: Costs) -> Re
 
 
 def searched(
-    job: Job, bank: Bank, sensitivity: Sensitivity, room: Costs, exact: Sequence[int]
+    job: Job, trials: Trials, sensitivity: Sensitivity, room: Costs, exact: Sequence[int]
 ) -> tuple[Sequence[int], str | None]:
     """The choice that the request's kind of search finds, and a sentence that compares it with the `exact` one.
 
@@ -157,12 +134,12 @@ def searched(
         return exact, None
     options = options_of(job.units, sensitivity.kl)
     track = partial(job.progress.track, stage=f"{kind} search")
-    spent = 0.0
+    select, confirm = (_measure(job, trials, part) for part in ("select", "confirm"))
+    spent: dict[tuple[float, ...], float] = {}
 
-    def measure(chosen: Sequence[int], share: float) -> float:
-        nonlocal spent
-        spent += share
-        return _measured(job, bank, assignment_of(job.units, chosen), "select", share).mean_kl
+    def measure(choices: Sequence[Sequence[int]], share: float) -> list[float]:
+        spent.update({(*chosen, share): share for chosen in choices})
+        return select(choices, share)
 
     def compute() -> Any:
         if kind == "tiered":
@@ -171,8 +148,7 @@ def searched(
             start = (_uniform_start(job, room) or [allocate(options, room)])[0]
             rounds = job.sizes.proposals
             found = evolve(job.units, start, room, measure, rounds, rounds, job.request.seed, track)
-        both = [_measured(job, bank, assignment_of(job.units, plan), "confirm").mean_kl for plan in (found, exact)]
-        return {"chosen": found, "kl": both, "evaluations": spent}
+        return {"chosen": found, "kl": confirm([found, exact], 1.0), "evaluations": sum(spent.values())}
 
     record = job.folder.step("search", [job.key, kind, room, list(exact), job.sizes.proposals], compute)
     ours, other = record["kl"]
@@ -190,28 +166,35 @@ def _uniform_start(job: Job, room: Costs) -> list[list[int]]:
     return [max(fitting, key=lambda plan: total_bytes(job.units, plan))] if fitting else []
 
 
-def _neighbours(job: Job, bank: Bank, chosen: Sequence[int], others: Sequence[Sequence[int]]) -> list[list[float]]:
+def _measure(job: Job, trials: Trials, part: str, stage: str | None = None) -> Measure:
+    """The mean divergences of whole choices on a share of a part."""
+
+    def measure(choices: Sequence[Sequence[int]], share: float) -> list[float]:
+        plans = [assignment_of(job.units, chosen) for chosen in choices]
+        return [kl for kl, *_ in trials.plans(plans, part, share, stage if len(plans) > 1 else None)]
+
+    return measure
+
+
+def _neighbours(job: Job, trials: Trials, chosen: Sequence[int], others: Sequence[Sequence[int]]) -> list[list[float]]:
     """The divergence of `chosen` with one unit moved, for each of its `others`, on the `select` part.
 
     One walk through the compressed model: only what follows the moved unit is run again.
     """
-    scorer = job.scorer("select")
     steps = layers_by_step(job.walk, job.opened.hierarchy)
-    owners = [-1 if (step := step_of_unit(unit, steps)) is None else step for unit in job.units]
-    found: list[list[float]] = [[] for _ in job.units]
-    present = bank.assignment(assignment_of(job.units, chosen))
-    with job.holding(present) as swap:
-        stream = Stream(job.walk, scorer.batches)
+    moves: dict[int, list[tuple[int, int]]] = {}
+    for u, unit in enumerate(job.units):
         # Units that the data never reaches stay with the first step: moving them changes nothing.
-        order = sorted(range(len(job.units)), key=lambda u: owners[u])
-        for u in job.progress.track(order, "refine around the plan"):
-            while stream.step < owners[u]:
-                stream.advance()
-            for move in others[u]:
-                moved = bank.load(job.units[u].choices[move].schemes)
-                swap.put_only(job.units[u].layers, moved)
-                found[u].append(scorer.score(stream.output).mean_kl)
-            swap.put_only(job.units[u].layers, present)
+        step = -1 if (step := step_of_unit(unit, steps)) is None else step
+        moves.setdefault(step, []).extend((u, c) for c in others[u])
+    present = assignment_of(job.units, chosen)
+    asked = [
+        Trial("select", present, step, tuple(move(job.units[u], c) for u, c in moves[step])) for step in sorted(moves)
+    ]
+    found: list[list[float]] = [[] for _ in job.units]
+    for trial, rows in zip(asked, trials(asked, "refine around the plan"), strict=True):
+        for (u, _), (kl, *_) in zip(moves[trial.step], rows, strict=True):
+            found[u].append(kl)
     return found
 
 

@@ -24,7 +24,7 @@ def tiered(
     """The choice of every unit within `room`. `options` hold the units' own losses, by choice."""
     ladders = [sorted(range(len(unit.choices)), key=lambda c: unit.choices[c].bytes) for unit in units]
     plan = _global(units, ladders, room)
-    best = measure(plan, 1.0)
+    (best,) = measure([plan], 1.0)
     blocks = _blocks(units)
     alone = [[u] for u in range(len(units))]
     for tier in (blocks, alone) if len(blocks) < len(alone) else (alone,):
@@ -32,7 +32,7 @@ def tiered(
             proposal = _raised(units, ladders, options, plan, group, tier, room)
             if proposal is None or _loss(options, proposal) > GATE * _loss(options, plan):
                 continue
-            found = measure(proposal, 1.0)
+            (found,) = measure([proposal], 1.0)
             if found < best:
                 plan, best = proposal, found
     return plan
