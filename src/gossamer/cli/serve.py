@@ -7,6 +7,12 @@ import typer
 
 from gossamer.cli.options import Engine, EngineName, ModelOrRun, Threads
 from gossamer.cli.terminal import job, output
+from gossamer.core.units import parse_bytes
+
+
+def _room(text: str) -> int:
+    return 0 if text == "0" else parse_bytes(text)
+
 
 EXAMPLE = "gossamer serve tiny-vlm --port 8000"
 
@@ -21,6 +27,14 @@ def command(
         Path | None,
         typer.Option(metavar="FILE", show_default=False, help="Keys, one a line, one of which a client must give."),
     ] = None,
+    prefix_cache: Annotated[
+        int,
+        typer.Option(
+            parser=_room,
+            metavar="SIZE",
+            help="Memory for what earlier requests have read, for prompts that begin alike; 0: off.",
+        ),
+    ] = "256MB",  # type: ignore[assignment]
     engine: Engine = EngineName.auto,
     threads: Threads = None,
 ) -> None:
@@ -32,7 +46,14 @@ def command(
         from gossamer.operate.serve.app import Limits
         from gossamer.operate.serve.server import hosts_of, keys_of, serve
 
-        limits = Limits(batch=max_batch, queue=queue, keys=keys_of(api_key_file), hosts=hosts_of(host))
+        limits = Limits(
+            batch=max_batch, queue=queue, prefix_bytes=prefix_cache, keys=keys_of(api_key_file), hosts=hosts_of(host)
+        )
         serve(
-            model, host, port, limits, lambda url: say(f"{model} is served at {url} (Ctrl-C ends it)\n"), engine.value
+            model,
+            host,
+            port,
+            limits,
+            lambda url, note: say(f"{model} is served at {url} (Ctrl-C ends it){note}\n"),
+            engine.value,
         )

@@ -6,7 +6,7 @@ Of a model's generation config only the end tokens count, neither its sampling n
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -71,13 +71,22 @@ def decode(
 
 class Batch:
     """Requests that a model continues together while others come and go; an event names its request by the number that
-    it was admitted with. `stepper_of` says what reads the tokens.
+    it was admitted with. `stepper_of` says what reads the tokens; `prefixes` remember what has been read. `reused` says
+    of the requests admitted last how many tokens of their prompts were not read again.
 
     Raises `ModelError` for a model that does not write. After any other error than one of `admit` the batch is lost.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any = None, stepper_of: StepperOf = Stepper) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any = None,
+        stepper_of: StepperOf = Stepper,
+        prefixes: "Prefixes | None" = None,
+    ) -> None:
         check_writes(model)
+        self.reused: dict[int, int] = {}
+        self._prefixes = prefixes
         self._model, self._tokenizer, self._stepper_of = model, tokenizer, stepper_of
         self._rows: list[Row] = []
         self._stepper: Steps | None = None
@@ -98,16 +107,31 @@ class Batch:
         """
         if not requests:
             return []
-        stepper = self._stepper_of(self._model)
-        rows = [Row(*each, self._model, self._tokenizer, stepper.endless) for each in requests.items()]
-        events = self._take(rows, stepper.prefill([request.inputs for request in requests.values()]))
-        going = _going_on(rows, stepper)
-        if going and self._stepper is not None:
-            self._stepper.join(stepper)
-        elif going:
-            self._stepper = stepper
-        self._rows += going
+        fresh = self._stepper_of(self._model)
+        rows = [Row(*each, self._model, self._tokenizer, fresh.endless) for each in requests.items()]
+        begun = {row.number: self._begun(row) for row in rows}
+        groups = [([row], *known) for row in rows if (known := begun[row.number]) is not None]
+        unread = [row for row in rows if begun[row.number] is None]
+        if unread:
+            groups.append((unread, fresh, 0, fresh.prefill([requests[row.number].inputs for row in unread])))
+        self.reused = {row.number: reused for some, _, reused, _ in groups for row in some}
+        events = [event for some, _, _, logits in groups for event in self._take(some, logits)]
+        for some, stepper, *_ in groups:
+            going = self._going_on(some, stepper)
+            if going and self._stepper is not None:
+                self._stepper.join(stepper)
+            elif going:
+                self._stepper = stepper
+            self._rows += going
         return events
+
+    def _begun(self, row: "Row") -> tuple[Steps, int, torch.Tensor] | None:
+        """A sequence that has read the row's prompt without reading all of it again, how much not, and the logits."""
+        known = self._prefixes and self._prefixes.find(row.inputs)
+        if not known:
+            return None
+        steps, reused = known
+        return steps, reused, steps.resume(torch.tensor([row.prompt[reused:]]))
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -125,7 +149,7 @@ class Batch:
         self._settle(numbers)
 
     def _settle(self, gone: Container[int] = ()) -> None:
-        self._rows = _going_on(self._rows, self._stepper, gone)
+        self._rows = self._going_on(self._rows, self._stepper, gone)
         if not self._rows:
             self._stepper = None
 
@@ -133,13 +157,25 @@ class Batch:
         check_numbers(self._model, logits)
         return [row.take(scores) for row, scores in zip(rows, logits, strict=True)]
 
+    def _going_on(self, rows: list["Row"], stepper: Steps | None, gone: Container[int] = ()) -> list["Row"]:
+        """The rows that have not ended and are not `gone`; if there are any, the stepper is left with just them."""
+        places = [place for place, row in enumerate(rows) if row.finished is None and row.number not in gone]
+        if stepper is not None and self._prefixes is not None:
+            for place in sorted({*range(len(rows))} - {*places}):
+                self._prefixes.keep(rows[place].inputs, rows[place].read, stepper, place)
+        if stepper is not None and 0 < len(places) < len(rows):
+            stepper.select(places)
+        return [rows[place] for place in places]
 
-def _going_on(rows: list["Row"], stepper: Steps | None, gone: Container[int] = ()) -> list["Row"]:
-    """The rows that have not ended and are not `gone`; if there are any, the stepper is left with just them."""
-    places = [place for place, row in enumerate(rows) if row.finished is None and row.number not in gone]
-    if stepper is not None and 0 < len(places) < len(rows):
-        stepper.select(places)
-    return [rows[place] for place in places]
+
+class Prefixes(Protocol):
+    """What remembers sequences that have been read, for prompts that begin alike."""
+
+    def find(self, inputs: Inputs) -> tuple[Steps, int] | None:
+        """A sequence of its own that has read the beginning of this prompt, and how many of its tokens: not all."""
+
+    def keep(self, inputs: Inputs, tokens: Sequence[int], steps: Steps, row: int) -> None:
+        """A sequence is about to leave: it had this prompt, and has read these tokens."""
 
 
 def check_writes(model: Any) -> None:
@@ -160,7 +196,7 @@ class Row:
     """One request on its way: the law of its next tokens, and what ends it. `token` is its latest."""
 
     def __init__(self, number: int, request: Request, model: Any, tokenizer: Any, endless: bool = False) -> None:
-        self.number = number
+        self.number, self.inputs = number, request.inputs
         self._eos = eos_of(model) if request.eos is None else request.eos
         self.prompt = prompt_ids(model, request.inputs)
         self.sampler = Sampler(request.sampling, self.prompt)
@@ -171,7 +207,13 @@ class Row:
         self._limit: Finish = "length" if room is None or request.max_new_tokens <= room else "context"
         self.room = request.max_new_tokens if room is None else min(room, request.max_new_tokens)
         self.token = 0
+        self._written: list[int] = []
         self.finished: Finish | None = None
+
+    @property
+    def read(self) -> list[int]:
+        """What the model has read of it: all but its latest token."""
+        return [*self.prompt, *self._written[:-1]]
 
     def take(self, logits: torch.Tensor) -> Event:
         """Chooses the next token by logits (vocabulary,)."""
@@ -181,6 +223,7 @@ class Row:
         """Goes on with `token`, however it was chosen. `room` says how many more there may be."""
         self.sampler.note(token)
         self.token, self.room = token, self.room - 1
+        self._written.append(token)
         text = ""
         if token in self._eos:
             self.finished = "eos"

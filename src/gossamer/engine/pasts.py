@@ -23,6 +23,17 @@ def take_rows(past: Any, rows: Sequence[int]) -> Any:
     return past
 
 
+def shallow(past: Any) -> Any:
+    """A past of its own that holds the same tensors: what is put into its places does not change the first one."""
+    if isinstance(past, (list, tuple)):
+        return list(past)
+    twin = copy.copy(past)
+    twin.layers = [copy.copy(layer) for layer in past.layers]
+    for layer in twin.layers:
+        vars(layer).update({name: dict(held) for name, held in vars(layer).items() if isinstance(held, dict)})
+    return twin
+
+
 def drop_oldest(past: Any, columns: int) -> None:
     """Forgets the first columns of a cache, where no sequence that is left has a token."""
     for layer in getattr(past, "self_attention_cache", past).layers:

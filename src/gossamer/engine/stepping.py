@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gossamer.core.errors import DataError, ModelError
 from gossamer.engine.forward import device_of, placed
-from gossamer.engine.pasts import drop_oldest, join_rows, take_rows
+from gossamer.engine.pasts import drop_oldest, join_rows, shallow, take_rows
 from gossamer.models.reloading import logits_of
 
 Inputs = Mapping[str, Tensor]
@@ -69,8 +69,14 @@ class Steps(Protocol):
         """Reads tokens (sequences, length) behind what each has read. Returns logits (sequences, length, vocabulary)
         after each, float32."""
 
+    def resume(self, tokens: Tensor) -> Tensor:
+        """Reads tokens (sequences, length) like `extend`. Returns logits (sequences, vocabulary) after the last."""
+
     def rewind(self, count: int) -> None:
         """Forgets the latest `count` positions of every sequence. Raises `ModelError` where that cannot be."""
+
+    def taken(self, row: int) -> "Steps":
+        """A copy of one sequence by itself; the batch stays as it is."""
 
     def select(self, rows: Sequence[int]) -> None:
         """The batch becomes these sequences; one may come again (a fork), or not at all."""
@@ -175,6 +181,24 @@ class Stepper:
         cache.activate_past_recording()  # else a sliding window forgets what it needs after a rewind
         ahead = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
         return self._read(tokens, self._positions[..., -1:] + ahead, keep=0)
+
+    def resume(self, tokens: Tensor) -> Tensor:
+        """Reads `tokens` (sequences, length) after each sequence. Returns logits (sequences, vocabulary) of the token
+        after the last of them, float32."""
+        if self._apart or self._cache() is None:
+            return self.extend(tokens)[:, -1]
+        tokens = tokens.to(self._mask.device)
+        ahead = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+        return self._read(tokens, self._positions[..., -1:] + ahead)[:, -1]
+
+    def taken(self, row: int) -> "Stepper":
+        """A copy of one sequence by itself; this batch stays as it is. Not for encoder–decoder models."""
+        if self._separate:
+            return self._alone()[row]._forked()
+        twin = copy.copy(self)
+        twin._past = {name: shallow(past) for name, past in self._past.items()}
+        twin.select([row])
+        return twin
 
     def rewind(self, count: int) -> None:
         """Forgets the latest `count` positions of every sequence, as if they had not been read.

@@ -101,6 +101,20 @@ class NativeStepper:
         after each, float32."""
         return self._extend(range(len(self._lengths)), tokens)
 
+    def resume(self, tokens: Tensor) -> Tensor:
+        """Reads tokens (sequences, length) behind what each has read. Returns logits (sequences, vocabulary) after the
+        last, float32."""
+        return torch.cat([self._extend([slot], row[None], last_only=True)[:, 0] for slot, row in enumerate(tokens)])
+
+    def taken(self, row: int) -> "NativeStepper":
+        """A copy of one sequence by itself, with no more room than it needs; the batch stays as it is."""
+        twin = NativeStepper(self._program, self._model, self._engine, self._precision)
+        twin._lengths, twin._positions = [self._lengths[row]], [self._positions[row]]
+        twin._capacity = -(-self._lengths[row] // BLOCK) * BLOCK
+        twin._keys = [keys[row : row + 1, :, : twin._capacity // 16].clone() for keys in self._keys]
+        twin._values = [values[row : row + 1, :, : twin._capacity].clone() for values in self._values]
+        return twin
+
     def rewind(self, count: int) -> None:
         """Forgets the latest `count` tokens of every sequence. Raises `ModelError` if one has not read so many."""
         if count > min(self._lengths):
@@ -125,7 +139,7 @@ class NativeStepper:
             for one, two in zip(mine, theirs, strict=True):
                 one[own : own + more, :, : two.shape[2]] = two[:more]
 
-    def _extend(self, slots: Sequence[int], tokens: Tensor) -> Tensor:
+    def _extend(self, slots: Sequence[int], tokens: Tensor, last_only: bool = False) -> Tensor:
         count = tokens.shape[1]
         places = [self._lengths[slot] + ahead for slot in slots for ahead in range(count)]
         positions = [self._positions[slot] + ahead for slot in slots for ahead in range(count)]
@@ -136,7 +150,7 @@ class NativeStepper:
         for slot in slots:
             self._lengths[slot] += count
             self._positions[slot] += count
-        return self._read(rows).reshape(len(slots), count, -1)
+        return self._read(rows, last_only).reshape(len(slots), 1 if last_only else count, -1)
 
     def _text(self, slot: int, prompt: Inputs) -> _Rows:
         ids = prompt["input_ids"][0]

@@ -11,8 +11,8 @@ from gossamer.engine.forward import device_of, placed
 from gossamer.engine.stepping import Inputs, Keeper, Stepper
 from gossamer.operate.cache.features import ImageFeatures
 
-_TOKENWISE = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-_OF_IMAGES = ("pixel_values", "pixel_attention_mask", "image_sizes", "image_grid_thw")
+TOKENWISE = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+OF_IMAGES = ("pixel_values", "pixel_attention_mask", "image_sizes", "image_grid_thw")
 
 
 class Conversation(Stepper):
@@ -41,7 +41,7 @@ class Conversation(Stepper):
             common, images = self._shared(prompt)
             fresh = _after(prompt, images)
             self.reused = common if common and self._returns(common, bool(fresh)) else 0
-            self._images = {name: value for name, value in prompt.items() if name in _OF_IMAGES}
+            self._images = {name: value for name, value in prompt.items() if name in OF_IMAGES}
             if self.reused:
                 return self._continue(prompt, common, fresh)
             self._ids, self._past = self._ids[:, :0], {}
@@ -73,7 +73,7 @@ class Conversation(Stepper):
     def _shared(self, prompt: Inputs) -> tuple[int, int]:
         """How many tokens of the prompt the past serves for, and how many of its images these hold."""
         text, token = self._model.config.get_text_config(decoder=True), image_token(self._model.config)
-        known = {*_TOKENWISE, *_OF_IMAGES} if token >= 0 else {*_TOKENWISE}
+        known = {*TOKENWISE, *OF_IMAGES} if token >= 0 else {*TOKENWISE}
         hidden = "attention_mask" in prompt and not bool(prompt["attention_mask"].all())
         looks_ahead = bool(getattr(text, "use_bidirectional_attention", None))
         if self._encodes or hidden or looks_ahead or prompt.keys() - known or not self._ids.shape[1]:
@@ -132,7 +132,7 @@ def _each(inputs: Mapping[str, Tensor], name: str) -> Tensor:
 def _begins_with(prompt: Inputs, images: Mapping[str, Tensor], count: int) -> bool:
     if not count:
         return True
-    if {*images} != {*prompt} & {*_OF_IMAGES} or _count(prompt) < count:
+    if {*images} != {*prompt} & {*OF_IMAGES} or _count(prompt) < count:
         return False
     for name, value in images.items():
         if value.shape[0] != 1 and value.shape[1:] != prompt[name].shape[1:]:
@@ -148,7 +148,7 @@ def _after(prompt: Inputs, count: int) -> dict[str, Tensor]:
     if _count(prompt) <= count:
         return {}
     found = {}
-    for name in {*prompt} & {*_OF_IMAGES}:
+    for name in {*prompt} & {*OF_IMAGES}:
         skip = count
         if name == "pixel_values" and "image_grid_thw" in prompt:
             skip = int(prompt["image_grid_thw"][:count].prod(1).sum())

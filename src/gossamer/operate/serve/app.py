@@ -43,7 +43,8 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Limits:
     """How much is taken on: `batch` requests at once, `queue` more that wait, each with a body of at most `body_bytes`
-    that comes within `body_s`, and at most `images`. `keys` are the API keys, one of which a client must have; none:
+    that comes within `body_s`, and at most `images`. `prefix_bytes` bound what is
+    kept of sequences that have left. `keys` are the API keys, one of which a client must have; none:
     everybody is let in. `hosts` are the names that a browser may know this server by; none: any."""
 
     batch: int = 8
@@ -51,6 +52,7 @@ class Limits:
     body_bytes: int = 16 * 2**20
     body_s: float = 30.0
     images: int = 8
+    prefix_bytes: int = 0
     keys: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
 
@@ -71,7 +73,7 @@ class Service:
         opened = writer.opened
         self.name, self.limits = name, limits
         self.open, self.draining = 0, False
-        self.worker = Worker(writer, limits.batch, self._deliver)
+        self.worker = Worker(writer, limits.batch, self._deliver, limits.prefix_bytes)
         self.metrics = Metrics(self.worker)
         self._writer = writer
         self._reader = Reader(opened, limits.images)
@@ -92,11 +94,12 @@ class Service:
 
     def models(self) -> dict[str, Any]:
         """What is served."""
-        opened = self._writer.opened
+        opened, prefixes = self._writer.opened, self.worker.prefixes
         can = {
             "family": opened.hierarchy.family,
             "fingerprint": opened.fingerprint,
             "engine": self._writer.engine,
+            "prefix_cache": {"off": prefixes.off} if prefixes.off else {"bytes": prefixes.limit},
             "context_tokens": context_of(opened.model),
             "images": getattr(opened.processor, "image_processor", None) is not None,
             "conversation": any(getattr(each, "chat_template", None) for each in (opened.processor, opened.tokenizer)),

@@ -25,6 +25,7 @@ def usage_of(job: Job) -> dict[str, Any]:
         stages["time_per_token_ms"] = (job.last - job.first) / (job.tokens - 1)
     return {
         "prompt_tokens": job.prompt_tokens,
+        "prompt_tokens_details": {"cached_tokens": job.reused},
         "completion_tokens": job.tokens,
         "total_tokens": job.prompt_tokens + job.tokens,
         "gossamer": {name: round(1000 * seconds, 3) for name, seconds in stages.items()} | more,
@@ -39,12 +40,16 @@ class Metrics:
         self._requests = Counter(
             "gossamer_requests", "Requests by the status that they ended with", ["status"], registry=registry
         )
-        self._prompt = Counter("gossamer_prompt_tokens", "Tokens read", registry=registry)
+        self._prompt = Counter("gossamer_prompt_tokens", "Tokens of prompts", registry=registry)
+        self._reused = Counter(
+            "gossamer_cached_prompt_tokens", "Of these, tokens that were not read again", registry=registry
+        )
         self._written = Counter("gossamer_generation_tokens", "Tokens written", registry=registry)
         for name, what, value in (
             ("requests_running", "Requests that are under way", lambda: worker.running),
             ("requests_waiting", "Requests that wait", lambda: worker.waiting),
             ("cache_bytes", "Bytes kept of past tokens", lambda: worker.cache_bytes),
+            ("prefix_cache_bytes", "Bytes kept of sequences that have left", lambda: worker.prefixes.bytes),
         ):
             Gauge(f"gossamer_{name}", what, registry=registry).set_function(value)
         self._stages = {
@@ -64,6 +69,7 @@ class Metrics:
         if job is None or not job.tokens:
             return
         self._prompt.inc(job.prompt_tokens)
+        self._reused.inc(job.reused)
         self._written.inc(job.tokens)
         self._stages["queue"].observe(job.started - job.queued)
         if job.image_s:

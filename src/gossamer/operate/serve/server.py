@@ -15,18 +15,22 @@ from gossamer.operate.serve.app import Limits, Service, build_app
 from gossamer.operate.writer import Engine, open_writer
 
 
-def serve(ref: str, host: str, port: int, limits: Limits, say: Callable[[str], None], engine: Engine = "auto") -> None:
+def serve(
+    ref: str, host: str, port: int, limits: Limits, say: Callable[[str, str], None], engine: Engine = "auto"
+) -> None:
     """Serves the model, or the checkpoint of the run folder, `ref`, until SIGINT or SIGTERM; a second one ends it at
     once.
 
-    `port` 0 takes a free one. `say` is given the address once requests are answered. Raises `SettingError` for an
-    address that cannot be had, and what `open_writer` does.
+    `port` 0 takes a free one. `say` is given the address once requests are answered, and what else is to be known.
+    Raises `SettingError` for an address that cannot be had, and what `open_writer` does.
     """
     listener = listen(host, port)
     service = Service(open_writer(checkpoint_of(ref), engine), name_of(ref), limits)
     address = listener.getsockname()
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-    server = Server(service, lambda: say(f"http://{shown}:{address[1]}"))
+    off = service.worker.prefixes.off if limits.prefix_bytes else ""
+    note = f"; what has been read is not kept for prompts that begin alike: {off}" if off else ""
+    server = Server(service, lambda: say(f"http://{shown}:{address[1]}", note))
     server.run([listener])
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from gossamer.engine.decode import Batch, Event, Request
 from gossamer.models.open import Opened
+from gossamer.operate.cache.prefixes import prefix_store
 from gossamer.operate.writer import Writer
 
 PREFILL_TOKENS = 4096
@@ -22,7 +23,8 @@ Said = Event | Exception
 @dataclass(eq=False)
 class Job:
     """A request on its way. The times are `time.monotonic()`'s; `image_s` is what its images took to encode, with those
-    of prompts read in one pass with it; `cache_bytes` its share of what the batch kept before the latest step."""
+    of prompts read in one pass with it; `cache_bytes` its share of what the batch kept before the latest step, `reused`
+    how many tokens of the prompt were not read again."""
 
     request: Request
     arrived: float
@@ -31,6 +33,7 @@ class Job:
     first: float = 0.0
     last: float = 0.0
     tokens: int = 0
+    reused: int = 0
     image_s: float = 0.0
     cache_bytes: int = 0
     cancelled: bool = False
@@ -45,10 +48,12 @@ class Worker(threading.Thread):
     """Runs requests together, at most `most` at once; the others wait in the order in which they came.
 
     `deliver` is called in this thread with all that one pass of the model brought. `cache_bytes` are what the batch
-    keeps of past tokens.
+    keeps of past tokens, `prefixes` what is kept, in up to `prefix_bytes`, of those that have left.
     """
 
-    def __init__(self, writer: Writer, most: int, deliver: Callable[[Sequence[tuple[Job, Said]]], None]) -> None:
+    def __init__(
+        self, writer: Writer, most: int, deliver: Callable[[Sequence[tuple[Job, Said]]], None], prefix_bytes: int = 0
+    ) -> None:
         super().__init__(name="model", daemon=True)
         self._writer, self._most, self._deliver = writer, most, deliver
         self._changed = threading.Condition()
@@ -56,6 +61,7 @@ class Worker(threading.Thread):
         self._stopping = False
         self._numbers = 0
         self.cache_bytes = 0
+        self.prefixes = prefix_store(writer.opened.model, writer.stepper_of, prefix_bytes)
         self._running: dict[int, Job] = {}
         self._batch = self._new_batch()
         self._image_clock = _Clock(writer.opened)
@@ -114,7 +120,7 @@ class Worker(threading.Thread):
 
     def _new_batch(self) -> Batch:
         opened = self._writer.opened
-        return Batch(opened.model, opened.tokenizer, self._writer.stepper_of)
+        return Batch(opened.model, opened.tokenizer, self._writer.stepper_of, self.prefixes)
 
     def _next_in_line(self, room: int) -> list[Job]:
         """Those that wait longest, as many as there is room for and can be read together."""
@@ -146,7 +152,8 @@ class Worker(threading.Thread):
                 for job in jobs:
                     self._admit([job])
             return
-        for job in jobs:
+        for number, job in numbered.items():
+            job.reused = self._batch.reused[number]
             job.image_s = clock.seconds if "pixel_values" in job.request.inputs else 0.0
         self._tell(events)
 
