@@ -21,6 +21,7 @@ def test_addresses_and_keys_that_are_none(gossamer, tmp_path: Path) -> None:
     gossamer("serve", "tiny-lm", "--host", "nowhere.invalid", "--port", 0).refused("nowhere.invalid", "--host")
     gossamer("serve", "tiny-lm", "--port", 70000).refused("65535")
     gossamer("serve", "tiny-lm", "--api-key-file", tmp_path / "keys").refused("keys", "cannot be read")
+    gossamer("serve", "tiny-lm", "--prefix-cache", "much").refused("'much'", "such as 3MB")
     (tmp_path / "keys").write_text("\n \n")
     gossamer("serve", "tiny-lm", "--api-key-file", tmp_path / "keys").refused("holds no API key")
 

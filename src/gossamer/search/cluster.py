@@ -148,8 +148,11 @@ def _got(ready: Any) -> list[Figures]:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
     except ray.exceptions.RayError as error:
-        told = str(error).split("\n")[0]
-        raise SettingError(f"the Ray cluster lost a worker {RETRIES + 1} times: {told}; the command resumes") from error
+        told = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().split("\n")[-1].strip()
+        raise SettingError(
+            f"the Ray cluster has lost a worker for good ({told}): gossamer must be installed on every machine and have "
+            "memory for the model; the same command resumes"
+        ) from error
     return figures
 
 

@@ -16,10 +16,9 @@ LEAST = 16
 """A beginning of fewer tokens is sooner read again than copied."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Kept:
     tokens: np.ndarray
-    text_from: int  # where the first token after the last image stands
     images: dict[str, Tensor]
     steps: Steps
 
@@ -79,7 +78,7 @@ class PrefixStore:
         """Copies the sequence at `row`, which has read `tokens`; of others that begin it, nothing need stay."""
         if self.off or len(tokens) < LEAST or (known := self._known(inputs)) is None:
             return
-        kept = _Kept(np.array(tokens), known[1], known[2], steps.taken(row))
+        kept = _Kept(np.array(tokens), known[2], steps.taken(row))
         if _size(kept) > self.limit:
             return
         others = [
