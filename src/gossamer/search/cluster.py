@@ -150,8 +150,8 @@ def _got(ready: Any) -> list[Figures]:
     except ray.exceptions.RayError as error:
         told = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().split("\n")[-1].strip()
         raise SettingError(
-            f"the Ray cluster has lost a worker for good ({told}): gossamer must be installed on every machine and have "
-            "memory for the model; the same command resumes"
+            f"the Ray cluster has lost a worker for good ({told}): each machine must have gossamer installed, "
+            "and memory for the model; the same command resumes"
         ) from error
     return figures
 
