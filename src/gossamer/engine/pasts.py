@@ -24,9 +24,14 @@ def take_rows(past: Any, rows: Sequence[int]) -> Any:
 
 
 def shallow(past: Any) -> Any:
-    """A past of its own that holds the same tensors: what is put into its places does not change the first one."""
+    """A past of its own that holds the same tensors: what is put into its places does not change the first one.
+
+    Raises `ModelError` for a past of another make.
+    """
     if isinstance(past, (list, tuple)):
         return list(past)
+    if not hasattr(past, "layers"):
+        raise ModelError(f"{type(past).__name__} does not come apart into layers: no copy of one sequence can be made")
     twin = copy.copy(past)
     twin.layers = [copy.copy(layer) for layer in past.layers]
     for layer in twin.layers:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gossamer.core.errors import ModelError
+from gossamer.core.errors import GossamerError, ModelError
 from gossamer.engine.stepping import Inputs, StepperOf, Steps
 from gossamer.operate.cache.conversation import OF_IMAGES, TOKENWISE, image_token
 
@@ -119,6 +119,6 @@ def prefix_store(model: nn.Module, stepper_of: StepperOf, limit: int) -> PrefixS
             one = steps.taken(0)
             one.rewind(2)
             one.resume(torch.zeros(1, 2, dtype=torch.long))
-    except ModelError as error:
+    except GossamerError as error:
         return PrefixStore(model, 0, str(error))
     return PrefixStore(model, limit)
