@@ -48,8 +48,8 @@ LAYOUT: dict[type[Step], dict[str, Field]] = {
     End: {},
     Fence: _packed(("load", 1), ("store", 1), ("compute", 1)),
     Load: _packed(
-        ("space", 3), ("pattern", 2), ("register", 3), ("add_count", 1), ("address", 32), ("to_line", 24), ("to_row", 8),
-        ("to_pitch", 16), ("chunks", 16), ("count", 32), ("row_pitch", 32), ("address_step", 32), ("count_step", 32),
+        ("space", 3), ("pattern", 2), ("register", 3), ("add_count", 1), ("address", 32), ("to_line", 24),
+        ("to_row", 8), ("to_pitch", 16), ("chunks", 16), ("count", 32), ("row_pitch", 32), ("address_step", 32), ("count_step", 32),
     ),
     Store: _packed(
         ("pattern", 2), ("register", 3), ("address", 32), ("source_line", 24), ("source_row", 8), ("source_pitch", 16),
