@@ -132,7 +132,7 @@ class Machine:
             return
         count = step.count + given * step.add_count
         width = step.chunks * engine.depth
-        data = np.stack([self._outer(address + i * step.row_pitch, width) for i in range(count)])
+        data: Bytes = np.stack([self._outer(address + i * step.row_pitch, width) for i in range(count)])
         if step.pattern == Pattern.ROWS:
             self.write(step.to, data)
             return
@@ -143,10 +143,10 @@ class Machine:
     def _store(self, step: Store) -> None:
         engine = self.engine
         if step.pattern == Pattern.LINES:
-            data = self.sram[step.source.line : step.source.line + step.count].reshape(-1)
-            self._outer(step.address, len(data))[:] = data
+            lines = self.sram[step.source.line : step.source.line + step.count].reshape(-1)
+            self._outer(step.address, len(lines))[:] = lines
             return
-        data = self.read(step.source, step.count, step.chunks).reshape(step.count, step.chunks, engine.depth)
+        data: Bytes = self.read(step.source, step.count, step.chunks).reshape(step.count, step.chunks, engine.depth)
         for i in range(step.count):
             block, row = divmod(step.row + self.registers[step.register] + i, engine.line_rows)
             first = step.address + block * step.block_pitch + row * step.row_pitch
@@ -160,10 +160,10 @@ class Machine:
         chunks, padded = -(-k // engine.depth), -(-n // tile) * tile
         left = self.read(step.a, step.m, chunks)
         if step.mode == Mode.VALUE:
-            a = left.astype(np.int64).reshape(step.m, chunks, engine.depth)
+            parts = left.astype(np.int64).reshape(step.m, chunks, engine.depth)
             last = self._softmax.maximum[: step.m] >> OCTAVE_BITS
-            a = np.stack([settle(a[:, i], self._softmax.octaves[i][: step.m], last) for i in range(chunks)], 1)
-            a = a.reshape(step.m, -1)
+            settled = [settle(parts[:, i], self._softmax.octaves[i][: step.m], last) for i in range(chunks)]
+            a: Ints = np.concatenate(settled, axis=1)
         else:
             a = left.view(np.int8).astype(np.int64)
         sums = self._sums(step, a, padded, chunks)
@@ -179,13 +179,12 @@ class Machine:
         """(m, padded) sums, 32 bits wrapping."""
         engine = self.engine
         if not step.four_bit:
-            w = self.read(step.w, padded, chunks).view(np.int8).astype(np.int64)
-            return _wrapped(a @ w.T)
+            return _wrapped(a @ self.read(step.w, padded, chunks).view(np.int8).astype(np.int64).T)
         tiles = padded // (2 * engine.columns)
-        w = self.read(step.w, padded // 2, chunks).reshape(tiles, engine.columns, chunks * engine.depth)
+        w: Bytes = self.read(step.w, padded // 2, chunks).reshape(tiles, engine.columns, chunks * engine.depth)
         halves = np.concatenate([_signed(w & 15), _signed(w >> 4)], axis=1).reshape(padded, chunks, engine.depth)
         groups = -(-chunks // step.group)
-        words = self.side[Space.GROUPS].reshape(-1, engine.columns)[step.groups : step.groups + tiles * groups]
+        words: Bytes = self.side[Space.GROUPS].reshape(-1, engine.columns)[step.groups : step.groups + tiles * groups]
         words = words.reshape(tiles, groups, engine.columns).transpose(0, 2, 1)
         factors = np.concatenate([words & 15, words >> 4], axis=1).reshape(padded, groups).astype(np.int64)
         factors = np.repeat(factors, step.group, axis=1)[:, :chunks]
@@ -268,7 +267,7 @@ def run(schedule: Schedule, memory: Bytes, registers: Sequence[int] = ()) -> Mac
     return machine
 
 
-def _signed(nibble: NDArray[np.uint8]) -> Ints:
+def _signed(nibble: NDArray[np.integer]) -> Ints:
     return (nibble.astype(np.int64) ^ 8) - 8
 
 
