@@ -101,7 +101,7 @@ def pack_layers(
     for name, layer in list(model.named_modules()):
         was_coded = hasattr(layer, "quantization_scheme")
         coded += was_coded
-        fitting = _packed(layer, low_ranks.get(name), dtype) if was_coded else None
+        fitting = _packed(layer, low_ranks.get(name), dtype, device) if was_coded else None
         if fitting is not None:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, fitting.to(device))
@@ -131,7 +131,7 @@ def _buffers(packed: list[Packed]) -> list[Tensor]:
     return [buffer for layer in packed for buffer in layer.buffers()]
 
 
-def _packed(layer: Any, beside: LowRank | None, dtype: torch.dtype) -> Packed | None:
+def _packed(layer: Any, beside: LowRank | None, dtype: torch.dtype, device: torch.device) -> Packed | None:
     """The layer with its codes packed; None where it has none, or in a form that is not packed for a GPU."""
     if input_grid(layer) is not None or stored_input_grids(layer):
         return None
@@ -139,7 +139,7 @@ def _packed(layer: Any, beside: LowRank | None, dtype: torch.dtype) -> Packed | 
     if codes is None or codes.codes.dim() != 2:
         return None
     try:
-        weight = PackedWeight.pack(codes)
+        weight = PackedWeight.pack(codes.to(device))
     except ValueError:
         return None
     if isinstance(layer, nn.Embedding) and beside is None:
