@@ -18,7 +18,8 @@ ON_GPU = pytest.mark.skipif(not CUDA, reason="needs a GPU and Triton")
 GRIDS = [
     (Scheme(4, 128), (40, 384)), (Scheme(4, 32, symmetric=False), (37, 96)), (Scheme(8), (19, 100)),
     (Scheme(3, 24, symmetric=False), (33, 48)), (Scheme(2, 16), (16, 64)), (Scheme(2, 8), (16, 64)),
-    (Scheme(5, symmetric=False), (24, 72)), (Scheme(6, 4), (9, 20)), (Scheme(7, 40), (65, 120)), (Scheme(8, 32), (130, 576)),
+    (Scheme(5, symmetric=False), (24, 72)), (Scheme(6, 4), (9, 20)), (Scheme(7, 40), (65, 120)),
+    (Scheme(8, 32), (130, 576)),
 ]  # fmt: skip
 
 

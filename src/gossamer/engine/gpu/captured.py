@@ -150,7 +150,9 @@ class CapturedStepper(Stepper):
     def cache_bytes(self) -> int:
         """Bytes of the keys and values, room ahead included."""
         held = self._held
-        return super().cache_bytes if held is None else bytes_of([[each.keys, each.values] for each in held.cache.layers])
+        return (
+            super().cache_bytes if held is None else bytes_of([[each.keys, each.values] for each in held.cache.layers])
+        )
 
     def step(self, tokens: Sequence[int], moving: Sequence[bool]) -> Tensor:
         """Reads one token for each sequence. Returns logits (sequences, vocabulary) of the next, float32."""

@@ -26,7 +26,11 @@ def _steps(words, zero, exponent, PLACE: tl.constexpr, WIDTH: tl.constexpr):
     return number - (8388608.0 + zero * (1 << left))
 
 
-@triton.jit
+_ANY = ["count", "chunks", "groups", "per_scale", "exponent"]
+"""Arguments whose values make no difference to the code."""
+
+
+@triton.jit(do_not_specialize=_ANY)
 def _vector(
     x, words, scales, zeros, out, rows, columns, chunks, groups, per_scale, exponent,
     HALF: tl.constexpr, HAS_ZEROS: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
@@ -56,7 +60,7 @@ def _vector(
     tl.store(out + row, found.to(out.dtype.element_ty), mask=row < rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ANY)
 def _matrix(
     x, words, scales, zeros, out, count, rows, columns, chunks, groups, per_scale, exponent,
     HALF: tl.constexpr, HAS_ZEROS: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,
@@ -89,7 +93,7 @@ def _matrix(
     tl.store(out + where, total.to(out.dtype.element_ty), mask=(at < count)[:, None] & (row < rows)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ANY)
 def _expand(
     words, scales, zeros, out, rows, columns, chunks, groups, per_scale, exponent,
     HALF: tl.constexpr, HAS_ZEROS: tl.constexpr, WIDTH: tl.constexpr, SPAN: tl.constexpr,

@@ -88,9 +88,7 @@ class Report:
     weight_bytes: int
 
 
-def pack_layers(
-    model: nn.Module, low_ranks: Mapping[str, LowRank], dtype: torch.dtype, device: torch.device
-) -> Report:
+def pack_layers(model: nn.Module, low_ranks: Mapping[str, LowRank], dtype: torch.dtype, device: torch.device) -> Report:
     """Readies a model as it is stored (see `open_packed`) for a GPU, in place.
 
     Layers on grids of whole numbers become packed ones; everything else becomes dense, its low-rank matrix added, and

@@ -34,7 +34,7 @@ class Wish:
         self, target: Any, prompt: str, images: Sequence["Image"] = (), raw: bool = False, engine: Engine = "auto",
         on: str = "cpu",
     ) -> Speculation:  # fmt: skip
-        """The speculation for one prompt of the open model `target`; a draft model runs on `engine` and the device `on`.
+        """The speculation for one prompt of the open model `target`; a draft model runs on `engine` and device `on`.
 
         Raises `SettingError` for what cannot be meant, and `ModelError` for a draft model that does not write or has
         another tokenizer.
