@@ -382,6 +382,7 @@ def model_rows(name: str, bandwidth: float, rounds: int) -> list[dict[str, Any]]
             if bits == 16:
                 sides["transformers"] = Eager(model)
             found = decode_rounds(sides, 512, 48, batch, rounds)
+            assert recorded._held is not None, "nothing was recorded"
             plain = found["ours, plain"]["tokens"]
             for side, row in found.items():
                 same = next(

@@ -5,8 +5,9 @@ A graph computes at fixed addresses. So the past lies in a cache of fixed size, 
 are read by the plain stepper on the same model; the past moves between the two where one takes over from the other.
 """
 
+import inspect
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import ref
 
@@ -31,6 +32,8 @@ class Captured:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._recordings: OrderedDict[tuple[int, ...], Recording] = OrderedDict()
+        self.steady = _steady(model)
+        """Whether the model's code, but for its past, does the same at every step."""
 
     def __call__(self, model: nn.Module) -> Stepper:
         """A stepper of the model. A twin with fewer of its blocks gets a plain one."""
@@ -212,10 +215,20 @@ class CapturedStepper(Stepper):
         """Whether each step is the one before it, at other values."""
         from transformers.cache_utils import DynamicLayer
 
-        if self._drafted or self._encodes or len(self._past) != 1 or "position_ids" not in self._known:
+        if self._drafted or not self._recordings.steady or len(self._past) != 1:
             return False
-        static = bool(getattr(self._model.get_decoder(), "_can_compile_fullgraph", False))
-        text = self._model.config.get_text_config(decoder=True)
         layers = getattr(self._past.get("past_key_values"), "layers", None) or []
-        masked = getattr(text, "_attn_implementation", None) == "sdpa"  # others read a mask as numbers to add
-        return static and masked and bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+        return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+
+
+def _steady(model: Any) -> bool:
+    if model.config.is_encoder_decoder or "position_ids" not in inspect.signature(model.forward).parameters:
+        return False
+    text = model.config.get_text_config(decoder=True)
+    kinds = [getattr(part, "rope_type", "default") for part in model.modules()]
+    kinds = [kind for each in kinds for kind in (each.values() if isinstance(each, Mapping) else [each])]
+    return (
+        bool(getattr(model.get_decoder(), "_can_compile_fullgraph", False))
+        and getattr(text, "_attn_implementation", None) == "sdpa"  # others read a mask as numbers to add
+        and not {"dynamic", "longrope"} & set(kinds)  # whose rates depend on the length
+    )
