@@ -67,7 +67,7 @@ class Recording:
         layers = [StaticLayer(capacity) for _ in past.layers]
         for layer, like in zip(layers, past.layers, strict=True):
             layer.lazy_initialization(like.keys, like.values)
-        self.cache = Cache(layers=layers)
+        self.cache: Any = Cache(layers=[*layers])
         self.mask = torch.zeros(batch, capacity, dtype=torch.bool, device=device)
         self.positions = torch.zeros(*positions.shape[:-1], capacity, dtype=torch.long, device=device)
         self._latest = torch.zeros(*positions.shape[:-1], 1, dtype=torch.long, device=device)
@@ -119,7 +119,7 @@ class Recording:
 
     def _record(self) -> Tensor:
         """Records the graph; the cache holds nothing of use yet."""
-        aside = torch.cuda.Stream()
+        aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(WARMING):
@@ -222,7 +222,10 @@ class CapturedStepper(Stepper):
 
 
 def _steady(model: Any) -> bool:
-    if model.config.is_encoder_decoder or "position_ids" not in inspect.signature(model.forward).parameters:
+    if (
+        getattr(model.config, "is_encoder_decoder", False)
+        or "position_ids" not in inspect.signature(model.forward).parameters
+    ):
         return False
     text = model.config.get_text_config(decoder=True)
     kinds = [getattr(part, "rope_type", "default") for part in model.modules()]
