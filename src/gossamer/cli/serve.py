@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gossamer.cli.options import Engine, EngineName, ModelOrRun, Threads
+from gossamer.cli.options import Engine, EngineName, ModelOrRun, On, Threads
 from gossamer.cli.terminal import job, output
 from gossamer.core.units import parse_bytes
 
@@ -36,6 +36,7 @@ def command(
         ),
     ] = "256MB",  # type: ignore[assignment]
     engine: Engine = EngineName.auto,
+    on: On = "cpu",
     threads: Threads = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API does, with a chat page at /.
@@ -49,11 +50,8 @@ def command(
         limits = Limits(
             batch=max_batch, queue=queue, prefix_bytes=prefix_cache, keys=keys_of(api_key_file), hosts=hosts_of(host)
         )
-        serve(
-            model,
-            host,
-            port,
-            limits,
-            lambda url, note: say(f"{model} is served at {url} (Ctrl-C ends it){note}\n"),
-            engine.value,
-        )
+
+        def started(url: str, note: str) -> None:
+            say(f"{model} is served at {url} (Ctrl-C ends it){note}\n")
+
+        serve(model, host, port, limits, started, engine.value, on)

@@ -16,16 +16,22 @@ from gossamer.operate.writer import Engine, open_writer
 
 
 def serve(
-    ref: str, host: str, port: int, limits: Limits, say: Callable[[str, str], None], engine: Engine = "auto"
+    ref: str,
+    host: str,
+    port: int,
+    limits: Limits,
+    say: Callable[[str, str], None],
+    engine: Engine = "auto",
+    on: str = "cpu",
 ) -> None:
     """Serves the model, or the checkpoint of the run folder, `ref`, until SIGINT or SIGTERM; a second one ends it at
-    once.
+    once. `engine` and `on` say what runs it, and where (see `open_writer`).
 
     `port` 0 takes a free one. `say` is given the address once requests are answered, and what else is to be known.
     Raises `SettingError` for an address that cannot be had, and what `open_writer` does.
     """
     listener = listen(host, port)
-    service = Service(open_writer(checkpoint_of(ref), engine), name_of(ref), limits)
+    service = Service(open_writer(checkpoint_of(ref), engine, on), name_of(ref), limits)
     address = listener.getsockname()
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]
     off = service.worker.prefixes.off if limits.prefix_bytes else ""
