@@ -86,6 +86,26 @@ def test_sequences_come_and_go(device: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("device", DEVICES)
+def test_one_that_is_taken_out_resumes_with_recorded_steps(device: str) -> None:
+    model = placed_model("llama", device)
+    prompts = [{"input_ids": torch.arange(3, 3 + length)[None]} for length in (4, 9)]
+    mine, oracle = Captured(model)(model), Stepper(model)
+    sides = []
+    for stepper in (mine, oracle):
+        stepper.prefill(prompts)
+        found = [stepper.step([7, 8], [True, True]) for _ in range(3)]
+        one = stepper.taken(1)
+        one.rewind(2)
+        found += [stepper.step([9, 8], [True, True]), one.resume(torch.tensor([[5, 6, 7]]))]
+        found += [each for _ in range(3) for each in (one.step([4], [True]), stepper.step([5, 6], [True, True]))]
+        sides.append(found)
+        assert isinstance(stepper, CapturedStepper) == (getattr(one, "_held", None) is not None)
+    for found, expected in zip(*sides, strict=True):
+        same(found, expected)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("device", DEVICES)
 def test_two_steppers_share_the_recordings(device: str) -> None:
     model = placed_model("llama", device)
     make = Captured(model)

@@ -161,6 +161,29 @@ def test_extend_and_rewind(name: str) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "qwen2_vl"])
+def test_one_that_is_taken_out_goes_back_and_on_alone(name: str) -> None:
+    model = lively(name)
+    prompts = prompts_for(name, model)
+    mine, other, alone = (native(model, Precision()) for _ in range(3))
+    mine.prefill(prompts)
+    other.prefill(prompts)
+    alone.prefill(prompts[1:])
+    mine.extend(torch.tensor([[7, 8], [50, 51]]))
+    one = mine.taken(1)
+    one.rewind(2)
+    mine.rewind(2)
+    tokens = torch.arange(90)[None] % 50  # more than a block of places
+    assert torch.equal(one.resume(tokens[:, :9]), alone.extend(tokens[:, :9])[:, -1])
+    close(one.resume(tokens), alone.extend(tokens)[:, -1], 2e-2)
+    assert torch.equal(mine.step([3, 4], [True] * 2), other.step([3, 4], [True] * 2))
+    mine.join(one)
+    found, expected = mine.step([3, 4, 5], [True] * 3), other.step([3, 4], [True] * 2)
+    assert torch.equal(found[:2], expected)
+    close(found[2:], alone.step([5], [True]), 2e-2)
+
+
+@torch.inference_mode()
 def test_sequences_leave_fork_and_join() -> None:
     model = lively("llama")
     prompts = text_prompts(model, 5, 9, 3)

@@ -178,6 +178,19 @@ class CapturedStepper(Stepper):
         self.leave()
         return super().extend(tokens)
 
+    def resume(self, tokens: Tensor) -> Tensor:
+        """Reads tokens (sequences, length) behind what each has read, see `Stepper`: whoever resumes goes on step by
+        step."""
+        self.leave()
+        logits = super().resume(tokens)
+        self._drafted = False
+        return logits
+
+    def taken(self, row: int) -> "Stepper":
+        """A copy of one sequence by itself, see `Stepper`."""
+        self.leave()
+        return super().taken(row)
+
     def rewind(self, count: int) -> None:
         """Forgets the latest `count` positions, see `Stepper`."""
         self._drafted = True

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,11 @@ class _Kept:
     tokens: np.ndarray
     images: dict[str, Tensor]
     steps: Steps
+
+    @cached_property
+    def bytes(self) -> int:
+        """Bytes of the past and the images."""
+        return self.steps.cache_bytes + sum(image.nbytes for image in self.images.values())
 
     def common(self, tokens: np.ndarray) -> int:
         """How many tokens both begin with."""
@@ -51,7 +57,7 @@ class PrefixStore:
     @property
     def bytes(self) -> int:
         """Bytes of all that is kept."""
-        return sum(_size(kept) for kept in self._kept)
+        return sum(kept.bytes for kept in self._kept)
 
     def find(self, inputs: Inputs) -> tuple[Steps, int] | None:
         """A copy of the kept sequence that has read most of this prompt, led back to what they share, and how many
@@ -79,7 +85,7 @@ class PrefixStore:
         if self.off or len(tokens) < LEAST or (known := self._known(inputs)) is None:
             return
         kept = _Kept(np.array(tokens), known[2], steps.taken(row))
-        if _size(kept) > self.limit:
+        if kept.bytes > self.limit:
             return
         others = [
             other
@@ -100,10 +106,6 @@ class PrefixStore:
         tokens = inputs["input_ids"][0].numpy()
         places = np.flatnonzero(tokens == token)
         return tokens, int(places[-1]) + 1 if len(places) else 0, images
-
-
-def _size(kept: _Kept) -> int:
-    return kept.steps.cache_bytes + sum(image.nbytes for image in kept.images.values())
 
 
 def prefix_store(model: nn.Module, stepper_of: StepperOf, limit: int) -> PrefixStore:
