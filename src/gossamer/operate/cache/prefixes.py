@@ -44,9 +44,9 @@ class _Kept:
 class PrefixStore:
     """Keeps the pasts of sequences in at most `limit` bytes, those used longest ago leave first.
 
-    A past serves up to the first token that differs; images must all be the same, bit by bit, and lie before it. What
-    is read after it is read as it would be anew, up to the rounding of sums that are split in another way. `off` says
-    why nothing is kept, if so.
+    A past serves up to the first token that differs; images must all be the same, bit by bit, and a common token must
+    stand behind them. What is read after it is read as it would be anew, up to the rounding of sums that are split in
+    another way. `off` says why nothing is kept, if so.
     """
 
     def __init__(self, model: nn.Module, limit: int, off: str = "") -> None:
