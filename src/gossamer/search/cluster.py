@@ -159,7 +159,9 @@ def _got(ready: Any) -> list[Figures]:
 def _anywhere(request: OptimizeRequest) -> OptimizeRequest:
     """The request with the paths in it made absolute: workers stand in other directories."""
     places = {name: getattr(request, name) for name in ("model", "data", "test_data", "device")}
-    found = {name: str(Path(place).resolve()) for name, place in places.items() if place and Path(place).exists()}
+    found: dict[str, Any] = {
+        name: str(Path(place).resolve()) for name, place in places.items() if place and Path(place).exists()
+    }
     return replace(request, out=request.out.resolve(), **found)
 
 

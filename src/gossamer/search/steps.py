@@ -137,7 +137,7 @@ def searched(
     select, confirm = (_measure(job, trials, part) for part in ("select", "confirm"))
     spent: dict[tuple[float, ...], float] = {}
 
-    def measure(choices: Sequence[Sequence[int]], share: float) -> list[float]:
+    def measure(choices: Sequence[Sequence[int]], share: float) -> Sequence[float]:
         spent.update({(*chosen, share): share for chosen in choices})
         return select(choices, share)
 

@@ -50,7 +50,7 @@ class PrefixStore:
     """
 
     def __init__(self, model: nn.Module, limit: int, off: str = "") -> None:
-        self._config: Any = model.config  # type: ignore[assignment]
+        self._config: Any = model.config
         self.limit, self.off = limit, off
         self._kept: list[_Kept] = []
 
@@ -112,7 +112,8 @@ def prefix_store(model: nn.Module, stepper_of: StepperOf, limit: int) -> PrefixS
     """A store of `limit` bytes for a model, which is off if 0, or if the model cannot go back in what it has read."""
     if not limit:
         return PrefixStore(model, 0, "not wanted")
-    if getattr(model.config.get_text_config(decoder=True), "use_bidirectional_attention", None):  # type: ignore[operator]
+    config: Any = model.config
+    if getattr(config.get_text_config(decoder=True), "use_bidirectional_attention", None):
         return PrefixStore(model, 0, "early tokens of this model see later ones")
     try:
         with torch.inference_mode():
