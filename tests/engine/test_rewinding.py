@@ -76,3 +76,26 @@ def test_a_window_that_has_moved_on_is_not_rewound_wrongly() -> None:
         stepper.rewind(1)
     with pytest.raises(ValueError, match="14 of 14"):
         stepper.rewind(14)
+
+
+@torch.inference_mode()
+def test_a_convolution_goes_back_over_what_was_extended_and_no_further() -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.Lfm2Config(
+        vocab_size=80, hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, layer_types=["conv", "full_attention"],
+    )  # fmt: skip
+    model = transformers.Lfm2ForCausalLM(config).eval()
+    ids = torch.arange(3, 15)[None]
+    plain, other = Stepper(model), Stepper(model)
+    plain.prefill([{"input_ids": ids}])
+    other.prefill([{"input_ids": ids}])
+    with pytest.raises(ModelError, match="no longer holds what came 2 tokens ago"):
+        other.rewind(2)
+    other.extend(TOKENS[:1])
+    other.rewind(4)
+    end = torch.tensor([[17]])
+    plain.extend(TOKENS[:1, :1])
+    torch.testing.assert_close(other.extend(end), plain.extend(end), rtol=1e-4, atol=1e-4)

@@ -203,8 +203,9 @@ class Stepper:
     def rewind(self, count: int) -> None:
         """Forgets the latest `count` positions of every sequence, as if they had not been read.
 
-        Raises `ModelError` for models whose past is a state that has no way back, and for a sliding window that no
-        longer holds what came before these positions: it does for those that `extend` read since the last rewind.
+        Raises `ModelError` for models whose past is a state that has no way back, and for a sliding window or the state
+        of a convolution that no longer holds what came before these positions: it does for those that `extend` read
+        since the last rewind.
         """
         if self._apart:
             for one in self._apart:
@@ -220,6 +221,10 @@ class Stepper:
             window = layer.sliding_window
             if layer.keys.shape[-2] - count < min(length, window - 1):
                 raise ModelError(f"a window of {window} tokens no longer holds what came {count} tokens ago")
+        for layer in (layer for layer in cache.layers if hasattr(layer, "conv_states")):
+            for number, size in layer.conv_kernel_size.items():
+                if layer.conv_states[number].shape[-1] - count < size:
+                    raise ModelError(f"a convolution's state no longer holds what came {count} tokens ago")
         cache.activate_past_recording()
         cache.crop(-count)
         self._mask, self._positions = self._mask[:, :length], self._positions[..., :length]
