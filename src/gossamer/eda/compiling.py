@@ -1,5 +1,6 @@
 """A design compiled by Verilator and the C++ compiler, with what drives it, into a program or a library."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,17 @@ DRIVERS = Path(__file__).parent / "src"
 _SECONDS = 3600.0
 _CHUNK = 400_000
 """Generated files are compiled together up to so many bytes: each unit reads Verilator's large headers anew."""
-_FLAGS = ("-std=c++20", "-fPIC", "-w", "-pthread", "-DVERILATOR=1", "-DVM_TIMING=1", "-DVM_COVERAGE=0", "-DVM_SC=0")
+_FLAGS = (
+    "-std=c++20",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-w",
+    "-pthread",
+    "-DVERILATOR=1",
+    "-DVM_TIMING=1",
+    "-DVM_COVERAGE=0",
+    "-DVM_SC=0",
+)
 _STOPS = ("-DVL_USER_FATAL", "-DVL_USER_FINISH")
 _PORT = re.compile(r"VL_(?P<kind>IN|OUT|INOUT)(?:8|16|64|W)?\((?P<what>[^,]+),(?P<high>\d+),(?P<low>\d+)[,)]")
 _ESCAPED = re.compile(r"__0([0-9A-F]{2})")
@@ -23,12 +34,14 @@ _ESCAPED = re.compile(r"__0([0-9A-F]{2})")
 
 @dataclass(frozen=True)
 class Port:
-    """A port of the top module, `width` bits wide; `member` is its name in C++."""
+    """A port of the top module, `width` bits wide; `member` is its name in C++; inouts and arrays are
+    not `usable` from Python."""
 
     name: str
     width: int
     input: bool
     member: str
+    usable: bool = True
 
     @property
     def words(self) -> int:
@@ -40,8 +53,11 @@ def build(design: Design, driver: Path, optimise: int = 2, library: bool = False
     """Compiles the design with a C++ driver that includes `Vtop.h` (class `Vtop`) into a program, or a shared library.
 
     `optimise` is the compiler's level (0 to 3); `timing` lets the Verilog hold delays and event waits, as test benches
-    do. Registers that are not reset start as the driver's context says (`randReset`; 0 by default). Headers beside the
-    driver are not known to the cache: it goes by the content of `driver`, design, settings and tools.
+    do. Registers that are not reset start as the driver's context says (`randReset`; 0 by default). The driver may
+    include headers that are among the design's sources; others the cache does not know of.
+
+    A library's functions are hidden unless the driver gives them `visibility("default")`: models in one process share
+    no symbols.
 
     Returns the file in the user's cache, which lies there already if the same was built before. Beside it are the
     design's files: a program that reads some by bare name (`$readmemh`) is to be run in that folder. `$stop`, `$fatal`
@@ -64,14 +80,16 @@ def build(design: Design, driver: Path, optimise: int = 2, library: bool = False
         arguments = ["--cc", "--prefix", "Vtop", "--Mdir", "generated", delays, *fast, *design.verilator()]
         tools.run(verilator, arguments, folder, _SECONDS, design.names)
         header = (generated / "Vtop.h").read_text(encoding="utf-8")
-        table = "".join(f"PORT({port.member}, {port.width})\n" for port in _ports(header))
+        table = "".join(f"PORT({port.member}, {port.width})\n" for port in _ports(header) if port.usable)
         (generated / "ports.inc").write_text(table, encoding="utf-8")
         (generated / driver.name).write_bytes(driver.read_bytes())
         jobs = [(driver.name, optimise)]
         sources = sorted(generated.glob("Vtop*.cpp"))
         jobs += _units(generated, "slow", [source for source in sources if source.stem.endswith("__Slow")], 0)
-        jobs += _units(generated, "fast", [source for source in sources if not source.stem.endswith("__Slow")], optimise)
-        objects = _compile(generated, jobs, (f"-I{driver.parent.resolve()}",), {driver.name: str(driver)})
+        jobs += _units(
+            generated, "fast", [source for source in sources if not source.stem.endswith("__Slow")], optimise
+        )
+        objects = _compile(generated, jobs, ("-I..",), {driver.name: str(driver)})
         shared = ["-shared"] if library else []
         runtime = [str(path) for path in sorted(_runtime().glob("*.o"))]
         tools.run(compiler, [*_FLAGS, *shared, "-o", f"../{file}", *objects, *runtime], generated, _SECONDS)
@@ -84,17 +102,18 @@ def build(design: Design, driver: Path, optimise: int = 2, library: bool = False
 
 def ports(compiled: Path) -> dict[str, Port]:
     """The top module's ports, by name, of what `build` returned. Raises `SettingError` for inout and array ports."""
-    header = (compiled.parent / "generated" / "Vtop.h").read_text(encoding="utf-8")
-    return {port.name: port for port in _ports(header)}
+    found = list(_ports((compiled.parent / "generated" / "Vtop.h").read_text(encoding="utf-8")))
+    if odd := next((port.name for port in found if not port.usable), None):
+        raise SettingError(f"port {odd} of the top module is an inout or an array: make it an input or output vector")
+    return {port.name: port for port in found}
 
 
 def _ports(header: str) -> Iterator[Port]:
     for match in _PORT.finditer(header):
         member = match["what"].strip().removeprefix("&")
         name = _ESCAPED.sub(lambda escape: chr(int(escape[1], 16)), member)
-        if match["kind"] == "INOUT" or not member.isidentifier():
-            raise SettingError(f"port {name} of the top module is an inout or an array: make it an input or output vector")
-        yield Port(name, abs(int(match["high"]) - int(match["low"])) + 1, match["kind"] == "IN", member)
+        usable = match["kind"] != "INOUT" and member.isidentifier()
+        yield Port(name, abs(int(match["high"]) - int(match["low"])) + 1, match["kind"] == "IN", member, usable)
 
 
 def _units(folder: Path, name: str, sources: Sequence[Path], optimise: int) -> list[tuple[str, int]]:
@@ -139,5 +158,5 @@ def _compile(
         tools.run(compiler, [*_FLAGS, f"-O{level}", *include, "-c", source, "-o", target], folder, _SECONDS, names)
         return target
 
-    with ThreadPoolExecutor(tools.processors()) as pool:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(one, jobs))

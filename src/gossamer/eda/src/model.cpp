@@ -1,5 +1,8 @@
 // A design as a library that Python drives through ctypes: see model.py. Values cross as little-endian bytes in rows of
 // 8 bytes (ports of up to 64 bits) or of as many 32-bit words as the port has.
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <cstdint>
 #include <cstring>
 #include <exception>
@@ -65,8 +68,8 @@ void step(Model* model, const Port& clock, char level) {
 
 template <typename Work> int guarded(Model* model, Work work) {
   try {
-    work();
-    return 0;
+    if (model->error.empty()) work();
+    return !model->error.empty();
   } catch (const std::exception& error) {
     model->error = error.what();
     return 1;
@@ -75,10 +78,12 @@ template <typename Work> int guarded(Model* model, Work work) {
 
 }  // namespace
 
+#pragma GCC visibility push(default)
 extern "C" {
 
-// Registers that are not reset start at 0, or at random bits from a seed other than 0.
-Model* gossamer_new(int seed) {
+// Registers that are not reset start at 0, or at random bits from a seed other than 0. `$readmemh` finds files in
+// `folder`, which is the process's own for as long as the first evaluation takes.
+Model* gossamer_new(int seed, const char* folder) {
   auto* model = new Model;
   if (seed) {
     model->context.randReset(2);
@@ -90,6 +95,12 @@ Model* gossamer_new(int seed) {
 #include "ports.inc"
       {}});
 #undef PORT
+  const int here = open(".", O_RDONLY | O_DIRECTORY);
+  if (chdir(folder) == 0) guarded(model, [=] { model->top->eval(); });
+  if (here >= 0) {
+    if (fchdir(here) != 0) model->error = "the working folder is gone";
+    close(here);
+  }
   return model;
 }
 
@@ -98,6 +109,7 @@ void gossamer_free(Model* model) {
   delete model;
 }
 
+// Empty if nothing went wrong.
 const char* gossamer_error(Model* model) { return model->error.c_str(); }
 
 void gossamer_set(Model* model, int index, const char* row) { put(model->ports[index], row); }
@@ -139,3 +151,4 @@ int gossamer_run(Model* model, int clock, int64_t rows, int inputs, const int* i
 }
 
 }  // extern "C"
+#pragma GCC visibility pop
