@@ -85,10 +85,12 @@ def build(design: Design, driver: Path, optimise: int = 2, library: bool = False
         (generated / driver.name).write_bytes(driver.read_bytes())
         jobs = [(driver.name, optimise)]
         sources = sorted(generated.glob("Vtop*.cpp"))
-        jobs += _units(generated, "slow", [source for source in sources if source.stem.endswith("__Slow")], 0)
-        jobs += _units(
-            generated, "fast", [source for source in sources if not source.stem.endswith("__Slow")], optimise
-        )
+        small = sum(source.stat().st_size for source in sources) <= _CHUNK
+        slow = (
+            [] if small else [source for source in sources if source.stem.endswith("__Slow")]
+        )  # run once, at the start
+        jobs += _units(generated, "slow", slow, 0)
+        jobs += _units(generated, "fast", [source for source in sources if source not in slow], optimise)
         objects = _compile(generated, jobs, ("-I..",), {driver.name: str(driver)})
         shared = ["-shared"] if library else []
         runtime = [str(path) for path in sorted(_runtime().glob("*.o"))]

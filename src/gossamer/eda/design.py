@@ -19,7 +19,7 @@ class Design:
     """`sources` are Verilog files and what they read: other files (`.vh`, `.hex`) are there for `include` and
     `$readmemh`, which find them by bare name, as tools run in one flat folder with a copy of all of them.
 
-    `parameters` override those of the module `top` (an int, or a string); `defines` are preprocessor macros.
+    `parameters` override those of the module `top` (an int of 32 bits, or a string); `defines` are preprocessor macros.
     Raises `SettingError` for a missing file, two files of one name, or a name that Verilog does not allow.
     """
 
@@ -36,6 +36,8 @@ class Design:
         for name, value in {**self.parameters, **self.defines}.items():
             if isinstance(value, bool) or not isinstance(value, int | str):
                 raise SettingError(f"{name} of {self.top} is {value!r}: give an int or a string")
+            if isinstance(value, int) and not -(1 << 31) <= value < 1 << 31:
+                raise SettingError(f"{name} of {self.top} is {value}: give at most 32 bits, and put tables into files")
             if isinstance(value, str) and re.search(r'["\\\n]', value):
                 raise SettingError(f"{name} of {self.top} has a quote, backslash or line break, which tools read apart")
         seen: dict[str, Path] = {}
@@ -91,8 +93,8 @@ class Design:
         """The Yosys commands that read the design and set up its hierarchy."""
         defines = " ".join(self._defines())
         read = [f"read_verilog {'-sv ' if file.endswith('.sv') else ''}{defines} {file}" for file in self.verilog]
-        values = " ".join(f"-chparam {name} {_quoted(value)}" for name, value in self.parameters.items())
-        return [*read, f"hierarchy -check -top {self.top} {values}"]
+        values = [f"chparam -set {name} {_in_yosys(value)} {self.top}" for name, value in self.parameters.items()]
+        return [*read, *values, f"hierarchy -check -top {self.top}"]
 
     def _defines(self) -> list[str]:
         return [f"-D{name}={value}" for name, value in self.defines.items()]
@@ -100,3 +102,7 @@ class Design:
 
 def _quoted(value: Value) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _in_yosys(value: Value) -> str:
+    return f"32'sh{value % (1 << 32):08x}" if isinstance(value, int) and value < 0 else _quoted(value)
