@@ -28,8 +28,8 @@ class LibertyError(GossamerError):
 class Cell:
     """One cell. `area` in um2; `leakage` in W; `energy` is the J spent inside for one transition of an output and
     `clock_energy` for one of its clock, averaged over rise and fall; `inputs` have capacitances in F. `delay` is
-    a register's
-    clock to output plus setup, in s; 0 for others. Of each table over slews and loads the lower quartile is taken."""
+    a register's from clock to output plus its setup, in s; 0 for others. Of each table over slews and loads the lower
+    quartile is taken."""
 
     name: str
     area: float
