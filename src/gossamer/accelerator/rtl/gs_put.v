@@ -26,12 +26,12 @@ module gs_put #(
 );
     localparam SLOTS = DEPTH / LANES;
     localparam ROW = 8 * DEPTH;
-    localparam [6:0] FINAL = SLOTS - 1;
-    localparam [6:0] WIDE_FINAL = SLOTS / 2 - 1;
+    localparam FINAL = SLOTS - 1;
+    localparam WIDE_FINAL = SLOTS / 2 - 1;
 
     reg [NORM_ROWS*ROW-1:0] chunks_q;
     reg [6:0] slot_q;
-    wire full = last_i || slot_q == (wide_i ? WIDE_FINAL : FINAL);
+    wire full = last_i || slot_q == (wide_i ? WIDE_FINAL[6:0] : FINAL[6:0]);
 
     always @(posedge clk_i) begin
         o_en_o <= !rst_i && valid_i && full;
@@ -47,9 +47,9 @@ module gs_put #(
             for (b = 0; b < DEPTH; b = b + 1) begin : bytes
                 localparam NARROW = 16 * (r * LANES + b % LANES);
                 localparam WIDE = 16 * (r * LANES + b / 2 % LANES) + 8 * (b % 2);
-                localparam [6:0] NARROW_SLOT = b / LANES;
-                localparam [6:0] WIDE_SLOT = b / (2 * LANES);
-                wire hit = slot_q == (wide_i ? WIDE_SLOT : NARROW_SLOT);
+                localparam NARROW_SLOT = b / LANES;
+                localparam WIDE_SLOT = b / (2 * LANES);
+                wire hit = slot_q == (wide_i ? WIDE_SLOT[6:0] : NARROW_SLOT[6:0]);
                 always @(posedge clk_i)
                     if (valid_i && hit)
                         chunks_q[r*ROW + 8*b +: 8] <= wide_i ? elements_i[WIDE +: 8] : elements_i[NARROW +: 8];

@@ -15,15 +15,13 @@ module gs_slices #(
     output wire        read_o,    // chunk chunk_o is to be read
     output reg  [15:0] chunk_o
 );
-    localparam SLICES = DEPTH / (2 * LANES);
-    localparam [15:0] STEP = LANES;
-    localparam [5:0] FINAL = SLICES - 1;
+    localparam FINAL = DEPTH / (2 * LANES) - 1;
 
     reg [15:0] left_q;
     reg [5:0] slot_q;
 
     assign first_o = valid_o && left_q == n_i;
-    assign last_o  = valid_o && left_q <= STEP;
+    assign last_o  = valid_o && left_q <= LANES[15:0];
     assign read_o  = valid_o && slot_q == 6'd0;
 
     always @(posedge clk_i)
@@ -35,8 +33,8 @@ module gs_slices #(
             chunk_o <= 16'd0;
         end else if (valid_o) begin
             valid_o <= !last_o;
-            left_q <= left_q - STEP;
-            slot_q <= slot_q == FINAL ? 6'd0 : slot_q + 6'd1;
-            if (slot_q == FINAL) chunk_o <= chunk_o + 16'd1;
+            left_q <= left_q - LANES[15:0];
+            slot_q <= slot_q == FINAL[5:0] ? 6'd0 : slot_q + 6'd1;
+            if (slot_q == FINAL[5:0]) chunk_o <= chunk_o + 16'd1;
         end
 endmodule

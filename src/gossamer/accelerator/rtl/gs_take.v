@@ -13,7 +13,6 @@ module gs_take #(
     input  wire [8*LINE_ROWS*DEPTH-1:0]    line_i,
     input  wire [                     7:0] row_i,
     input  wire                            take_i,      // in the cycle after load_i and later: the chunk's next slice
-    input  wire                            start_i,     // with take_i: … its first
     input  wire [               LANES-1:0] keep_i,      // with take_i: elements that count
     output reg  [16*NORM_ROWS*LANES-1:0]   elements_o   // row r, lane q: bits 16·(r·LANES + q)
 );
@@ -22,10 +21,11 @@ module gs_take #(
     localparam SLICE = 16 * LANES;
 
     reg [NORM_ROWS*ROW-1:0] chunks_q;
-    reg [5:0] next_q;
-    wire [5:0] slot = start_i ? 6'd0 : next_q;
+    reg [5:0] slot_q;
 
-    always @(posedge clk_i) if (take_i) next_q <= slot + 6'd1;
+    always @(posedge clk_i)
+        if (load_i) slot_q <= 6'd0;
+        else if (take_i) slot_q <= slot_q + 6'd1;
 
     genvar r, q;
     generate
@@ -37,7 +37,7 @@ module gs_take #(
             if (SLICES == 1) begin : whole
                 assign slice = chunk;
             end else begin : part
-                assign slice = chunk[{26'd0, slot}*SLICE +: SLICE];
+                assign slice = chunk[{26'd0, slot_q}*SLICE +: SLICE];
             end
             for (q = 0; q < LANES; q = q + 1) begin : lanes
                 always @(posedge clk_i)
