@@ -95,7 +95,7 @@ def llama(
                 make.norm(width, False),
                 make.mlp(width, hidden, True),
             )
-            for _ in range(blocks)
+            for _ in range(2)
         ),
         table=make.rows(words, width),
         final=make.norm(width, False),
@@ -103,7 +103,7 @@ def llama(
     )
 
 
-def bert(make: Maker, width: int, heads: int, hidden: int, blocks: int = 2) -> Stack:
+def bert(make: Maker, width: int, heads: int, hidden: int) -> Stack:
     """Post-norm encoder with positions and a norm on the way in."""
     return Stack(
         "encoder",
@@ -119,7 +119,7 @@ def bert(make: Maker, width: int, heads: int, hidden: int, blocks: int = 2) -> S
                 attention_norm_wide=make.norm(width, True, 16),
                 mlp_norm_wide=make.norm(width, True, 16),
             )
-            for _ in range(blocks)
+            for _ in range(2)
         ),
         positions=make.rows(40, width),
         entry=make.norm(width, True, 16),
