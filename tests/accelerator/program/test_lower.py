@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from tests.accelerator.program.random_stacks import Maker, bert, crossed, llama, vit
 
 from gossamer.accelerator.golden import tensors
 from gossamer.accelerator.golden.machine import Machine, run
@@ -9,7 +10,6 @@ from gossamer.accelerator.integer import Stack
 from gossamer.accelerator.program import OuterMemory, Program, images, lower_decode, lower_prefill
 from gossamer.core.errors import SettingError
 from gossamer.dataflow.engine import IntegerEngine
-from tests.accelerator.program.random_stacks import Maker, bert, crossed, llama, vit
 
 ENGINES = {
     "8x8x8": IntegerEngine(rows=8, columns=8, depth=8, lanes=4),
@@ -140,7 +140,9 @@ def test_small_memories_cut_weights_and_pages() -> None:
 
 def test_what_does_not_fit_names_the_engine_that_would() -> None:
     engine = IntegerEngine(rows=4, columns=8, depth=4, lanes=2, norm_rows=4, bus_bytes=8, banks=4, bank_lines=16)
-    with pytest.raises(SettingError, match=r"find no room in the SRAM memory; an engine with bank_lines = (\d+)") as error:
+    with pytest.raises(
+        SettingError, match=r"find no room in the SRAM memory; an engine with bank_lines = (\d+)"
+    ) as error:
         lower_prefill(small_llama(9), engine, 20)
     lines = int(str(error.value).split("bank_lines = ")[1].split()[0])
     lower_prefill(small_llama(9), engine.model_copy(update={"bank_lines": lines}), 20)

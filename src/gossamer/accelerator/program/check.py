@@ -156,9 +156,9 @@ def _load_fits(step: Load, engine: IntegerEngine, most: int) -> str | None:
 
 def _gemm_fits(step: Gemm, engine: IntegerEngine, most: int) -> str | None:
     n, k = step.n + most * step.add_n, step.k + most * step.add_k
-    wrong = _multiple({name: getattr(step, name).row for name in ("a", "out", "aux")}, engine.rows) or _multiple(
-        {"w.row": step.w.row}, engine.columns
-    )
+    wrong = _multiple(
+        {f"{name}.row": getattr(step, name).row for name in ("a", "out", "aux")}, engine.rows
+    ) or _multiple({"w.row": step.w.row}, engine.columns)
     if wrong:
         return wrong
     if step.four_bit and not engine.four_bit:
