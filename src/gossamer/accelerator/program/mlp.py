@@ -1,0 +1,23 @@
+"""The MLP of a block: `x + down(table(up(h)))`, or `x + down(table(gate(h)) · up(h))`."""
+
+from gossamer.accelerator.program.draft import View
+from gossamer.accelerator.program.images import MlpImages
+from gossamer.accelerator.program.products import Work, load_table, product
+from gossamer.dataflow.schedule import Mode
+
+
+def mlp(work: Work, name: str, h: View, x: View, m: int, images: MlpImages) -> View:
+    """`x` (16 bits, m rows) plus the MLP of `h` (8 bits)."""
+    draft, given = work.draft, images.mlp
+    table = load_table(work, f"{name} table", images.table)
+    hidden = draft.tensor(f"{name} hidden", m, images.up.n)
+    if images.gate is None:
+        product(work, h, m, images.up, Mode.INT8, hidden, table=table)
+    else:
+        gate = draft.tensor(f"{name} gate", m, images.gate.n)
+        product(work, h, m, images.gate, Mode.INT8, gate, table=table)
+        scale = {"multiplier": given.multiplier, "shift": given.shift}
+        product(work, h, m, images.up, Mode.MULTIPLY, hidden, aux=gate, **scale)
+    out = draft.tensor(f"{name} out", m, images.down.n, 16)
+    product(work, hidden, m, images.down, Mode.INT16, out, aux=x)
+    return out

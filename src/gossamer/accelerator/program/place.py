@@ -1,0 +1,155 @@
+"""Where buffers lie: a planner of the unified memory's banks, and of the side memories.
+
+Operands of one step lie in different banks (banks have one port). Where there is room, what a load writes lies in other
+banks than what the step beside it uses, so that both run at once; where there is none, a fence will separate them.
+Buffers whose lives do not overlap share lines. Greedy by size, as is usual for offline memory planning (Pisarchyk and
+Lee 2020, arXiv 2001.03288).
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from gossamer.accelerator.program.draft import Buffer, Draft, View
+from gossamer.dataflow.engine import IntegerEngine
+from gossamer.dataflow.schedule import Load, Space, Step, Store, Tensor, unit
+
+
+class FullError(Exception):
+    """A buffer that found no room: `buffer` and the memory it was meant for."""
+
+    def __init__(self, buffer: Buffer) -> None:
+        super().__init__(f"{buffer.name}: no room for {buffer.size} in {buffer.space.name}")
+        self.buffer = buffer
+
+
+@dataclass(eq=False)
+class _Life:
+    """A buffer with the steps over which it holds something, and what it must or should lie apart from."""
+
+    buffer: Buffer
+    first: int
+    last: int
+    apart: "set[_Life]" = field(default_factory=set)
+    aside: "set[_Life]" = field(default_factory=set)
+    at: int = -1
+
+
+def place(draft: Draft, overlap: bool = True) -> list[Step]:
+    """The draft's steps with addresses.
+
+    Args:
+        draft: the steps.
+        overlap: keep buffers for one compute step longer, so that the loads beside it need not wait.
+
+    Raises:
+        FullError: a buffer that finds no room.
+    """
+    lives = _lives(draft, overlap)
+    sizes = _sizes(draft.engine)
+    by_space: dict[Space, list[_Life]] = defaultdict(list)
+    for life in lives.values():
+        by_space[life.buffer.space].append(life)
+    for space, members in by_space.items():
+        together = _together(members)
+        for life in sorted(members, key=lambda life: (-life.buffer.size, life.first)):
+            _settle(life, together[life], sizes[space], draft.engine.bank_lines if space == Space.SRAM else 0)
+    return [_resolved(step, views, lives, draft.engine) for step, views in draft.steps]
+
+
+def _sizes(engine: IntegerEngine) -> dict[Space, int]:
+    return {
+        Space.SRAM: engine.lines,
+        Space.PARAMETERS: engine.parameters,
+        Space.GROUPS: engine.groups,
+        Space.TABLES: engine.tables,
+    }
+
+
+def _lives(draft: Draft, overlap: bool) -> dict[Buffer, _Life]:
+    lives: dict[Buffer, _Life] = {}
+    computes = [i for i, (step, _) in enumerate(draft.steps) if unit(step) == "compute"]
+    position = 0
+    for i, (step, views) in enumerate(draft.steps):
+        while position < len(computes) and computes[position] < i:
+            position += 1
+        until = i
+        if overlap:
+            # a computation is under way until the next is issued; a store, until the computation after it is
+            beyond = position + (unit(step) != "load")
+            until = max(i, (computes[beyond] if beyond < len(computes) else len(draft.steps)) - 1)
+        for view in views.values():
+            life = lives.setdefault(view.buffer, _Life(view.buffer, i, i))
+            life.last = max(life.last, until if not isinstance(step, Load) else i)
+        operands = {lives[view.buffer] for view in views.values() if view.buffer.space == Space.SRAM}
+        for one in operands:
+            one.apart |= operands - {one}
+        if overlap and isinstance(step, Load | Store):
+            beside = position - 1 if isinstance(step, Load) else position
+            if 0 <= beside < len(computes):
+                for view in draft.steps[computes[beside]][1].values():
+                    other = lives.setdefault(view.buffer, _Life(view.buffer, i, i))
+                    for one in operands - {other}:
+                        one.aside.add(other)
+                        other.aside.add(one)
+    return lives
+
+
+def _together(members: list[_Life]) -> dict[_Life, list[_Life]]:
+    """Which buffers hold something at the same time."""
+    together: dict[_Life, list[_Life]] = {life: [] for life in members}
+    alive: list[_Life] = []
+    for life in sorted(members, key=lambda life: life.first):
+        alive = [other for other in alive if other.last >= life.first]
+        for other in alive:
+            together[life].append(other)
+            together[other].append(life)
+        alive.append(life)
+    return together
+
+
+def _settle(life: _Life, together: list[_Life], size: int, bank: int) -> None:
+    """Gives a buffer its place: apart from what it must, aside from what it should, then where banks are in use."""
+    need, align = life.buffer.size, life.buffer.align
+    taken = [(other.at, other.at + other.buffer.size) for other in together if other.at >= 0]
+    starts = {0, *(stop for _, stop in taken), *(range(0, size, bank) if bank else ())}
+    shut = {b for other in life.apart if other.at >= 0 for b in _banks(other, bank)}
+    busy = {b for other in life.aside if other.at >= 0 for b in _banks(other, bank)}
+    used = {b for start, stop in taken for b in range(start // bank, (stop - 1) // bank + 1)} if bank else set()
+    best = None
+    for start in sorted({-(-start // align) * align for start in starts}):
+        stop = start + need
+        if stop > size or any(start < high and low < stop for low, high in taken):
+            continue
+        banks = set(range(start // bank, (stop - 1) // bank + 1)) if bank else set()
+        if banks & shut:
+            continue
+        cost = (len(banks & busy), len(banks), len(banks - used), start)
+        if best is None or cost < best[0]:
+            best = (cost, start)
+    if best is None:
+        raise FullError(life.buffer)
+    life.at = best[1]
+
+
+def _banks(life: _Life, bank: int) -> range:
+    return range(life.at // bank, (life.at + life.buffer.size - 1) // bank + 1) if bank else range(0)
+
+
+def _resolved(step: Step, views: dict[str, View], lives: dict[Buffer, _Life], engine: IntegerEngine) -> Step:
+    return replace(step, **dict(_fields(views, lives, engine)))  # type: ignore[arg-type]
+
+
+def _fields(
+    views: dict[str, View], lives: dict[Buffer, _Life], engine: IntegerEngine
+) -> Iterator[tuple[str, Tensor | int]]:
+    for name, view in views.items():
+        at = lives[view.buffer].at + view.offset
+        space = view.buffer.space
+        if space == Space.SRAM:
+            yield name, Tensor(at, view.pitch, view.row)
+        elif name == "to":
+            entry = {Space.PARAMETERS: 8, Space.GROUPS: engine.columns, Space.TABLES: 256}[space]
+            yield name, Tensor(at * entry // engine.bus_bytes, 0)
+        else:
+            yield name, at + 1 if name == "table" else at
