@@ -19,7 +19,6 @@ Start = Literal["any", "zero"]
 _FLAT = [
     "proc",
     "flatten",
-    "memory -nordff",
     "memory_map",
     "opt -nodffe -nosdff",
     "async2sync",
@@ -78,17 +77,19 @@ def prove(
             for side, design in (("gate", gate), ("gold", gold)):
                 if design:
                     _read(side, design, folder / side, left())
-            state = _problem(folder, gold is not None, left())
+            state, initial = _problem(folder, gold is not None, left())
+            if gold is None and not (folder / "asserts").read_text(encoding="utf-8").strip():
+                raise SettingError(f"{gate.top} has no assert to prove: add some, or give a design to compare with")
             if reset is not None and not state:
                 raise SettingError(f"{gate.top} has no registers for {reset} to reset: leave reset out")
-            if reset is not None and gold:
-                reset = f"in_{reset}"
-            log = tools.yosys(
-                ["read_rtlil miter.il", _question(state, reset, start, steps, left())], folder, left()
-            ).lines
+            if gold and state and start == "zero" and not initial and _alike(folder, left()):
+                return Proof("proved", 0, time.monotonic() - began)
+            name = reset and (f"in_{reset}" if gold else reset)
+            ask = _question(state, name, start, steps, left())
+            log = tools.yosys(["read_rtlil miter.il", ask], folder, left()).lines
         except OutOfTimeError:
             return Proof("gave up", 0, time.monotonic() - began)
-    return _verdict(log, reset is not None, time.monotonic() - began)
+    return _verdict(log, time.monotonic() - began)
 
 
 def _read(side: str, design: Design, folder: Path, seconds: float) -> None:
@@ -101,7 +102,11 @@ def _read(side: str, design: Design, folder: Path, seconds: float) -> None:
 
 def _problem(folder: Path, pair: bool, seconds: float) -> tuple[bool, bool]:
     """Writes the module whose output `trigger` must stay 0. Returns whether it has registers, and initial values."""
-    script = ["read_rtlil gate.il", "miter -assert -flatten -make_outputs gate miter"]
+    script = [
+        "read_rtlil gate.il",
+        "select -write asserts t:$assert t:$check",
+        "miter -assert -flatten -make_outputs gate miter",
+    ]
     if pair:
         script = ["read_rtlil gold.il", "read_rtlil gate.il", "miter -equiv -flatten -make_outputs gold gate miter"]
     script += ["hierarchy -top miter", "opt -full -nodffe -nosdff", "write_rtlil miter.il", "write_json miter.json"]
@@ -130,7 +135,7 @@ def _question(state: bool, reset: str | None, start: Start, steps: int, seconds:
     return " ".join([*words, "-set-assumes", "miter"])
 
 
-def _verdict(log: list[str], reset: bool, seconds: float) -> Proof:
+def _verdict(log: list[str], seconds: float) -> Proof:
     depths = [int(match[1]) for line in log if (match := _DEPTH.match(line))]
     tried = depths[-1] - 1 if depths else 0
     if any("Induction step proven: SUCCESS" in line or "no model found: SUCCESS" in line for line in log):

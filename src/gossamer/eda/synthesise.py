@@ -151,10 +151,14 @@ def synthesise(
         (folder / "cells.lib").write_text(plain(liberty), encoding="utf-8")
         (folder / "map.abc").write_text(_ABC[goal].replace("; ", "\n") + "\n", encoding="utf-8")
         flat = ["flatten"] if flatten else []
-        coarse = [*design.yosys(), "proc", *flat, f"synth -top {design.top} -noalumacc -run coarse:fine"]
-        tools.yosys([*coarse, "write_json coarse.json", "write_rtlil coarse.il"], folder, seconds, design.names)
-        modules = json.loads((folder / "coarse.json").read_text(encoding="utf-8"))["modules"]
+        coarse = [*design.yosys(), "proc", *flat, "delete t:$print", "chformal -remove"]
+        coarse += [f"synth -top {design.top} -noalumacc -nordff -run coarse:fine"]
+        modules = _coarse(coarse, folder, seconds, design.names)
         srams = _memories(modules, flop_bits)
+        if srams:  # registers at their ports become theirs, as in a macro; small memories would only double them
+            ports = [f"memory_dff {_glob(sram['module'])}/{_glob(sram['cell'])}" for sram in srams]
+            modules = _coarse(["read_rtlil coarse.il", *ports, "opt_clean"], folder, seconds, design.names)
+            srams = _memories(modules, flop_bits)
         script = ["read_rtlil coarse.il"]
         for index, sram in enumerate(srams):
             script += [
@@ -173,9 +177,16 @@ def synthesise(
                 path.unlink()
         write_json(folder / "synthesis.json", asdict(found))
 
-    said = (design.key, file_digest(liberty), flatten, goal, flop_bits, _ABC, yosys.version)
+    said = (design.key, file_digest(liberty), flatten, goal, flop_bits, yosys.version, file_digest(Path(__file__)))
     folder = built("synthesis", said, make)
     return _read(json.loads((folder / "synthesis.json").read_text(encoding="utf-8")), folder)
+
+
+def _coarse(script: list[str], folder: Path, seconds: float, names: Mapping[str, str]) -> dict[str, Any]:
+    """Runs the script, whose design becomes `coarse.il`. Returns its modules."""
+    tools.yosys([*script, "write_json coarse.json", "write_rtlil coarse.il"], folder, seconds, names)
+    modules: dict[str, Any] = json.loads((folder / "coarse.json").read_text(encoding="utf-8"))["modules"]
+    return modules
 
 
 def _memories(modules: Mapping[str, Any], flop_bits: int) -> list[dict[str, Any]]:
