@@ -50,7 +50,7 @@ module gs_root (
         places_3 <= places_2;
         x_3 <= x_2;
         seed_3 <= seed;
-        // 4 … 6: seed · (3 − x · seed²) / 2
+        // 4 … 6: seed · (3 − x · seed²) / 2; it comes from below and never reaches 2^16
         places_4 <= places_3;
         x_4 <= x_3;
         seed_4 <= seed_3;
@@ -59,8 +59,9 @@ module gs_root (
         seed_5 <= seed_4;
         error_5 <= error[31:14];
         places_6 <= places_5;
-        root_o <= root[33] ? 16'hFFFF : root[32:17];
+        root_o <= root[32:17];
     end
 
-    wire unused = &{1'b0, aligned[61:0], square[15:0], error[13:0], root[16:0]};
+    wire unused = &{1'b0, aligned[61:0], square[15:0], error[13:0], root[33], root[16:0]};
 endmodule
+`default_nettype wire
