@@ -158,7 +158,7 @@ class Unit:
         given = {}
         for name, column in columns.items():
             if column.ndim == 2:
-                words = np.ascontiguousarray(column).view("<u8" if column.shape[1] <= 8 else "<u4")
-                column = words[:, 0] if column.shape[1] <= 8 else words
+                short = column.shape[1] <= 8
+                column = np.pad(column, ((0, 0), (0, 8 - column.shape[1]))).view("<u8")[:, 0] if short else column.view("<u4")
             given[name] = column
         self.model.run(given, [])

@@ -112,3 +112,36 @@ def test_random_products(name: str, mode: Mode) -> None:
     random = np.random.default_rng(int(mode))
     for _ in range(20):
         check(name, [random_step(ENGINES[name], mode, random)], random_memories(ENGINES[name], random))
+
+
+def attention(engine: IntegerEngine, random: np.random.Generator, registers: list[int]) -> list[Gemm]:
+    """SCORE and the VALUE that reads it, sometimes of lengths that a register adds to."""
+    place = Placer(engine, random)
+    keys, head = int(random.integers(1, 5 * engine.columns)), int(random.integers(1, 3 * engine.columns))
+    m = int(random.integers(1, engine.rows + 1))
+    key_chunks, head_chunks = -(-keys // engine.depth), -(-head // engine.depth)
+    row = int(random.integers(0, engine.line_rows - m + 1))
+    query, scores, out = (place.place(m, chunks, row) for chunks in (head_chunks, key_chunks, head_chunks))
+    key = place.place(-(-keys // engine.columns) * engine.columns, head_chunks, 0)
+    value = place.place(-(-head // engine.columns) * engine.columns, key_chunks, 0)
+    flag = bool(random.integers(0, 2))
+    less = registers[3] if flag and keys > registers[3] else 0
+    dynamic = {"register": 3, "add_n": True, "add_limit": True} if less else {}
+    causal = bool(random.integers(0, 2))
+    shift = int(random.integers(14, 24))
+    score = Gemm(
+        query, key, scores, m, keys - less, head, Mode.SCORE, multiplier=int(random.integers(1 << 15, 1 << 16)), shift=shift,
+        limit=int(random.integers(-2, keys + 4)) - less, causal=causal, **dynamic,
+    )  # fmt: skip
+    dynamic = {"register": 3, "add_k": True} if less else {}
+    gain = int(random.integers(0, 4))
+    return [score, Gemm(scores, value, out, m, head, keys - less, Mode.VALUE, shift=gain, **dynamic)]
+
+
+@pytest.mark.parametrize("name", list(ENGINES))
+def test_random_attention(name: str) -> None:
+    random = np.random.default_rng(9)
+    registers = [0, 100, 200, 3, 0, 0, 0, 0]
+    for _ in range(30):
+        steps = attention(ENGINES[name], random, registers)
+        check(name, steps, random_memories(ENGINES[name], random), registers)

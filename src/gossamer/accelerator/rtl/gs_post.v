@@ -42,16 +42,6 @@ module gs_post #(
     /* verilator no_inline_module */
     localparam TABLE_BYTES = 256 * TABLES;
 
-    function [15:0] saturate16;
-        input [23:0] y;
-        saturate16 = (y[23:15] == {9{y[23]}}) ? y[15:0] : {y[23], {15{!y[23]}}};
-    endfunction
-
-    function [7:0] saturate8;
-        input [15:0] y;
-        saturate8 = (y[15:7] == {9{y[15]}}) ? y[7:0] : {y[15], {7{!y[15]}}};
-    endfunction
-
     localparam [15:0] SCORE_HIGH = 16'd32704;
     wire [5:0] average_shift = {1'b0, place_i} + 6'd16 - {2'd0, shift_i[3:0]};
     wire [15:0] second_multiplier = multiply_i ? multiplier_i : 16'd1;
@@ -91,9 +81,9 @@ module gs_post #(
             reg [5:0] first_shift_q;
             wire [23:0] y;  // stage 5
             // stage 5: the range that goes on
-            wire [15:0] y16 = saturate16(y);
+            wire [15:0] y16 = (y[23:15] == {9{y[23]}}) ? y[15:0] : {y[23], {15{!y[23]}}};
             wire [15:0] clipped = ($signed(y16) > $signed(SCORE_HIGH)) ? SCORE_HIGH : y16;
-            wire [7:0] y8 = saturate8(y16);
+            wire [7:0] y8 = (y16[15:7] == {9{y16[15]}}) ? y16[7:0] : {y16[15], {7{!y16[15]}}};
             wire [15:0] ranged = rotary_i ? y16 : score_i ? clipped : {{8{y8[7]}}, y8};
             wire [15:0] x_word = x_q[16*q +: 16];
             wire [7:0] x_byte = x_q[8*q +: 8];
@@ -118,12 +108,13 @@ module gs_post #(
             // stages 7 … 10
             wire [15:0] word;
             wire [7:0] looked_up;
+            wire [7:0] narrow = (word[15:7] == {9{word[15]}}) ? word[7:0] : {word[15], {7{!word[15]}}};
             reg [23:0] looked_up_q;
 
             assign u[16*q +: 16] = u_q;
             assign a[16*q +: 16] = a_q;
             assign words[16*q +: 16] = word;
-            assign bytes[8*q +: 8] = (table_i != 5'd0) ? looked_up_q[23:16] : saturate8(word);
+            assign bytes[8*q +: 8] = (table_i != 5'd0) ? looked_up_q[23:16] : narrow;
 
             gs_requant #(.IN(33), .OUT(24)) first (
                 .clk_i(clk_i), .x_i(biased_q), .multiplier_i(first_multiplier_q), .shift_i(first_shift_q), .y_o(y)
