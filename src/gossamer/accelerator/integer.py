@@ -1,8 +1,10 @@
-"""The integer model: a quantised transformer as numbers the engine computes with. No floats but the scales that name units.
+"""The integer model: a quantised transformer as numbers the engine computes with. No floats but the scales that
+name units.
 
-A `Stack` is a run of transformer blocks with what stands before and after: a language model, a vision tower, an encoder.
-`quantize` makes it from a calibrated model, `golden/tensors.py` runs it by whole tensors, `program` lowers it to a schedule.
-Rotary embeddings turn adjacent columns (2i, 2i+1): the rows of query and key weights are in that order.
+A `Stack` is a run of transformer blocks with what stands before and after: a language model, a vision tower, an
+encoder. `quantize` makes it from a calibrated model, `golden/tensors.py` runs it by whole tensors, `program` lowers
+it to a schedule. Rotary embeddings turn adjacent columns (2i, 2i+1): the rows of query and key weights are in that
+order.
 """
 
 from dataclasses import dataclass, field
@@ -43,9 +45,9 @@ class Norm:
 class Attention:
     """Heads of `head` columns; `kv_heads` divides `heads`.
 
-    query, key: → int8, or ROTARY where `rotary` is given: int8 (positions, head) of cos, sin, cos, sin …, and the step's
-    `rotary_shift`. value: → int8. Scores: `score_multiplier`, `score_shift` (a step is 1/64 octave). `gain`: doublings of the
-    average on its way to `output`, whose result is added to the residual stream.
+    query, key: → int8, or ROTARY where `rotary` is given: int8 (positions, head) of cos, sin, cos, sin …, and the
+    step's `rotary_shift`. value: → int8. Scores: `score_multiplier`, `score_shift` (a step is 1/64 octave). `gain`:
+    doublings of the average on its way to `output`, whose result is added to the residual stream.
     """
 
     query: Linear
@@ -82,8 +84,8 @@ class Mlp:
 class Block:
     """Attention, cross attention where there is one, MLP; every one added to the residual stream.
 
-    A norm comes before each (`post` false: pre-norm) or after each addition (post-norm, as in BERT: it is applied twice, to
-    8 bits for the next product and to 16 bits as the new residual stream; `wide` norms give the latter).
+    A norm comes before each (`post` false: pre-norm) or after each addition (post-norm, as in BERT: it is applied
+    twice, to 8 bits for the next product and to 16 bits as the new residual stream; `wide` norms give the latter).
     The memory of cross attention is 8 bits: the other stack's output.
     """
 
@@ -103,11 +105,12 @@ class Block:
 class Stack:
     """Blocks over a 16-bit residual stream of `width` columns, one step of which is `scale`.
 
-    Input, one of: `table` int16 (V, width), a row for each token; `patch`, a Linear (→ 16 bits) on 8-bit patches of scale
-    `input_scale`, after `prefix` rows int16 (class tokens); else rows given. `positions` int16 (P, width) are added.
-    `entry`: norm on the way in (16 bits to 16). `convert`: 16 → 8 bits for what reads the first product without a norm (post-norm).
-    `final`: norm to 8 bits before `head`, or where it is none, `exit` = (multiplier, shift) of the conversion to 8 bits.
-    `head`: Linear → 16 bits (logits: scale `logit_scale`), after `projector` layers (Linear, table | none) → 8 bits each.
+    Input, one of: `table` int16 (V, width), a row for each token; `patch`, a Linear (→ 16 bits) on 8-bit patches of
+    scale `input_scale`, after `prefix` rows int16 (class tokens); else rows given. `positions` int16 (P, width) are
+    added. `entry`: norm on the way in (16 bits to 16). `convert`: 16 → 8 bits for what reads the first product
+    without a norm (post-norm). `final`: norm to 8 bits before `head`, or where it is none, `exit` = (multiplier,
+    shift) of the conversion to 8 bits. `head`: Linear → 16 bits (logits: scale `logit_scale`), after `projector`
+    layers (Linear, table | none) → 8 bits each.
     """
 
     name: str

@@ -5,7 +5,7 @@ makes the localparams by which the sequencer picks fields apart.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -48,8 +48,9 @@ LAYOUT: dict[type[Step], dict[str, Field]] = {
     End: {},
     Fence: _packed(("load", 1), ("store", 1), ("compute", 1)),
     Load: _packed(
-        ("space", 3), ("pattern", 2), ("register", 3), ("add_count", 1), ("address", 32), ("to_line", 24), ("to_row", 8),
-        ("to_pitch", 16), ("chunks", 16), ("count", 32), ("row_pitch", 32), ("address_step", 32), ("count_step", 32),
+        ("space", 3), ("pattern", 2), ("register", 3), ("add_count", 1), ("address", 32), ("to_line", 24),
+        ("to_row", 8), ("to_pitch", 16), ("chunks", 16), ("count", 32), ("row_pitch", 32),
+        ("address_step", 32), ("count_step", 32),
     ),
     Store: _packed(
         ("pattern", 2), ("register", 3), ("address", 32), ("source_line", 24), ("source_row", 8), ("source_pitch", 16),
@@ -146,7 +147,7 @@ def verilog_header() -> str:
 def _flat(step: Step) -> Iterator[tuple[str, int]]:
     for field in fields(step):
         value = getattr(step, field.name)
-        if is_dataclass(value):
+        if isinstance(value, Tensor):
             yield f"{field.name}_line", value.line
             yield f"{field.name}_pitch", value.pitch
             yield f"{field.name}_row", value.row

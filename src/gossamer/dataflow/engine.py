@@ -11,7 +11,7 @@ REGISTERS = 8
 
 
 class IntegerEngine(BaseModel):
-    """An integer transformer engine: `rows` × `columns` accumulators, each fed by a dot product of `depth` bytes a cycle.
+    """An integer engine: `rows` × `columns` accumulators, each fed by a dot product of `depth` bytes a cycle.
 
     The unified memory is a stack of **lines**. A line holds `line_rows` = max(rows, columns) rows of one **chunk**
     (`depth` bytes). Lines lie in `banks` single-port banks of `bank_lines` lines; the software places tensors so that

@@ -1,11 +1,12 @@
 """The schedule: what the integer engine does, step by step. One object for everybody.
 
-The golden model executes it (`accelerator/golden/machine.py`), the instruction set encodes it (`accelerator/isa.py`), the
-sequencer runs it, the cycle model times it (`cycles.py`), and the memory traffic is read off it. What every step computes
-is defined, to the bit, in `docs/accelerator.md`; the arithmetic in `accelerator/golden/arithmetic.py`.
+The golden model executes it (`accelerator/golden/machine.py`), the instruction set encodes it
+(`accelerator/isa.py`), the sequencer runs it, the cycle model times it (`cycles.py`), and the memory traffic is
+read off it. What every step computes is defined, to the bit, in `docs/accelerator.md`; the arithmetic in
+`accelerator/golden/arithmetic.py`.
 
-Addresses in the unified memory are lines; a tensor of 8-bit elements with E columns is `ceil(E / depth)` chunks wide, one of
-16 bits twice that. Row r, chunk k of a tensor at `line` with `pitch` chunks lies in line
+Addresses in the unified memory are lines; a tensor of 8-bit elements with E columns is `ceil(E / depth)` chunks
+wide, one of 16 bits twice that. Row r, chunk k of a tensor at `line` with `pitch` chunks lies in line
 `line + (r // line_rows) * pitch + k`, row `r % line_rows`. In the outer memory the same order is called an *image*.
 """
 
@@ -61,11 +62,11 @@ NOWHERE = Tensor(0, 0)
 class Load:
     """Outer memory → engine.
 
-    - LINES: `count` + ((R[register] + line_rows) // line_rows) × `count_step` bus words, contiguous from `address`, to the
-      line `to.line` onwards; for the other spaces to bus word `to.line` of that memory.
+    - LINES: `count` + ((R[register] + line_rows) // line_rows) × `count_step` bus words, contiguous from `address`,
+      to the line `to.line` onwards; for the other spaces to bus word `to.line` of that memory.
     - ROWS: `count` rows of `chunks` chunks, row i contiguous at `address` + i × `row_pitch`, to rows `to.row` + i.
-    - TRANSPOSED: `count` (+ R[register] where `add_count`) rows of `chunks` × depth bytes at `address` + i × `row_pitch`;
-      byte j of row i becomes byte i of row `to.row` + j. `chunks` × depth is a multiple of the bus word.
+    - TRANSPOSED: `count` (+ R[register] where `add_count`) rows of `chunks` × depth bytes at `address` + i ×
+      `row_pitch`; byte j of row i becomes byte i of row `to.row` + j. `chunks` × depth is a multiple of the bus word.
 
     `address` += R[register] × `address_step`. Addresses and pitches are bytes, multiples of the bus word.
     """
@@ -88,8 +89,9 @@ class Store:
     """Engine → outer memory.
 
     - LINES: `count` lines from `source.line`, contiguous, to `address`.
-    - ROWS: `count` rows of `chunks` chunks; row i of the source is row j = `row` + R[register] + i there, its chunk k at
-      `address` + (j // line_rows) × `block_pitch` + (j % line_rows) × `row_pitch` + k × `chunk_pitch` (multiples of depth).
+    - ROWS: `count` rows of `chunks` chunks; row i of the source is row j = `row` + R[register] + i there, its chunk
+      k at `address` + (j // line_rows) × `block_pitch` + (j % line_rows) × `row_pitch` + k × `chunk_pitch`
+      (multiples of depth).
     """
 
     address: int
@@ -108,11 +110,11 @@ class Store:
 class Gemm:
     """`out[m, n] = post(Σ_k a[m, k] · w[n, k])`, `a` of `m` rows and `k` columns of 8 bits, `w` of `n` rows.
 
-    With `four_bit` a chunk of `w` holds 4-bit values (low half: column c, high half: column `columns` + c of a tile of
-    twice as many columns), and every `group` chunks of a column are multiplied by a 4-bit number of the group memory (from word
-    `groups`, tile by tile). `parameters` is the first entry of the columns' bias, multiplier and shift.
-    `register` is added to `n`, `k`, `limit` where the flag says so. `aux` and what the other fields mean: see the modes
-    in `docs/accelerator.md`. `aux_period`: chunks after which `aux` starts anew (0: never).
+    With `four_bit` a chunk of `w` holds 4-bit values (low half: column c, high half: column `columns` + c of a tile
+    of twice as many columns), and every `group` chunks of a column are multiplied by a 4-bit number of the group
+    memory (from word `groups`, tile by tile). `parameters` is the first entry of the columns' bias, multiplier and
+    shift. `register` is added to `n`, `k`, `limit` where the flag says so. `aux` and what the other fields mean:
+    see the modes in `docs/accelerator.md`. `aux_period`: chunks after which `aux` starts anew (0: never).
     """
 
     a: Tensor
@@ -144,8 +146,8 @@ class Gemm:
 class Norm:
     """Layer norm (`centred`) or RMS norm of `m` rows of `n` 16-bit elements; out of 8 or 16 bits (`wide`).
 
-    `parameters`: first entry of the columns' offset (bias) and gain (multiplier, signed); `shift` is common; `epsilon` is
-    added to the scaled variance (0 … 2^48 − 1).
+    `parameters`: first entry of the columns' offset (bias) and gain (multiplier, signed); `shift` is common;
+    `epsilon` is added to the scaled variance (0 … 2^48 − 1).
     """
 
     a: Tensor

@@ -33,8 +33,9 @@ def evaluate_model(
     figures["weight_bytes"] = Measure.exact(opened.stored_bytes)
     extra: dict[str, Any] = {}
     if meters:
+        peak = Measure.exact(process_peak_bytes())  # before the native engine holds a second copy of the weights
         running = measure_running((opened.model,), next(iter(chosen.batches(1))).inputs, progress, (opened.file,))
-        figures |= running.figures[0] | {"peak_memory_bytes": Measure.exact(process_peak_bytes())}
+        figures |= running.figures[0] | {"peak_memory_bytes": peak}
         extra["notes"] = [f"{RUNTIME}.", *running.notes]
     return {
         "model": {"name": ref, "family": opened.hierarchy.family, "fingerprint": opened.fingerprint},

@@ -1,12 +1,12 @@
 """Integer arithmetic of the engine, to the bit: what the RTL does, in NumPy.
 
-One rounding everywhere: half up, `(x · m + 2^(s−1)) >> s`, then saturation. Nothing divides but one serial divider per row
-of a softmax. Arrays are int64 unless said; shapes broadcast.
+One rounding everywhere: half up, `(x · m + 2^(s−1)) >> s`, then saturation. Nothing divides but one serial divider
+per row of a softmax. Arrays are int64 unless said; shapes broadcast.
 
-Sources: dyadic requantisation as in Jacob et al. 2018 (arXiv 1712.05877); base-2 softmax with a table of one octave after
-Stevens et al. 2021 (Softermax, arXiv 2103.09301) with normalisation deferred past the product with the values (Milakov and
-Gimelshein 2018, arXiv 1805.02867; Dao et al. 2022, arXiv 2205.14135); 4-bit group multipliers as in Dai et al. 2021
-(VS-Quant, arXiv 2102.04503).
+Sources: dyadic requantisation as in Jacob et al. 2018 (arXiv 1712.05877); base-2 softmax with a table of one octave
+after Stevens et al. 2021 (Softermax, arXiv 2103.09301) with normalisation deferred past the product with the values
+(Milakov and Gimelshein 2018, arXiv 1805.02867; Dao et al. 2022, arXiv 2205.14135); 4-bit group multipliers as in
+Dai et al. 2021 (VS-Quant, arXiv 2102.04503).
 """
 
 from dataclasses import dataclass
@@ -75,8 +75,8 @@ def dyadic(scale: float) -> tuple[int, int]:
 class Softmax:
     """Scores of a row tile while they stream by, a chunk of columns at a time. Rows: R; chunk: D columns.
 
-    `maximum` (R,) is the running maximum rounded up to a whole octave; `octaves` collects, for every chunk, the maximum that
-    its exponentials refer to, in octaves.
+    `maximum` (R,) is the running maximum rounded up to a whole octave; `octaves` collects, for every chunk, the
+    maximum that its exponentials refer to, in octaves.
     """
 
     maximum: Ints
@@ -104,7 +104,8 @@ def settle(exponentials: Ints, octaves: Ints, last: Ints) -> Ints:
 
 
 def reciprocal(total: Ints) -> tuple[Ints, Ints]:
-    """`floor((2^(p+16) − 1) / total)` in [2^15, 2^16) and p = floor(log2 total), for total in 1 … 2^31 − 1; total 0 is 1."""
+    """`floor((2^(p+16) − 1) / total)` in [2^15, 2^16) and p = floor(log2 total), for total in 1 … 2^31 − 1; total 0
+    is 1."""
     total = np.maximum(np.asarray(total, np.int64), 1)
     place = _log2(total)
     return ((np.int64(1) << (place + 16)) - 1) // total, place
@@ -134,7 +135,8 @@ def rotate(pairs: Ints, table: Ints, shift: int) -> Ints:
 
 
 def inverse_root(variance: Ints) -> tuple[Ints, Ints]:
-    """`r` (16 bits) and half-shift `h` with 1 / sqrt(variance) ≈ r / 2^(31 + h); variance in 1 … 2^60 − 1, 0 counts as 1.
+    """`r` (16 bits) and half-shift `h` with 1 / sqrt(variance) ≈ r / 2^(31 + h); variance in 1 … 2^60 − 1, 0 counts
+    as 1.
 
     A table of 192 seeds and one Newton step: relative error below 1e-4.
     """
@@ -150,8 +152,8 @@ def inverse_root(variance: Ints) -> tuple[Ints, Ints]:
 def normalise(row: Ints, epsilon: int, centred: bool) -> Ints:
     """Rows (M, d) of 16 bits → (M, d) normalised, `NORM_FRACTION` fraction bits, 20 bits signed.
 
-    `z = d·q − s`, `V = d·Σq² − s² + epsilon` with s = Σq (`centred`, layer norm: Ba et al. 2016) or 0 (RMS norm: Zhang and
-    Sennrich 2019); the result is z / sqrt(V). `epsilon`: the model's times d² over the squared scale of q.
+    `z = d·q − s`, `V = d·Σq² − s² + epsilon` with s = Σq (`centred`, layer norm: Ba et al. 2016) or 0 (RMS norm:
+    Zhang and Sennrich 2019); the result is z / sqrt(V). `epsilon`: the model's times d² over the squared scale of q.
     """
     row = np.asarray(row, np.int64)
     width = row.shape[-1]
