@@ -28,18 +28,15 @@ module gs_rows #(
     output wire [ 7:0] count_o,  // rows of this group
     output wire        last_o    // no group comes after it
 );
-    localparam [7:0] LINE = LINE_ROWS;
-    localparam [7:0] MOST = NORM_ROWS;
-
     function [7:0] least(input [7:0] x, input [7:0] y);
         least = x < y ? x : y;
     endfunction
 
     reg [15:0] left_q;
-    wire [7:0] a_left = LINE - a_row_o;
-    wire [7:0] b_left = LINE - b_row_o;
-    wire [7:0] o_left = LINE - o_row_o;
-    wire [7:0] fit = least(least(MOST, a_left), least(b_left, o_left));
+    wire [7:0] a_left = LINE_ROWS[7:0] - a_row_o;
+    wire [7:0] b_left = LINE_ROWS[7:0] - b_row_o;
+    wire [7:0] o_left = LINE_ROWS[7:0] - o_row_o;
+    wire [7:0] fit = least(least(NORM_ROWS[7:0], a_left), least(b_left, o_left));
 
     assign last_o  = left_q <= {8'd0, fit};
     assign count_o = last_o ? left_q[7:0] : fit;
