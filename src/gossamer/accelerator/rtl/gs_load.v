@@ -98,7 +98,7 @@ module gs_load #(
         SUM: begin
           address_q <= address_q + instruction_i[LOAD_ADDRESS_LO+:LOAD_ADDRESS_W];
           words_q <= linear ? count + count_q : row_words;
-          row_count_q <= linear ? 32'd1 : transposed && add_count ? count + value : count;
+          row_count_q <= linear ? 32'd1 : add_count ? count + value : count;
           first_line_q <= linear ? to_line : to_line + first_line_q;
           state_q <= OPEN;
         end

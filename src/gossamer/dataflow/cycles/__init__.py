@@ -1,1 +1,1 @@
-"""How long each step takes in the engine, to the cycle."""
+"""How long each step takes in the engine, and a whole program, to the cycle: what the RTL's counters show."""
