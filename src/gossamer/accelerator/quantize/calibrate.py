@@ -1,8 +1,10 @@
 """Static scales from what a model does on calibration data.
 
-One pass finds the largest absolute value of every point, a second one counts values in bins between; from the counts the
-clip with the least squared error is chosen, after the activation function where there is one (as in Nagel et al. 2021,
-arXiv 2106.08295, section 3.1).
+One pass finds the largest absolute value of every point, a second one counts values in bins; from the counts the clip
+with the least squared error is chosen among a few dozen, after the activation function where there is one (as in Nagel
+et al. 2021, arXiv 2106.08295, section 3.1). Errors count relative to the row that they are in: the few tokens with
+massive activations (Sun et al. 2024, arXiv 2402.17762), which are large in one direction and survive clipping, would
+otherwise set the step for all others.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,13 +18,15 @@ from gossamer.accelerator.quantize.forward import Point, points
 from gossamer.accelerator.quantize.model import Example, FloatModel, without_gradients
 from gossamer.core.errors import DataError
 
-BINS = 8192
-CLIPS = 0.88 ** torch.arange(0, 28, dtype=torch.float64)
-"""Shares of the largest value that are tried: 1 … 0.03."""
+OCTAVES, FINENESS = 22, 512
+"""Bins: this many octaves below the largest value, each of so many bins."""
+CLIPS = 0.85 ** torch.arange(0, 64, dtype=torch.float64)
+"""Shares of the largest value that are tried: 1 … 3e-5."""
+BINS = OCTAVES * FINENESS
 GAINS = 8
 """Doublings 0 … 7 of averaged values."""
 HEADROOM = 1.25
-"""16-bit points hold this many times the largest value seen."""
+"""16-bit points hold this many times the chosen clip."""
 
 Scales = dict[str, float]
 """Point → real value of one step."""
@@ -41,15 +45,22 @@ class Extremes:
 
 @dataclass
 class Histograms:
-    """A look that counts values between minus and plus the largest."""
+    """A look that counts values, by sign and logarithm, each weighted by the inverse mean square of its row."""
 
     extremes: dict[str, float]
+    activations: dict[str, str | None]
     counts: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, name: str, values: Tensor) -> Tensor:
         most = self.extremes[name]
         if most > 0:
-            new = torch.histc(values.float(), BINS, -most, most).double()
+            activation = self.activations[name]
+            made = values if activation is None else ACTIVATIONS[activation](values)
+            power = made.double().square().mean(-1, keepdim=True)
+            weight = (1 / power.clamp(min=1e-12 * most**2)).expand(values.shape)
+            below = ((values.abs().double() / most).log2() * -FINENESS).clamp(0, BINS - 1).long()
+            places = torch.where(values < 0, below + BINS, below)
+            new = torch.bincount(places.flatten(), weight.flatten(), minlength=2 * BINS)
             self.counts[name] = self.counts[name] + new if name in self.counts else new
         return values
 
@@ -70,7 +81,10 @@ def calibrate(model: FloatModel, examples: Iterable[Example]) -> dict[str, Scale
         bad = next((point for point, most in seen.found.items() if not most < float("inf")), None)
         if bad is not None:
             raise DataError(f"{name}.{bad} is not finite on the calibration data: no scale holds it")
-    histograms = {name: Histograms(seen.found) for name, seen in extremes.items()}
+    histograms = {
+        name: Histograms(seen.found, {point.name: point.activation for point in points(model.stacks[name])})
+        for name, seen in extremes.items()
+    }
     for example in examples:
         without_gradients(model, example, histograms)
     scales = {name: choose(stack, histograms[name]) for name, stack in model.stacks.items()}
@@ -92,23 +106,23 @@ def choose(stack: Stack, seen: Histograms) -> Scales:
     for point in points(stack):
         most = max(seen.extremes.get(point.name, 0.0), 1e-8)
         counts = seen.counts.get(point.name)
-        if point.bits == 16:
-            scales[point.name] = most * HEADROOM / 32767
-        elif counts is None:
-            scales[point.name] = most / 127
-        elif point.name.endswith(".attended"):
+        steps = (1 << point.bits - 1) - 1
+        candidates = most * CLIPS / steps
+        if point.name.endswith(".attended"):
             value = scales[point.name.removesuffix("attended") + "value"]
             candidates = value / 2.0 ** torch.arange(GAINS, dtype=torch.float64)
-            scales[point.name] = _best(point, counts, most, candidates)
-        else:
-            scales[point.name] = _best(point, counts, most, most * CLIPS / 127)
+        scales[point.name] = float(candidates[0]) if counts is None else _best(point, counts, most, candidates)
+        if point.bits == 16:
+            scales[point.name] *= HEADROOM
     return scales
 
 
 def _best(point: Point, counts: Tensor, most: float, candidates: Tensor) -> float:
-    centres = (torch.arange(BINS, dtype=torch.float64) + 0.5) * (2 * most / BINS) - most
-    rounded = (centres / candidates[:, None]).round().clamp(-128, 127) * candidates[:, None]
-    wanted = centres
+    """The step with the least error."""
+    centres = most * 2.0 ** -((torch.arange(BINS, dtype=torch.float64) + 0.5) / FINENESS)
+    wanted = torch.cat([centres, -centres])
+    held = 1 << point.bits - 1
+    rounded = (wanted / candidates[:, None]).round().clamp(-held, held - 1) * candidates[:, None]
     if point.activation is not None:
         act = ACTIVATIONS[point.activation]
         rounded, wanted = act(rounded), act(wanted)
