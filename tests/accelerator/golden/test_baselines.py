@@ -44,7 +44,7 @@ def test_the_shift_gelu_breaks_where_its_exponentials_underflow() -> None:
         out = shift_gelu(x, scale)
         return float(np.abs(out.integers * out.scale - x * scale / (1 + np.exp(-1.702 * x * scale))).max())
 
-    assert worst(4.0) < 0.1
+    assert worst(4.0) < 0.3
     assert worst(16.0) > 5
 
 
