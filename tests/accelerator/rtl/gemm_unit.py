@@ -40,7 +40,7 @@ class Unit:
             self._write("side_i", word_i=None, side_data_i=machine.side[space].reshape(-1, self.engine.bus_bytes))
 
     def run(self, step: Gemm, registers: list[int], cycles: int) -> tuple[int, int]:
-        """Starts a step and looks for so many cycles: when it came to rest (or `cycles`), and how many chunks it read."""
+        """Starts a step and looks for so many cycles: when it rests (or `cycles`), and the chunks it read."""
         self.model.set("instruction_i", int.from_bytes(encode(step).tobytes(), "little"))
         self.model.set("registers_i", sum(value << 32 * index for index, value in enumerate(registers)))
         start = np.zeros(cycles, int)

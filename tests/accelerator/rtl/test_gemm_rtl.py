@@ -19,12 +19,17 @@ ENGINES = {
     "tall": IntegerEngine(rows=16, columns=8, depth=8, lanes=2, bus_bytes=32, four_bit=False, **SMALL),
 }
 
+LARGE = {
+    "32x16x8": IntegerEngine(rows=32, columns=16, depth=8, lanes=4, bus_bytes=16, **SMALL),
+    "8x16x16": IntegerEngine(rows=8, columns=16, depth=16, lanes=8, bus_bytes=64, **SMALL),
+    "4x8x8": IntegerEngine(rows=4, columns=8, depth=8, lanes=4, bus_bytes=8, **SMALL),
+}
 NO_REGISTERS = [0] * 8
 
 
 @cache
 def unit(name: str) -> Unit:
-    return Unit(ENGINES[name])
+    return Unit({**ENGINES, **LARGE}[name])
 
 
 def random_machine(engine: IntegerEngine, random: np.random.Generator, registers: list[int]) -> Machine:
@@ -95,7 +100,7 @@ def random_step(engine: IntegerEngine, mode: Mode, random: np.random.Generator, 
 
 def check(name: str, steps: list[Gemm], random: np.random.Generator, registers: list[int] = NO_REGISTERS) -> None:
     """Runs steps one after the other on the same memories; results and cycles are equal."""
-    machine = random_machine(ENGINES[name], random, registers)
+    machine = random_machine(unit(name).engine, random, registers)
     unit(name).fill(machine)
     for step in steps:
         machine.do(step)
@@ -183,21 +188,12 @@ def test_steps_follow_each_other_at_once(name: str) -> None:
         assert np.array_equal(unit(name).lines(), machine.sram)
 
 
-LARGE = [
-    IntegerEngine(rows=32, columns=16, depth=8, lanes=4, bus_bytes=16, **SMALL),
-    IntegerEngine(rows=8, columns=16, depth=16, lanes=8, bus_bytes=64, **SMALL),
-    IntegerEngine(rows=4, columns=8, depth=8, lanes=4, bus_bytes=8, **SMALL),
-]
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*ENGINES, *(f"{e.rows}x{e.columns}x{e.depth}" for e in LARGE)])
+@pytest.mark.parametrize("name", [*ENGINES, *LARGE])
 def test_many_random_steps(name: str) -> None:
-    ENGINES.update({f"{e.rows}x{e.columns}x{e.depth}": e for e in LARGE})
     random = np.random.default_rng(11)
     registers = [0, 100, 200, 3, 0, 0, 0, 0]
+    engine = {**ENGINES, **LARGE}[name]
     for index in range(400):
-        engine = ENGINES[name]
-        mode = Mode(index % 5)
-        check(name, [random_step(engine, mode, random)], random, registers)
+        check(name, [random_step(engine, Mode(index % 5), random)], random, registers)
         check(name, attention(engine, random, registers), random, registers)
