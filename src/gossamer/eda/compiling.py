@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gossamer.core.errors import SettingError
+from gossamer.core.files import file_digest
 from gossamer.eda import tools
 from gossamer.eda.cache import built
 from gossamer.eda.design import Design
@@ -99,7 +100,7 @@ def build(design: Design, driver: Path, optimise: int = 2, library: bool = False
             if path.name != "Vtop.h":
                 path.unlink()
 
-    return built("simulation", (*said, verilator.version, compiler.version, _FLAGS), make) / file
+    return built("simulation", (*said, verilator.version, compiler.version, file_digest(Path(__file__))), make) / file
 
 
 def ports(compiled: Path) -> dict[str, Port]:

@@ -89,10 +89,11 @@ class Design:
         values = [f"-G{name}={_quoted(value)}" for name, value in self.parameters.items()]
         return ["--top", self.top, *values, *self._defines(), *self.verilog]
 
-    def yosys(self) -> list[str]:
-        """The Yosys commands that read the design and set up its hierarchy."""
+    def yosys(self, formal: bool = False) -> list[str]:
+        """The Yosys commands that read the design, with its assertions if `formal`, and set up its hierarchy."""
         defines = " ".join(self._defines())
-        read = [f"read_verilog {'-sv ' if file.endswith('.sv') else ''}{defines} {file}" for file in self.verilog]
+        dialect = {".v": "-formal" if formal else "", ".sv": "-sv -formal" if formal else "-sv"}
+        read = [f"read_verilog {dialect[Path(file).suffix]} {defines} {file}" for file in self.verilog]
         values = [f"chparam -set {name} {_in_yosys(value)} {self.top}" for name, value in self.parameters.items()]
         return [*read, *values, f"hierarchy -check -top {self.top}"]
 

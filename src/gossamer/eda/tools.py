@@ -33,6 +33,10 @@ class ToolError(GossamerError):
     """A hardware tool that is missing, ran out of time, or refuses what it was given."""
 
 
+class OutOfTimeError(ToolError):
+    """A tool that was stopped because its time was up."""
+
+
 @dataclass(frozen=True)
 class Tool:
     """A program that can be run: the command's first words, what its environment needs, and its version."""
@@ -97,7 +101,8 @@ def run(
     try:
         output = job.communicate(timeout=seconds)[0]
     except subprocess.TimeoutExpired:
-        raise ToolError(f"{tool.name} was stopped after {seconds:g} s: give it more time or a smaller design") from None
+        message = f"{tool.name} was stopped after {seconds:g} s: give it more time or a smaller design"
+        raise OutOfTimeError(message) from None
     finally:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(job.pid, signal.SIGKILL)
