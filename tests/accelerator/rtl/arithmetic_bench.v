@@ -28,9 +28,7 @@ module arithmetic_bench (
     gs_requant #(.IN(33), .OUT(24)) wide (
         .clk_i(clk_i), .x_i(x_i), .multiplier_i(multiplier_i), .shift_i(shift_i), .y_o(y24_o)
     );
-    gs_requant #(.IN(25), .OUT(16)) narrow (
-        .clk_i(clk_i), .x_i(x_i[24:0]), .multiplier_i(multiplier_i), .shift_i(shift_i), .y_o(y16_o)
-    );
+    gs_shift #(.IN(33), .OUT(16)) shift (.clk_i(clk_i), .x_i(x_i), .shift_i(shift_i), .y_o(y16_o));
     gs_requant #(.IN(8), .OUT(4)) tiny (
         .clk_i(clk_i), .x_i(x_i[7:0]), .multiplier_i(multiplier_i), .shift_i(shift_i), .y_o(y4_o)
     );

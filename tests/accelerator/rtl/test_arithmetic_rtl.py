@@ -3,7 +3,6 @@
 from functools import cache
 
 import numpy as np
-import pytest
 from gemm_unit import BENCH, RTL, SOURCES
 
 from gossamer.accelerator import rtl_tables
@@ -25,25 +24,34 @@ def spread(random: np.random.Generator, bits: int, count: int) -> Ints:
     return random.integers(-(1 << bits - 1), 1 << bits - 1, count) >> random.integers(0, bits, count)
 
 
-def requantised(x: Ints, multiplier: Ints, shift: Ints, port: str, bits: int) -> Ints:
-    """What the RTL makes of it, three cycles later."""
-    late = [np.pad(column, (0, 3)) for column in (x, multiplier, shift)]
+def requantised(x: Ints, multiplier: Ints, shift: Ints, port: str, bits: int, stages: int = 3) -> Ints:
+    """What the RTL makes of it, so many cycles later."""
+    late = [np.pad(column, (0, stages)) for column in (x, multiplier, shift)]
     seen = bench().run(dict(zip(("x_i", "multiplier_i", "shift_i"), late, strict=True)), [port])
-    return as_signed(seen[port][3:], bits)
+    return as_signed(seen[port][stages:], bits)
 
 
-@pytest.mark.parametrize(("port", "width", "bits"), [("y24_o", 33, 24), ("y16_o", 25, 16)])
-def test_requantisation(port: str, width: int, bits: int) -> None:
+def cases(bits: int) -> tuple[Ints, Ints, Ints]:
+    """Random numbers of 33 bits, multipliers and shifts, then corners: the ends of the range, and of what goes out."""
     random = np.random.default_rng(0)
-    x = spread(random, width, CASES)
-    multiplier, shift = random.integers(0, 1 << 16, CASES), random.integers(0, 48, CASES)
-    edge = np.array([0, 1, -1, 2, -2, (1 << width - 1) - 1, -(1 << width - 1), 1 << bits - 1, (1 << bits - 1) - 1])
+    x, multiplier = spread(random, 33, CASES), random.integers(0, 1 << 16, CASES)
+    edge = np.array([0, 1, -1, 2, -2, (1 << 32) - 1, -(1 << 32), 1 << bits - 1, (1 << bits - 1) - 1])
     corners = np.meshgrid(edge, [0, 1, 2, (1 << 15), (1 << 16) - 1], np.arange(48), indexing="ij")
-    x, multiplier, shift = (
-        np.concatenate([some, corner.ravel()]) for some, corner in zip((x, multiplier, shift), corners, strict=True)
-    )
-    wanted = arithmetic.saturate(arithmetic.requantise(x, multiplier, shift), bits)
-    assert np.array_equal(requantised(x, multiplier, shift, port, bits), wanted)
+    some = (x, multiplier, random.integers(0, 48, CASES))
+    x, multiplier, shift = (np.concatenate([a, b.ravel()]) for a, b in zip(some, corners, strict=True))
+    return x, multiplier, shift
+
+
+def test_requantisation() -> None:
+    x, multiplier, shift = cases(24)
+    wanted = arithmetic.saturate(arithmetic.requantise(x, multiplier, shift), 24)
+    assert np.array_equal(requantised(x, multiplier, shift, "y24_o", 24), wanted)
+
+
+def test_rounding_shift() -> None:
+    x, multiplier, shift = cases(16)
+    wanted = arithmetic.saturate(arithmetic.rounding_shift(x, shift), 16)
+    assert np.array_equal(requantised(x, multiplier, shift, "y16_o", 16, stages=2), wanted)
 
 
 def test_requantisation_of_all_small_numbers() -> None:

@@ -16,10 +16,11 @@ SMALL = {"bank_lines": 64, "parameters": 256, "groups": 64, "tables": 2, "chunks
 ENGINES = {
     "square": IntegerEngine(**SMALL),
     "wide": IntegerEngine(rows=4, columns=8, depth=4, lanes=1, bus_bytes=4, **SMALL),
-    "tall": IntegerEngine(rows=16, columns=8, depth=8, lanes=2, bus_bytes=32, four_bit=False, **SMALL),
+    "tall": IntegerEngine(rows=8, columns=4, depth=4, lanes=2, norm_rows=4, bus_bytes=32, four_bit=False, **SMALL),
 }
 
 LARGE = {
+    "16x8x8": IntegerEngine(rows=16, columns=8, depth=8, lanes=2, bus_bytes=32, four_bit=False, **SMALL),
     "32x16x8": IntegerEngine(rows=32, columns=16, depth=8, lanes=4, bus_bytes=16, **SMALL),
     "8x16x16": IntegerEngine(rows=8, columns=16, depth=16, lanes=8, bus_bytes=64, **SMALL),
     "4x8x8": IntegerEngine(rows=4, columns=8, depth=8, lanes=4, bus_bytes=8, **SMALL),
