@@ -163,9 +163,7 @@ class Simulation:
         if said:
             raise EngineError(f"the engine stopped with an error: {said}")
 
-    def _check_arguments(
-        self, memory: NDArray[np.uint8], program: int, count: int, registers: Sequence[int]
-    ) -> None:
+    def _check_arguments(self, memory: NDArray[np.uint8], program: int, count: int, registers: Sequence[int]) -> None:
         if memory.dtype != np.uint8 or memory.ndim != 1 or not memory.flags.c_contiguous or not memory.flags.writeable:
             raise SettingError("the outer memory must be a writable, contiguous uint8 array (bytes,)")
         if not 1 <= count <= self.engine.instructions:
