@@ -44,18 +44,17 @@ pytestmark = pytest.mark.skipif(
 STANDINS = sorted((Path(__file__).parent / "standins").glob("*.v"))
 INSTRUCTION = 4 * WORDS
 SMALL = {"bank_lines": 64, "instructions": 64, "parameters": 64, "groups": 16, "chunks": 16, "lanes": 2}
+NARROW = {"lanes": 1, "norm_rows": 2}
 ENGINES = {
-    "bus 8": IntegerEngine(rows=8, columns=8, depth=8, bus_bytes=8, **SMALL),
-    "bus 16, more rows": IntegerEngine(rows=16, columns=8, depth=4, bus_bytes=16, **SMALL),
-    "bus 32, more than a line has rows": IntegerEngine(rows=4, columns=8, depth=8, bus_bytes=32, norm_rows=4, **SMALL),
+    "bus 8": IntegerEngine(**SMALL, rows=8, columns=8, depth=8, bus_bytes=8),
+    "bus 16, more rows": IntegerEngine(**SMALL, rows=16, columns=8, depth=4, bus_bytes=16),
+    "bus 32, more than a line has rows": IntegerEngine(**SMALL, rows=4, columns=8, depth=8, norm_rows=4, bus_bytes=32),
 }
 ODD = {
-    "bus 4, a whole line": IntegerEngine(rows=2, columns=2, depth=2, bus_bytes=4, norm_rows=2, **SMALL | {"lanes": 1}),
-    "bus 128": IntegerEngine(rows=32, columns=16, depth=8, bus_bytes=128, **SMALL),
-    "bus 64, a whole line, 16 banks": IntegerEngine(
-        rows=4, columns=8, depth=8, bus_bytes=64, banks=16, norm_rows=4, **SMALL
-    ),
-    "bus 8, two chunks": IntegerEngine(rows=32, columns=4, depth=4, bus_bytes=8, banks=4, **SMALL),
+    "bus 4, a whole line": IntegerEngine(**SMALL | NARROW, rows=2, columns=2, depth=2, bus_bytes=4),
+    "bus 128": IntegerEngine(**SMALL, rows=32, columns=16, depth=8, bus_bytes=128),
+    "bus 64, a whole line, 16 banks": IntegerEngine(**SMALL, rows=4, columns=8, depth=8, bus_bytes=64, banks=16),
+    "bus 8, two chunks": IntegerEngine(**SMALL, rows=32, columns=4, depth=4, bus_bytes=8, banks=4),
 }
 SOURCE, TARGET, DUMP, SIZE = 1 << 16, 2 << 16, 3 << 16, 5 << 16
 """Where random bytes lie in the outer memory, where stores go to, and the unified memory is written at the end."""
@@ -101,7 +100,7 @@ def outer(engine: IntegerEngine, steps: Sequence[Step], seed: int = 0) -> np.nda
 def both(
     simulation: Simulation, steps: Sequence[Step], registers: Sequence[int] = (), seed: int = 0
 ) -> tuple[Run, Cycles, int]:
-    """The counters, those of the cycle model, and the bytes of the outer memory that differ from the golden machine's."""
+    """The counters, those of the cycle model, and how many bytes differ from the golden machine's outer memory."""
     engine = simulation.engine
     memory = outer(engine, steps, seed)
     golden = memory.copy()
