@@ -45,8 +45,8 @@ class EngineError(GossamerError):
 
 @dataclass(frozen=True)
 class Run:
-    """What the engine counted, from the fetch of the first instruction to End: cycles, cycles in which each unit was busy,
-    bus words read and written (the program's own loading is not among them)."""
+    """What the engine counted, from the fetch of the first instruction to End: cycles, cycles in which each unit was
+    busy, bus words read and written (the program's own loading is not among them)."""
 
     cycles: int
     busy: Mapping[str, int]
@@ -67,8 +67,8 @@ def parameters(engine: IntegerEngine) -> dict[str, int]:
 class Simulation:
     """An engine at work. What its memories hold stays from run to run.
 
-    `read_latency` is the number of cycles from a burst's address to its first word, `write_latency` from a burst's last word
-    to its answer (both ≥ 1); `stalls` the probability with which each side of a handshake waits in a cycle. With a
+    `read_latency` is the number of cycles from a burst's address to its first word, `write_latency` from a burst's last
+    word to its answer (both ≥ 1); `stalls` the probability with which each side of a handshake waits in a cycle. With a
     `seed` > 0 all that is not reset starts at random bits. `rtl` replaces the Verilog files (tests).
 
     Raises `SettingError` for settings out of range, and what `eda.build` raises.
@@ -163,9 +163,7 @@ class Simulation:
         if said:
             raise EngineError(f"the engine stopped with an error: {said}")
 
-    def _check_arguments(
-        self, memory: NDArray[np.uint8], program: int, count: int, registers: Sequence[int]
-    ) -> None:
+    def _check_arguments(self, memory: NDArray[np.uint8], program: int, count: int, registers: Sequence[int]) -> None:
         if memory.dtype != np.uint8 or memory.ndim != 1 or not memory.flags.c_contiguous or not memory.flags.writeable:
             raise SettingError("the outer memory must be a writable, contiguous uint8 array (bytes,)")
         if not 1 <= count <= self.engine.instructions:

@@ -27,7 +27,7 @@ module gs_bursts #(
   wire [31:0] edge_words = (32'd1 << BLOCK) - {{(32 - BLOCK) {1'b0}}, address_q[BUS+:BLOCK]};
   wire last = left_q <= edge_words;
   wire [31:0] words = last ? left_q : edge_words;
-  wire [31:0] length = words - 32'd1;
+  wire [7:0] length = words[7:0] - 8'd1;
 
   always @(posedge clk_i)
     if (rst_i) begin
@@ -44,7 +44,7 @@ module gs_bursts #(
       end else if (active_q && (!valid_q || ready_i)) begin
         valid_q  <= 1'b1;
         out_q    <= address_q;
-        length_q <= length[7:0];
+        length_q <= length;
         if (last) begin
           address_q <= row_q + pitch_i;
           row_q <= row_q + pitch_i;

@@ -53,7 +53,7 @@ module gs_control (
   // ---- writes: address and data are taken together
   reg b_valid_q, b_error_q, start_q;
   reg [31:0] program_address_q, program_count_q;
-  reg [31:0] register_q[1:7];
+  reg [255:0] registers_q;
   wire write = aw_valid_i && w_valid_i && !b_valid_q;
   wire [5:0] target = aw_address_i[7:2];
   wire to_register = target[5:3] == REGISTERS[5:3] && target[2:0] != 3'd0;
@@ -61,7 +61,6 @@ module gs_control (
   wire refused = busy_i || start_q || !known || w_bytes_i != 4'hf;
   wire accept = write && !refused;
   wire unused = &{1'b0, aw_address_i[1:0], ar_address_i[1:0]};
-  integer i;
 
   always @(posedge clk_i)
     if (rst_i) begin
@@ -69,7 +68,7 @@ module gs_control (
       start_q <= 1'b0;
       program_address_q <= 32'd0;
       program_count_q <= 32'd0;
-      for (i = 1; i < 8; i = i + 1) register_q[i] <= 32'd0;
+      registers_q <= 256'd0;
     end else begin
       if (write) begin
         b_valid_q <= 1'b1;
@@ -78,7 +77,7 @@ module gs_control (
       start_q <= accept && target == CONTROL && w_data_i[0];
       if (accept && target == PROGRAM_ADDRESS) program_address_q <= w_data_i;
       if (accept && target == PROGRAM_COUNT) program_count_q <= w_data_i;
-      if (accept && to_register) register_q[target[2:0]] <= w_data_i;
+      if (accept && to_register) registers_q[{target[2:0], 5'd0}+:32] <= w_data_i;
     end
 
   assign aw_ready_o = write;
@@ -88,17 +87,16 @@ module gs_control (
   assign start_o = start_q;
   assign program_address_o = program_address_q;
   assign program_count_o = program_count_q;
-  assign registers_o = {
-    register_q[7], register_q[6], register_q[5], register_q[4], register_q[3], register_q[2], register_q[1], 32'd0
-  };
+  assign registers_o = registers_q;
 
   // ---- counters: cycles, load, store, compute, beats read, beats written
-  reg [63:0] counter_q[0:5];
+  reg [64*6-1:0] counters_q;
   wire [5:0] counts = {beat_written_i, beat_read_i, compute_busy_i, store_busy_i, load_busy_i, 1'b1};
+  integer i;
   always @(posedge clk_i)
     for (i = 0; i < 6; i = i + 1)
-    if (rst_i || start_q) counter_q[i] <= 64'd0;
-    else if (running_i && counts[i]) counter_q[i] <= counter_q[i] + 64'd1;
+    if (rst_i || start_q) counters_q[64*i+:64] <= 64'd0;
+    else if (running_i && counts[i]) counters_q[64*i+:64] <= counters_q[64*i+:64] + 64'd1;
 
   // ---- status
   reg done_q, bus_error_q, illegal_q;
@@ -139,14 +137,14 @@ module gs_control (
   reg r_valid_q;
   reg [31:0] r_data_q, read;
   wire [5:0] source = ar_address_i[7:2];
+  wire [511:0] counters = {128'd0, counters_q};
   always @* begin
     read = 32'd0;
     if (source == STATUS) read = {8'd0, detail, error, 6'd0, done_q, busy_i || start_q};
     if (source == PROGRAM_ADDRESS) read = program_address_q;
     if (source == PROGRAM_COUNT) read = program_count_q;
-    if (source[5:3] == REGISTERS[5:3]) read = registers_o[{source[2:0], 5'd0}+:32];
-    for (i = 0; i < 6; i = i + 1)
-    if (source[5:1] == COUNTERS[5:1] + i[4:0]) read = source[0] ? counter_q[i][63:32] : counter_q[i][31:0];
+    if (source[5:3] == REGISTERS[5:3]) read = registers_q[{source[2:0], 5'd0}+:32];
+    if (source[5:4] == COUNTERS[5:4]) read = counters[{source[3:0], 5'd0}+:32];
   end
   always @(posedge clk_i)
     if (rst_i) r_valid_q <= 1'b0;

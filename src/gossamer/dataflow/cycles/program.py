@@ -23,7 +23,8 @@ def schedule_cycles(
 ) -> Cycles:
     """Cycles of a program on its engine when the bus never stalls.
 
-    A step is fetched in one cycle and issued in the next, or when its unit is free, in order; a unit starts the cycle after.
+    A step is fetched in one cycle and issued in the next, or when its unit is free, in order; the unit starts in the
+    cycle after.
 
     Args:
         schedule: ends with an `End`; what follows the first one is not run.

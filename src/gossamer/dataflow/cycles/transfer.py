@@ -1,8 +1,8 @@
 """Cycles of loads and stores, as `rtl/gs_load.v` and `rtl/gs_store.v` take them when the bus never stalls.
 
-Addresses go out ahead of the data, so a transfer pays the memory's latency once and moves one piece a cycle after that. A
-piece is what one access to the unified memory can take: a bus word of lines, a chunk of a row, the bytes of a transposed
-row that fall into one line.
+Addresses go out ahead of the data, so a transfer pays the memory's latency once and moves one piece a cycle after that.
+A piece is what one access to the unified memory can take: a bus word of lines, a chunk of a row, the bytes of a
+transposed row that fall into one line.
 """
 
 from collections.abc import Sequence
