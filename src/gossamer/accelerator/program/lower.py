@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from gossamer.accelerator.integer import Stack
 from gossamer.accelerator.isa import assemble
+from gossamer.accelerator.program.ahead import constants_first
 from gossamer.accelerator.program.attention import POSITION, TOKEN, decode_attention, self_attention
 from gossamer.accelerator.program.blocks import blocks
 from gossamer.accelerator.program.check import check
@@ -215,7 +216,7 @@ def _program(
     most: tuple[int, ...],
     output: Place,
 ) -> Program:
-    steps = [*fenced(_placed(engine, build), engine, most), End()]
+    steps = [*fenced(_placed(engine, build, most), engine, most), End()]
     outer = held.outer
     count = len(paged(steps, engine, 0))
     address = outer.reserve(count * SIZE)
@@ -228,7 +229,7 @@ def _program(
     return Program(engine, schedule, outer, layout, address, min(count, engine.instructions), most)
 
 
-def _placed(engine: IntegerEngine, build: Callable[[Work], None]) -> list[Step]:
+def _placed(engine: IntegerEngine, build: Callable[[Work], None], most: tuple[int, ...]) -> list[Step]:
     """Steps with addresses: pieces of weights as large as fit, beside running steps if possible.
 
     Raises:
@@ -238,7 +239,7 @@ def _placed(engine: IntegerEngine, build: Callable[[Work], None]) -> list[Step]:
     for overlap in (True, False):
         for piece in _piece_sizes(engine):
             try:
-                return _try(engine, build, piece, overlap)
+                return _try(engine, build, piece, overlap, most)
             except FullError as error:
                 full = error
     assert full is not None
@@ -252,10 +253,12 @@ def _placed(engine: IntegerEngine, build: Callable[[Work], None]) -> list[Step]:
 _UNITS = {0: "lines", 1: "entries", 2: "group words", 3: "tables"}
 
 
-def _try(engine: IntegerEngine, build: Callable[[Work], None], piece: int, overlap: bool) -> list[Step]:
+def _try(
+    engine: IntegerEngine, build: Callable[[Work], None], piece: int, overlap: bool, most: tuple[int, ...] = ()
+) -> list[Step]:
     work = Work(engine, Draft(engine), piece)
     build(work)
-    return place(work.draft, overlap)
+    return place(constants_first(work.draft, most), overlap)
 
 
 def _piece_sizes(engine: IntegerEngine) -> list[int]:
