@@ -362,10 +362,10 @@ def _tile_block(engine: IntegerEngine, four_bit: bool) -> int:
 
 def _check_sums(name: str, linear: Linear, engine: IntegerEngine) -> None:
     """32-bit sums cannot wrap whatever the 8-bit operand."""
-    weight = np.abs(linear.weight.astype(np.int64))
+    weight = np.abs(linear.weight.astype(np.int16))
     if linear.groups is not None:
-        weight = weight * np.repeat(linear.groups.astype(np.int64), linear.group, axis=1)[:, : weight.shape[1]]
-    most = int(weight.sum(axis=1).max()) * 128
+        weight = weight * np.repeat(linear.groups.astype(np.int16), linear.group, axis=1)[:, : weight.shape[1]]
+    most = int(weight.sum(axis=1, dtype=np.int64).max()) * 128
     if most >= 1 << 31:
         raise SettingError(f"{name}: sums can reach {most}; 32 bits hold less than {1 << 31}")
 

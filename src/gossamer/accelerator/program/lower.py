@@ -101,11 +101,13 @@ def lower_prefill(
         skip = m - 1 - first if outputs == "last" else held.stack.drop
         _output(work, held, x.at_row(first), m - first, skip, target)
 
-    return _program(held, engine, build, (), (), target)
+    return _program(held, engine, build, m, (), (), target)
 
 
 def lower_decode(stack: Stack | StackImages, engine: IntegerEngine, context: int = 0, **where: int) -> Program:
     """One token at any position: R[1] = token, R[2] = its position; its keys and values are appended to the caches.
+
+    A stack without a table of tokens reads the first row of `input` instead.
 
     Args:
         stack: the model, or its images with caches, filled by a prefill.
@@ -114,19 +116,18 @@ def lower_decode(stack: Stack | StackImages, engine: IntegerEngine, context: int
         where: `memory_rows` of `images`.
 
     Raises:
-        SettingError: a stack that has no table of tokens or is not causal; what does not fit the engine.
+        SettingError: a stack that is not causal; what does not fit the engine.
     """
     held = _held(stack, engine, 1, {"context": context, **where})
-    if held.table is None or not held.causal:
-        raise SettingError(f"{held.stack.name}: decode needs a causal stack with a table of tokens")
+    if not held.causal or held.patch is not None:
+        raise SettingError(f"{held.stack.name}: decode needs a causal stack of tokens")
     if held.context < 1:
         raise SettingError(f"{held.stack.name}: context is {held.context}; decode needs at least 1 position")
     target = held.output.part(0, 1)
 
     def build(work: Work) -> None:
-        assert held.table is not None
         x = work.draft.tensor("embedded", 1, held.stack.width, 16)
-        load_rows(work, held.table, 0, 1, x, TOKEN)
+        load_rows(work, held.table or held.input, 0, 1, x, TOKEN if held.table else 0)
         x = _positioned(work, held, x, 1, 0, POSITION)
 
         def attend(name: str, h: View, x: View, images: AttentionImages) -> View:
@@ -135,8 +136,8 @@ def lower_decode(stack: Stack | StackImages, engine: IntegerEngine, context: int
         x = blocks(work, held, x, 1, attend, None)
         _output(work, held, x, 1, 0, target)
 
-    most = (held.table.rows - 1, held.context - 1)
-    return _program(held, engine, build, ("token", "position"), most, target)
+    most = (held.table.rows - 1 if held.table else 0, held.context - 1)
+    return _program(held, engine, build, 1, ("token", "position"), most, target)
 
 
 def _held(stack: Stack | StackImages, engine: IntegerEngine, rows: int, where: dict[str, int]) -> StackImages:
@@ -212,11 +213,12 @@ def _program(
     held: StackImages,
     engine: IntegerEngine,
     build: Callable[[Work], None],
+    rows: int,
     registers: tuple[str, ...],
     most: tuple[int, ...],
     output: Place,
 ) -> Program:
-    steps = [*fenced(_placed(engine, build, most), engine, most), End()]
+    steps = [*fenced(_placed(engine, build, rows, most), engine, most), End()]
     outer = held.outer
     count = len(paged(steps, engine, 0))
     address = outer.reserve(count * SIZE)
@@ -229,24 +231,24 @@ def _program(
     return Program(engine, schedule, outer, layout, address, min(count, engine.instructions), most)
 
 
-def _placed(engine: IntegerEngine, build: Callable[[Work], None], most: tuple[int, ...]) -> list[Step]:
-    """Steps with addresses: pieces of weights as large as fit, beside running steps if possible.
+def _placed(engine: IntegerEngine, build: Callable[[Work], None], rows: int, most: tuple[int, ...]) -> list[Step]:
+    """Steps with addresses: the largest bands of rows and pieces of weights that fit, loads beside computations.
 
     Raises:
         SettingError: the buffer that does not fit, and the nearest engine that would take all.
     """
     full = None
     for overlap in (True, False):
-        for piece in _piece_sizes(engine):
-            try:
-                return _try(engine, build, piece, overlap, most)
-            except FullError as error:
-                full = error
+        for band in _bands(engine, rows):
+            for piece in _pieces(engine):
+                try:
+                    return _try(engine, build, piece, band, overlap, most)
+                except FullError as error:
+                    full = error
     assert full is not None
-    larger = _larger(engine, build)
     raise SettingError(
         f"{full.buffer.name}: {full.buffer.size} {_UNITS[full.buffer.space]} find no room in the "
-        f"{full.buffer.space.name} memory; {larger}"
+        f"{full.buffer.space.name} memory; {_larger(engine, build, rows)}"
     )
 
 
@@ -254,26 +256,38 @@ _UNITS = {0: "lines", 1: "entries", 2: "group words", 3: "tables"}
 
 
 def _try(
-    engine: IntegerEngine, build: Callable[[Work], None], piece: int, overlap: bool, most: tuple[int, ...] = ()
+    engine: IntegerEngine,
+    build: Callable[[Work], None],
+    piece: int,
+    band: int,
+    overlap: bool,
+    most: tuple[int, ...] = (),
 ) -> list[Step]:
-    work = Work(engine, Draft(engine), piece)
+    work = Work(engine, Draft(engine), piece, band)
     build(work)
     return place(constants_first(work.draft, most), overlap)
 
 
-def _piece_sizes(engine: IntegerEngine) -> list[int]:
+def _pieces(engine: IntegerEngine) -> list[int]:
+    """Lines of a piece of weights: a bank, half of one, …"""
     return [engine.bank_lines >> i for i in range(engine.bank_lines.bit_length())]
 
 
-def _larger(engine: IntegerEngine, build: Callable[[Work], None]) -> str:
+def _bands(engine: IntegerEngine, rows: int) -> list[int]:
+    """Rows of a band: all, half of them, …, in whole blocks of lines."""
+    blocks = -(-rows // engine.line_rows)
+    return [-(-blocks // (1 << i)) * engine.line_rows for i in range((blocks - 1).bit_length() + 1)]
+
+
+def _larger(engine: IntegerEngine, build: Callable[[Work], None], rows: int) -> str:
     """Words on the smallest engine of the same array that takes the program."""
     for field in ("bank_lines", "parameters", "groups"):
         value = 2 * getattr(engine, field)
         while value <= 1 << 20:
             changed = engine.model_copy(update={field: value})
-            for piece in _piece_sizes(changed)[::3]:
+            for piece in _pieces(changed)[::2]:
                 try:
-                    _try(changed, build, piece, False)
+                    _try(changed, build, piece, _bands(engine, rows)[-1], False)
                 except FullError:
                     continue
                 return f"an engine with {field} = {value} takes the program"
