@@ -9,20 +9,19 @@ from numpy.typing import NDArray
 
 from gossamer.accelerator.integer import Stack
 from gossamer.accelerator.isa import assemble
-from gossamer.accelerator.program.ahead import constants_first
 from gossamer.accelerator.program.attention import POSITION, TOKEN, decode_attention, self_attention
 from gossamer.accelerator.program.blocks import blocks
 from gossamer.accelerator.program.check import check
-from gossamer.accelerator.program.draft import Draft, View
+from gossamer.accelerator.program.draft import View
 from gossamer.accelerator.program.fences import fenced
+from gossamer.accelerator.program.fit import fitted
 from gossamer.accelerator.program.images import AttentionImages, StackImages, images
 from gossamer.accelerator.program.outer import Layout, OuterMemory, Place
 from gossamer.accelerator.program.pages import SIZE, paged
-from gossamer.accelerator.program.place import FullError, place
 from gossamer.accelerator.program.products import Work, load_rows, load_table, narrow, norm, product, store_rows
 from gossamer.core.errors import SettingError
 from gossamer.dataflow.engine import IntegerEngine
-from gossamer.dataflow.schedule import Add, End, Mode, Schedule, Step
+from gossamer.dataflow.schedule import Add, End, Mode, Schedule
 
 
 @dataclass(frozen=True)
@@ -218,7 +217,7 @@ def _program(
     most: tuple[int, ...],
     output: Place,
 ) -> Program:
-    steps = [*fenced(_placed(engine, build, rows, most), engine, most), End()]
+    steps = [*fenced(fitted(engine, build, rows, most), engine, most), End()]
     outer = held.outer
     count = len(paged(steps, engine, 0))
     address = outer.reserve(count * SIZE)
@@ -229,67 +228,3 @@ def _program(
     layout |= {"memory": held.memory} if held.memory is not None else {}
     layout |= {"table": held.table} if held.table is not None else {}
     return Program(engine, schedule, outer, layout, address, min(count, engine.instructions), most)
-
-
-def _placed(engine: IntegerEngine, build: Callable[[Work], None], rows: int, most: tuple[int, ...]) -> list[Step]:
-    """Steps with addresses: the largest bands of rows and pieces of weights that fit, loads beside computations.
-
-    Raises:
-        SettingError: the buffer that does not fit, and the nearest engine that would take all.
-    """
-    full = None
-    for overlap in (True, False):
-        for band in _bands(engine, rows):
-            for piece in _pieces(engine):
-                try:
-                    return _try(engine, build, piece, band, overlap, most)
-                except FullError as error:
-                    full = error
-    assert full is not None
-    raise SettingError(
-        f"{full.buffer.name}: {full.buffer.size} {_UNITS[full.buffer.space]} find no room in the "
-        f"{full.buffer.space.name} memory; {_larger(engine, build, rows)}"
-    )
-
-
-_UNITS = {0: "lines", 1: "entries", 2: "group words", 3: "tables"}
-
-
-def _try(
-    engine: IntegerEngine,
-    build: Callable[[Work], None],
-    piece: int,
-    band: int,
-    overlap: bool,
-    most: tuple[int, ...] = (),
-) -> list[Step]:
-    work = Work(engine, Draft(engine), piece, band)
-    build(work)
-    return place(constants_first(work.draft, most), overlap)
-
-
-def _pieces(engine: IntegerEngine) -> list[int]:
-    """Lines of a piece of weights: a bank, half of one, …"""
-    return [engine.bank_lines >> i for i in range(engine.bank_lines.bit_length())]
-
-
-def _bands(engine: IntegerEngine, rows: int) -> list[int]:
-    """Rows of a band: all, half of them, …, in whole blocks of lines."""
-    blocks = -(-rows // engine.line_rows)
-    return [-(-blocks // (1 << i)) * engine.line_rows for i in range((blocks - 1).bit_length() + 1)]
-
-
-def _larger(engine: IntegerEngine, build: Callable[[Work], None], rows: int) -> str:
-    """Words on the smallest engine of the same array that takes the program."""
-    for field in ("bank_lines", "parameters", "groups"):
-        value = 2 * getattr(engine, field)
-        while value <= 1 << 20:
-            changed = engine.model_copy(update={field: value})
-            for piece in _pieces(changed)[::2]:
-                try:
-                    _try(changed, build, piece, _bands(engine, rows)[-1], False)
-                except FullError:
-                    continue
-                return f"an engine with {field} = {value} takes the program"
-            value *= 2
-    return "no engine with this array takes it: more banks are needed"
