@@ -11,15 +11,15 @@ TOKEN, POSITION = 1, 2
 
 def self_attention(work: Work, name: str, h: View, x: View, m: int, images: AttentionImages, start: int) -> View:
     """`x` plus attention of rows `h` (8 bits), positions `start` …; bidirectional, or causal over what came before."""
-    rotary = _rotary(work, name, images, m, start)
-    query = _projected(work, f"{name}.query", h, m, images, True, rotary)
-    key = _projected(work, f"{name}.key", h, m, images, False, rotary)
     _keep(work, f"{name}.value", h, m, images, start)
-    if images.cache.keys:
-        _store_keys(work, key, m, images, start)
+    rotary = _rotary(work, name, images, m, start)
+    key = _projected(work, f"{name}.key", h, m, images, False, rotary)
+    query = _projected(work, f"{name}.query", h, m, images, True, rotary)
     mixed = work.draft.tensor(f"{name} mixed", m, images.attention.heads * images.head)
     chunks = images.head // work.engine.depth
     for g in range(images.attention.kv_heads):
+        if images.cache.keys:
+            _store_keys(work, key, g, m, images, start)
         keys = key.chunk(g * chunks) if start == 0 else _load_keys(work, name, images, g, start + m)
         values = _load_values(work, name, images, g, start + m)
         _group(work, images, g, query, keys, values, mixed, m, start, start + m)
@@ -28,11 +28,12 @@ def self_attention(work: Work, name: str, h: View, x: View, m: int, images: Atte
 
 def decode_attention(work: Work, name: str, h: View, x: View, images: AttentionImages, context: int) -> View:
     """`x` plus attention of one row at R[POSITION] over what the cache holds, itself included."""
-    rotary = _rotary(work, name, images, 1, 0, POSITION)
-    query = _projected(work, f"{name}.query", h, 1, images, True, rotary)
-    key = _projected(work, f"{name}.key", h, 1, images, False, rotary)
     _keep(work, f"{name}.value", h, 1, images, 0, POSITION)
-    _store_keys(work, key, 1, images, 0, POSITION)
+    rotary = _rotary(work, name, images, 1, 0, POSITION)
+    key = _projected(work, f"{name}.key", h, 1, images, False, rotary)
+    for g in range(images.attention.kv_heads):
+        _store_keys(work, key, g, 1, images, 0, POSITION)
+    query = _projected(work, f"{name}.query", h, 1, images, True, rotary)
     mixed = work.draft.tensor(f"{name} mixed", 1, images.attention.heads * images.head)
     for g in range(images.attention.kv_heads):
         keys = _load_keys(work, name, images, g, context, POSITION)
@@ -46,15 +47,16 @@ def cross_attention(
 ) -> View:
     """`x` plus attention of rows `h` over another stack's 8-bit rows `memory`; none: over the keys and values kept."""
     rows = images.cache.rows
-    query = _projected(work, f"{name}.query", h, m, images, True, None)
     key = None
     if memory is not None:
-        key = _projected(work, f"{name}.key", memory, rows, images, False, None)
         _keep(work, f"{name}.value", memory, rows, images, 0)
-        _store_keys(work, key, rows, images, 0)
+        key = _projected(work, f"{name}.key", memory, rows, images, False, None)
+    query = _projected(work, f"{name}.query", h, m, images, True, None)
     mixed = work.draft.tensor(f"{name} mixed", m, images.attention.heads * images.head)
     chunks = images.head // work.engine.depth
     for g in range(images.attention.kv_heads):
+        if key is not None:
+            _store_keys(work, key, g, rows, images, 0)
         keys = _load_keys(work, name, images, g, rows) if key is None else key.chunk(g * chunks)
         values = _load_values(work, name, images, g, rows)
         _group(work, images, g, query, keys, values, mixed, m, 0, rows)
@@ -88,44 +90,45 @@ def _projected(
 
 def _keep(work: Work, name: str, h: View, m: int, images: AttentionImages, start: int, register: int = 0) -> None:
     """Values, row by row, into the outer memory, from where they come back transposed."""
-    out = work.draft.tensor(name, m, images.attention.kv_heads * images.head)
+    engine, cache, heads = work.engine, images.cache, images.attention.kv_heads
+    out = work.draft.tensor(name, m, heads * images.head)
     product(work, h, m, images.value, Mode.INT8, out)
-    engine, pitch = work.engine, images.cache.value_pitch
-    chunks = images.head // engine.depth
-    for g, address in enumerate(images.cache.values):
+    # heads that fill bus words lie side by side as they do here: one store takes all
+    parts = 1 if cache.head == images.head else heads
+    chunks = heads // parts * images.head // engine.depth
+    for part in range(parts):
         work.draft.emit(
             Store,
-            address=address,
-            source=out.chunk(g * chunks),
+            address=cache.values + part * cache.head,
+            source=out.chunk(part * chunks),
             count=m,
             pattern=Pattern.ROWS,
             chunks=chunks,
             row=start,
-            block_pitch=engine.line_rows * pitch,
-            row_pitch=pitch,
+            block_pitch=engine.line_rows * heads * cache.head,
+            row_pitch=heads * cache.head,
             chunk_pitch=engine.depth,
             register=register,
         )
 
 
-def _store_keys(work: Work, key: View, m: int, images: AttentionImages, start: int, register: int = 0) -> None:
-    """Keys into their line images."""
+def _store_keys(work: Work, key: View, g: int, m: int, images: AttentionImages, start: int, register: int = 0) -> None:
+    """Keys of a head into their line image."""
     engine = work.engine
     chunks = images.head // engine.depth
-    for g, address in enumerate(images.cache.keys):
-        work.draft.emit(
-            Store,
-            address=address,
-            source=key.chunk(g * chunks),
-            count=m,
-            pattern=Pattern.ROWS,
-            chunks=chunks,
-            row=start,
-            block_pitch=chunks * engine.line_bytes,
-            row_pitch=engine.depth,
-            chunk_pitch=engine.line_bytes,
-            register=register,
-        )
+    work.draft.emit(
+        Store,
+        address=images.cache.keys[g],
+        source=key.chunk(g * chunks),
+        count=m,
+        pattern=Pattern.ROWS,
+        chunks=chunks,
+        row=start,
+        block_pitch=chunks * engine.line_bytes,
+        row_pitch=engine.depth,
+        chunk_pitch=engine.line_bytes,
+        register=register,
+    )
 
 
 def _load_keys(work: Work, name: str, images: AttentionImages, g: int, rows: int, register: int = 0) -> View:
@@ -141,16 +144,16 @@ def _load_keys(work: Work, name: str, images: AttentionImages, g: int, rows: int
 
 def _load_values(work: Work, name: str, images: AttentionImages, g: int, rows: int, register: int = 0) -> View:
     """Values of a head, transposed: a row for each column of the head."""
-    engine, pitch = work.engine, images.cache.value_pitch
-    values = work.draft.tensor(f"{name} values", pitch, rows)
+    engine, cache = work.engine, images.cache
+    values = work.draft.tensor(f"{name} values", cache.head, rows)
     work.draft.emit(
         Load,
-        address=images.cache.values[g],
+        address=cache.values + g * cache.head,
         to=values,
         count=1 if register else rows,
         pattern=Pattern.TRANSPOSED,
-        chunks=pitch // engine.depth,
-        row_pitch=pitch,
+        chunks=cache.head // engine.depth,
+        row_pitch=images.attention.kv_heads * cache.head,
         register=register,
         add_count=bool(register),
     )

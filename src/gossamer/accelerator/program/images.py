@@ -41,15 +41,15 @@ class NormEntries:
 
 @dataclass(frozen=True)
 class Cache:
-    """Keys and values of one block. Key heads are line images, value heads rows of `value_pitch` bytes.
+    """Keys and values of one block: a line image for each key head; rows of all value heads.
 
-    `keys` is empty where keys need not outlive the block.
+    `keys` is empty where keys need not outlive the block. `head`: bytes of a value head, whole bus words.
     """
 
     rows: int
     keys: tuple[int, ...]
-    values: tuple[int, ...]
-    value_pitch: int
+    values: int
+    head: int
 
 
 @dataclass(frozen=True)
@@ -268,10 +268,10 @@ class _Placer:
 
     def _cache(self, heads: int, head: int, rows: int, keep: bool) -> Cache:
         engine = self.engine
-        pitch = _up(head, engine.bus_bytes)
+        wide = _up(head, engine.bus_bytes)
         size = _up(rows, engine.line_rows) * head
         keys = tuple(self.outer.reserve(size) for _ in range(heads)) if keep else ()
-        return Cache(rows, keys, tuple(self.outer.reserve(rows * pitch) for _ in range(heads)), pitch)
+        return Cache(rows, keys, self.outer.reserve(rows * heads * wide), wide)
 
     def mlp(self, name: str, mlp: Mlp) -> MlpImages:
         gate = None if mlp.gate is None else self.matrix(f"{name}.gate", mlp.gate)
@@ -362,10 +362,10 @@ def _tile_block(engine: IntegerEngine, four_bit: bool) -> int:
 
 def _check_sums(name: str, linear: Linear, engine: IntegerEngine) -> None:
     """32-bit sums cannot wrap whatever the 8-bit operand."""
-    weight = np.abs(linear.weight.astype(np.int64))
+    weight = np.abs(linear.weight.astype(np.int16))
     if linear.groups is not None:
-        weight = weight * np.repeat(linear.groups.astype(np.int64), linear.group, axis=1)[:, : weight.shape[1]]
-    most = int(weight.sum(axis=1).max()) * 128
+        weight = weight * np.repeat(linear.groups.astype(np.int16), linear.group, axis=1)[:, : weight.shape[1]]
+    most = int(weight.sum(axis=1, dtype=np.int64).max()) * 128
     if most >= 1 << 31:
         raise SettingError(f"{name}: sums can reach {most}; 32 bits hold less than {1 << 31}")
 

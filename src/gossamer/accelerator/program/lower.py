@@ -12,16 +12,16 @@ from gossamer.accelerator.isa import assemble
 from gossamer.accelerator.program.attention import POSITION, TOKEN, decode_attention, self_attention
 from gossamer.accelerator.program.blocks import blocks
 from gossamer.accelerator.program.check import check
-from gossamer.accelerator.program.draft import Draft, View
+from gossamer.accelerator.program.draft import View
 from gossamer.accelerator.program.fences import fenced
+from gossamer.accelerator.program.fit import fitted
 from gossamer.accelerator.program.images import AttentionImages, StackImages, images
 from gossamer.accelerator.program.outer import Layout, OuterMemory, Place
 from gossamer.accelerator.program.pages import SIZE, paged
-from gossamer.accelerator.program.place import FullError, place
 from gossamer.accelerator.program.products import Work, load_rows, load_table, narrow, norm, product, store_rows
 from gossamer.core.errors import SettingError
 from gossamer.dataflow.engine import IntegerEngine
-from gossamer.dataflow.schedule import Add, End, Mode, Schedule, Step
+from gossamer.dataflow.schedule import Add, End, Mode, Schedule
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,13 @@ def lower_prefill(
         skip = m - 1 - first if outputs == "last" else held.stack.drop
         _output(work, held, x.at_row(first), m - first, skip, target)
 
-    return _program(held, engine, build, (), (), target)
+    return _program(held, engine, build, m, (), (), target)
 
 
 def lower_decode(stack: Stack | StackImages, engine: IntegerEngine, context: int = 0, **where: int) -> Program:
     """One token at any position: R[1] = token, R[2] = its position; its keys and values are appended to the caches.
+
+    A stack without a table of tokens reads the first row of `input` instead.
 
     Args:
         stack: the model, or its images with caches, filled by a prefill.
@@ -113,19 +115,18 @@ def lower_decode(stack: Stack | StackImages, engine: IntegerEngine, context: int
         where: `memory_rows` of `images`.
 
     Raises:
-        SettingError: a stack that has no table of tokens or is not causal; what does not fit the engine.
+        SettingError: a stack that is not causal; what does not fit the engine.
     """
     held = _held(stack, engine, 1, {"context": context, **where})
-    if held.table is None or not held.causal:
-        raise SettingError(f"{held.stack.name}: decode needs a causal stack with a table of tokens")
+    if not held.causal or held.patch is not None:
+        raise SettingError(f"{held.stack.name}: decode needs a causal stack of tokens")
     if held.context < 1:
         raise SettingError(f"{held.stack.name}: context is {held.context}; decode needs at least 1 position")
     target = held.output.part(0, 1)
 
     def build(work: Work) -> None:
-        assert held.table is not None
         x = work.draft.tensor("embedded", 1, held.stack.width, 16)
-        load_rows(work, held.table, 0, 1, x, TOKEN)
+        load_rows(work, held.table or held.input, 0, 1, x, TOKEN if held.table else 0)
         x = _positioned(work, held, x, 1, 0, POSITION)
 
         def attend(name: str, h: View, x: View, images: AttentionImages) -> View:
@@ -134,8 +135,8 @@ def lower_decode(stack: Stack | StackImages, engine: IntegerEngine, context: int
         x = blocks(work, held, x, 1, attend, None)
         _output(work, held, x, 1, 0, target)
 
-    most = (held.table.rows - 1, held.context - 1)
-    return _program(held, engine, build, ("token", "position"), most, target)
+    most = (held.table.rows - 1 if held.table else 0, held.context - 1)
+    return _program(held, engine, build, 1, ("token", "position"), most, target)
 
 
 def _held(stack: Stack | StackImages, engine: IntegerEngine, rows: int, where: dict[str, int]) -> StackImages:
@@ -211,11 +212,12 @@ def _program(
     held: StackImages,
     engine: IntegerEngine,
     build: Callable[[Work], None],
+    rows: int,
     registers: tuple[str, ...],
     most: tuple[int, ...],
     output: Place,
 ) -> Program:
-    steps = [*fenced(_placed(engine, build), engine, most), End()]
+    steps = [*fenced(fitted(engine, build, rows, most), engine, most), End()]
     outer = held.outer
     count = len(paged(steps, engine, 0))
     address = outer.reserve(count * SIZE)
@@ -226,53 +228,3 @@ def _program(
     layout |= {"memory": held.memory} if held.memory is not None else {}
     layout |= {"table": held.table} if held.table is not None else {}
     return Program(engine, schedule, outer, layout, address, min(count, engine.instructions), most)
-
-
-def _placed(engine: IntegerEngine, build: Callable[[Work], None]) -> list[Step]:
-    """Steps with addresses: pieces of weights as large as fit, beside running steps if possible.
-
-    Raises:
-        SettingError: the buffer that does not fit, and the nearest engine that would take all.
-    """
-    full = None
-    for overlap in (True, False):
-        for piece in _piece_sizes(engine):
-            try:
-                return _try(engine, build, piece, overlap)
-            except FullError as error:
-                full = error
-    assert full is not None
-    larger = _larger(engine, build)
-    raise SettingError(
-        f"{full.buffer.name}: {full.buffer.size} {_UNITS[full.buffer.space]} find no room in the "
-        f"{full.buffer.space.name} memory; {larger}"
-    )
-
-
-_UNITS = {0: "lines", 1: "entries", 2: "group words", 3: "tables"}
-
-
-def _try(engine: IntegerEngine, build: Callable[[Work], None], piece: int, overlap: bool) -> list[Step]:
-    work = Work(engine, Draft(engine), piece)
-    build(work)
-    return place(work.draft, overlap)
-
-
-def _piece_sizes(engine: IntegerEngine) -> list[int]:
-    return [engine.bank_lines >> i for i in range(engine.bank_lines.bit_length())]
-
-
-def _larger(engine: IntegerEngine, build: Callable[[Work], None]) -> str:
-    """Words on the smallest engine of the same array that takes the program."""
-    for field in ("bank_lines", "parameters", "groups"):
-        value = 2 * getattr(engine, field)
-        while value <= 1 << 20:
-            changed = engine.model_copy(update={field: value})
-            for piece in _piece_sizes(changed)[::3]:
-                try:
-                    _try(changed, build, piece, False)
-                except FullError:
-                    continue
-                return f"an engine with {field} = {value} takes the program"
-            value *= 2
-    return "no engine with this array takes it: more banks are needed"

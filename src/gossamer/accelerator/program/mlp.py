@@ -7,17 +7,20 @@ from gossamer.dataflow.schedule import Mode
 
 
 def mlp(work: Work, name: str, h: View, x: View, m: int, images: MlpImages) -> View:
-    """`x` (16 bits, m rows) plus the MLP of `h` (8 bits)."""
+    """`x` (16 bits, m rows) plus the MLP of `h` (8 bits), a band of rows after the other."""
     draft, given = work.draft, images.mlp
     table = load_table(work, f"{name} table", images.table)
-    hidden = draft.tensor(f"{name} hidden", m, images.up.n)
-    if images.gate is None:
-        product(work, h, m, images.up, Mode.INT8, hidden, table=table)
-    else:
-        gate = draft.tensor(f"{name} gate", m, images.gate.n)
-        product(work, h, m, images.gate, Mode.INT8, gate, table=table)
-        scale = {"multiplier": given.multiplier, "shift": given.shift}
-        product(work, h, m, images.up, Mode.MULTIPLY, hidden, aux=gate, **scale)
     out = draft.tensor(f"{name} out", m, images.down.n, 16)
-    product(work, hidden, m, images.down, Mode.INT16, out, aux=x)
+    for first in range(0, m, work.band):
+        rows = min(work.band, m - first)
+        band = h.at_row(first)
+        hidden = draft.tensor(f"{name} hidden", rows, images.up.n)
+        if images.gate is None:
+            product(work, band, rows, images.up, Mode.INT8, hidden, table=table)
+        else:
+            gate = draft.tensor(f"{name} gate", rows, images.gate.n)
+            product(work, band, rows, images.gate, Mode.INT8, gate, table=table)
+            scale = {"multiplier": given.multiplier, "shift": given.shift}
+            product(work, band, rows, images.up, Mode.MULTIPLY, hidden, aux=gate, **scale)
+        product(work, hidden, rows, images.down, Mode.INT16, out.at_row(first), aux=x.at_row(first))
     return out

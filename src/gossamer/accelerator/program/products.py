@@ -15,11 +15,16 @@ from gossamer.dataflow.schedule import Add, Gemm, Load, Mode, Norm, Pattern, Spa
 
 @dataclass(frozen=True)
 class Work:
-    """What all parts of one program share. `piece`: lines that one piece of a weight may take."""
+    """What all parts of one program share.
+
+    `piece`: lines that one piece of a weight may take. `band`: rows that an MLP treats at once, whole blocks of lines;
+    its weights are loaded anew for every band.
+    """
 
     engine: IntegerEngine
     draft: Draft
     piece: int
+    band: int
 
 
 def product(
