@@ -24,7 +24,8 @@ class IntegerModel:
     fingerprint: str
 
     def run(self, example: Mapping[str, Tensor], depth: int, tally: Tally | None = None) -> Ints:
-        """16-bit logits of one example, (S, V) or (V,), by golden arithmetic; `depth` is the engine's.
+        """Logits of one example, (S, V) or (V,), 16 bits, by golden arithmetic; `depth` is the engine's. Without a head
+        it is the last norm's rows, 8 bits.
 
         The example holds what the model reads: `input_ids` (S,), `pixel_values` (I, channels, H, W).
         """
@@ -53,6 +54,7 @@ class IntegerModel:
         return np.clip(np.floor(rows + 0.5), -128, 127).astype(np.int8)
 
     @property
-    def logit_scale(self) -> float:
-        """The real value of one step of a logit."""
-        return self.stacks[self.wiring.text or self.wiring.vision or ""].logit_scale
+    def scale(self) -> float:
+        """The real value of one step of what `run` returns."""
+        stack = self.stacks[self.wiring.text or self.wiring.vision or ""]
+        return stack.notes["output_scale"] if stack.head is None else stack.logit_scale

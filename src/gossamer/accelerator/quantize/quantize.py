@@ -44,7 +44,7 @@ class Quantized:
 
     def integer_logits(self, example: Example, depth: int = DEPTH, tally: Tally | None = None) -> torch.Tensor:
         """Of the integer model, in real numbers."""
-        return torch.from_numpy(self.integer.run(example, depth, tally)).double() * self.integer.logit_scale
+        return torch.from_numpy(self.integer.run(example, depth, tally)).double() * self.integer.scale
 
     @property
     def twin_logits(self) -> Any:
