@@ -10,6 +10,7 @@ import torch
 from gossamer.accelerator.golden.tensors import Tally
 from gossamer.accelerator.integer_files import save_integer
 from gossamer.accelerator.integer_model import IntegerModel
+from gossamer.accelerator.quantize.balance import balance
 from gossamer.accelerator.quantize.calibrate import Scales, calibrate
 from gossamer.accelerator.quantize.convert import convert
 from gossamer.accelerator.quantize.model import Example, FloatModel, without_gradients
@@ -72,7 +73,7 @@ def quantize(
     """
     if not examples:
         raise DataError("calibration needs at least one example")
-    floating = read_model(opened, positions)
+    floating = balance(read_model(opened, positions), examples)
     verify(floating, opened, examples[0])
     scales = calibrate(floating, examples)
     stacks = {name: convert(stack, scales[name], precision) for name, stack in floating.stacks.items()}
