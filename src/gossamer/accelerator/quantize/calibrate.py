@@ -2,9 +2,8 @@
 
 One pass finds the largest absolute value of every point, a second one counts values in bins; from the counts the clip
 with the least squared error is chosen among a few dozen, after the activation function where there is one (as in Nagel
-et al. 2021, arXiv 2106.08295, section 3.1). Errors count relative to the row that they are in: the few tokens with
-massive activations (Sun et al. 2024, arXiv 2402.17762), which are large in one direction and survive clipping, would
-otherwise set the step for all others.
+et al. 2021, arXiv 2106.08295, section 3.1). In the residual stream errors count relative to their row, as norms read it:
+the few tokens with massive activations (Sun et al. 2024, arXiv 2402.17762) would otherwise set the step for all others.
 """
 
 from collections.abc import Iterable, Mapping
@@ -45,22 +44,21 @@ class Extremes:
 
 @dataclass
 class Histograms:
-    """A look that counts values, by sign and logarithm, each weighted by the inverse mean square of its row."""
+    """A look that counts values by sign and logarithm; of 16 bits, each by the inverse mean square of its row."""
 
     extremes: dict[str, float]
-    activations: dict[str, str | None]
+    bits: dict[str, int]
     counts: dict[str, Tensor] = field(default_factory=dict)
 
     def __call__(self, name: str, values: Tensor) -> Tensor:
         most = self.extremes[name]
         if most > 0:
-            activation = self.activations[name]
-            made = values if activation is None else ACTIVATIONS[activation](values)
-            power = made.double().square().mean(-1, keepdim=True)
-            weight = (1 / power.clamp(min=1e-12 * most**2)).expand(values.shape)
+            weight = torch.ones((), dtype=torch.float64)
+            if self.bits[name] == 16:
+                weight = 1 / values.double().square().mean(-1, keepdim=True).clamp(min=1e-12 * most**2)
             below = ((values.abs().double() / most).log2() * -FINENESS).clamp(0, BINS - 1).long()
             places = torch.where(values < 0, below + BINS, below)
-            new = torch.bincount(places.flatten(), weight.flatten(), minlength=2 * BINS)
+            new = torch.bincount(places.flatten(), weight.expand(values.shape).flatten(), minlength=2 * BINS)
             self.counts[name] = self.counts[name] + new if name in self.counts else new
         return values
 
@@ -82,7 +80,7 @@ def calibrate(model: FloatModel, examples: Iterable[Example]) -> dict[str, Scale
         if bad is not None:
             raise DataError(f"{name}.{bad} is not finite on the calibration data: no scale holds it")
     histograms = {
-        name: Histograms(seen.found, {point.name: point.activation for point in points(model.stacks[name])})
+        name: Histograms(seen.found, {point.name: point.bits for point in points(model.stacks[name])})
         for name, seen in extremes.items()
     }
     for example in examples:

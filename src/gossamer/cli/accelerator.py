@@ -1,0 +1,58 @@
+"""`gossamer accelerator`: integer models, and the engine that runs them."""
+
+from typing import Annotated
+
+import typer
+
+from gossamer.cli.options import Data, Json, Model, Out, Task, Threads
+from gossamer.cli.terminal import Result, job, line, show
+
+app = typer.Typer(help="Integer models, and the engine that runs them.", rich_markup_mode=None, no_args_is_help=True)
+
+EXAMPLE = "gossamer accelerator quantize tiny-lm --out runs/tiny-lm-int8"
+
+Examples = Annotated[int, typer.Option(min=1, metavar="N", help="Examples that the scales are chosen on.")]
+Weights = Annotated[int, typer.Option(metavar="BITS", help="Bits of the blocks' weights: 8 or 4.")]
+Group = Annotated[int, typer.Option(metavar="COLUMNS", help="Columns of a 4-bit group.")]
+Positions = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", show_default="the model's, 2048 at most", help="Rotary positions that are kept."),
+]
+
+
+@app.command("quantize", epilog=f"Example: {EXAMPLE}")
+def quantize(
+    model: Model,
+    out: Out,
+    data: Data = None,
+    task: Task = None,
+    examples: Examples = 32,
+    weights: Weights = 8,
+    group: Group = 64,
+    positions: Positions = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a model into integers: 8- or 4-bit weights, 8-bit activations, a 16-bit residual stream.
+
+    Scales are static, from calibration data. The result is the golden model's and the engine's, bit for bit.
+    """
+    with job(threads) as progress:
+        from gossamer.accelerator.quantize.quantize import quantize_job
+        from gossamer.accelerator.quantize.weights import Precision
+
+        result = quantize_job(
+            model, out, task=task, data=data, examples=examples, precision=Precision(weights, group),
+            positions=positions, progress=progress,
+        )  # fmt: skip
+    show(result, as_json, draw)
+
+
+def draw(result: Result) -> None:
+    """Prints what was made, what it lost, and where it is."""
+    for name, stack in result["stacks"].items():
+        line(f"{name}: {stack['blocks']} blocks of width {stack['width']}, one step of the stream is {stack['scale']:.3g}")
+    line(f"logits differ by {result['logit_error']:.2%} (relative, on calibration data)")
+    worst = ", ".join(f"{place} {share:.2%}" for place, share in result["saturated_most"].items())
+    line(f"saturated: {result['saturated']:.4%} of all values" + (f", most at {worst}" if worst else ""))
+    line(f"integer model: {result['out']}")
