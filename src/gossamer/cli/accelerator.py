@@ -1,11 +1,13 @@
 """`gossamer accelerator`: integer models, and the engine that runs them."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gossamer.cli.options import Data, Json, Model, Out, Task, Threads
+from gossamer.cli.options import Data, Json, Model, Out, Seed, Task, Threads
 from gossamer.cli.terminal import Result, job, line, show
+from gossamer.core.errors import RequirementError
 
 app = typer.Typer(help="Integer models, and the engine that runs them.", rich_markup_mode=None, no_args_is_help=True)
 
@@ -51,8 +53,61 @@ def quantize(
 def draw(result: Result) -> None:
     """Prints what was made, what it lost, and where it is."""
     for name, stack in result["stacks"].items():
-        line(f"{name}: {stack['blocks']} blocks of width {stack['width']}, one step of the stream is {stack['scale']:.3g}")
+        line(
+            f"{name}: {stack['blocks']} blocks of width {stack['width']}, one step of the stream is {stack['scale']:.3g}"
+        )
     line(f"logits differ by {result['logit_error']:.2%} (relative, on calibration data)")
     worst = ", ".join(f"{place} {share:.2%}" for place, share in result["saturated_most"].items())
     line(f"saturated: {result['saturated']:.4%} of all values" + (f", most at {worst}" if worst else ""))
     line(f"integer model: {result['out']}")
+
+
+Program = Annotated[Path, typer.Argument(metavar="PROGRAM", help="An integer model, made by quantize.")]
+Config = Annotated[str, typer.Option(metavar="ENGINE", help="The engine: a YAML file, or a preset (small, large).")]
+
+
+@app.command(
+    "simulate",
+    epilog='Example: gossamer accelerator simulate runs/tiny-lm-int8 --config small --prompt "Once upon" --tokens 8',
+)
+def simulate(
+    program: Program,
+    config: Config = "small",
+    tokens: Annotated[int, typer.Option(min=0, metavar="N", help="Tokens written after the prompt.")] = 0,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", show_default=False, help="What the model reads.")] = "",
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", show_default=False, help="An image to go with it.")
+    ] = None,
+    stalls: Annotated[float, typer.Option(metavar="P", help="Probability of a wait at each handshake.")] = 0.0,
+    golden: Annotated[bool, typer.Option("--golden", help="Without RTL: golden machine and cycle model only.")] = False,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Run an integer model on the engine's RTL, compare it bit for bit with the golden model, count the cycles.
+
+    Exit code 1 if a single value or byte of memory differs.
+    """
+    with job(threads) as progress:
+        from gossamer.accelerator.simulate_job import simulate_job
+
+        result = simulate_job(
+            program, config, tokens=tokens, prompt=prompt, image=image, stalls=stalls, seed=seed, rtl=not golden,
+            progress=progress,
+        )  # fmt: skip
+        show(result, as_json, draw_simulation)
+        if result["mismatches"]:
+            raise RequirementError(f"{result['mismatches']} values or bytes differ between RTL and golden model")
+
+
+def draw_simulation(result: Result) -> None:
+    """Prints what was written, whether it is right, and the cycles."""
+    if result["text"]:
+        line(result["text"])
+    line(f"{result['simulated']}: {result['mismatches']} mismatches")
+    for name, phase in result["phases"].items():
+        each = phase["cycles"] // phase["runs"]
+        line(
+            f"{name}: {phase['runs']} × {each} cycles (cycle model {phase['model_cycles'] // phase['runs']}), "
+            f"{phase['utilisation']:.1%} of the multipliers in use"
+        )

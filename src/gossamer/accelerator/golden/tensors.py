@@ -251,9 +251,7 @@ class _Runner:
             self.tally.add(f"{place}.scores", scores, 16)
         return self._onto(f"{place}.output", attention.output, _joined(out), x)
 
-    def _heads(
-        self, place: str, layer: integer.Linear, attention: integer.Attention, read: Ints, start: int
-    ) -> Ints:
+    def _heads(self, place: str, layer: integer.Linear, attention: integer.Attention, read: Ints, start: int) -> Ints:
         """Query or key (heads, S, head), 8 bits, turned by their positions where there is a rotary table."""
         heads = len(layer.weight) // attention.head
         y = linear(layer, read)

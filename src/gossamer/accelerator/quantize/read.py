@@ -109,7 +109,11 @@ def verify(model: FloatModel, opened: Opened, example: Example) -> None:
 
 def _result(output: Any) -> Tensor:
     found = next(
-        (getattr(output, name, None) for name in ("logits", "image_embeds", "last_hidden_state") if hasattr(output, name)),
+        (
+            getattr(output, name, None)
+            for name in ("logits", "image_embeds", "last_hidden_state")
+            if hasattr(output, name)
+        ),
         None,
     )
     if found is None:
@@ -168,9 +172,7 @@ def _tower(model: Any, _: int | None) -> FloatModel:
     normed = head is not None or not hasattr(tower.embeddings, "class_embedding")
     final = _norm(tower.post_layernorm) if normed else None
     stack = _vision(tower, len(_layers(tower)), final, (), None if head is None else _linear(head))
-    return FloatModel(
-        {"vision": stack}, Wiring("vision", side=_side(tower), counts="all" if head is None else "first")
-    )
+    return FloatModel({"vision": stack}, Wiring("vision", side=_side(tower), counts="all" if head is None else "first"))
 
 
 def _bert(model: Any, _: int | None) -> FloatModel:

@@ -27,9 +27,7 @@ def _rounded(stack: Stack, precision: Precision) -> Stack:
     blocks = tuple(_with_linears(block, precision) for block in stack.blocks)
     projector = tuple((_on_grid(layer, Precision()), act) for layer, act in stack.projector)
     rest = {
-        name: _on_grid(layer, Precision())
-        for name in ("patch", "head")
-        if (layer := getattr(stack, name)) is not None
+        name: _on_grid(layer, Precision()) for name in ("patch", "head") if (layer := getattr(stack, name)) is not None
     }
     return replace(stack, blocks=blocks, projector=projector, **rest)
 
