@@ -76,8 +76,8 @@ def build(design: Design, driver: Path, optimise: int = 2, library: bool = False
         design.place(folder)
         generated = folder / "generated"
         delays = "--timing" if timing else "--no-timing"
-        fast = ["-O3", "--x-assign", "fast", "--x-initial", "unique", "-Wno-fatal"]
-        arguments = ["--cc", "--prefix", "Vtop", "--Mdir", "generated", delays, *fast, *design.verilator()]
+        settings = ["-O3", "--x-assign", "fast", "--x-initial", "unique", "-Wno-fatal"]
+        arguments = ["--cc", "--prefix", "Vtop", "--Mdir", "generated", delays, *settings, *design.verilator()]
         tools.run(verilator, arguments, folder, _SECONDS, design.names)
         if "ports.inc" in text:
             table = "".join(f"PORT({port.member}, {port.width})\n" for port in _ports(generated))
