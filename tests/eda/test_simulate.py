@@ -20,6 +20,11 @@ def bench(**parameters: int | str) -> Design:
     return Design([RTL / "fifo.v", RTL / "fifo_tb.v"], "fifo_tb", parameters)
 
 
+def quick(design: Design, clock: str | None = "clk", seed: int = 0) -> Model:
+    """The model, soon compiled rather than fast."""
+    return Model(design, clock, seed, optimise=0)
+
+
 SIMULATORS = [
     "verilator",
     pytest.param("icarus", marks=pytest.mark.skipif(not tools.available("icarus"), reason="icarus is not installed")),
@@ -28,14 +33,14 @@ SIMULATORS = [
 
 @pytest.mark.parametrize("simulator", SIMULATORS)
 def test_a_bench_passes_and_its_lines_are_told(simulator: str) -> None:
-    ended = simulate(bench(AW=3), simulator)
+    ended = simulate(bench(AW=3), simulator, optimise=0)
     assert ended.passed
     assert ended.lines == ("0 of 8 words are wrong",)
 
 
 @pytest.mark.parametrize("simulator", SIMULATORS)
 def test_a_bench_finds_the_bug(simulator: str) -> None:
-    ended = simulate(bench(BUG=1), simulator)
+    ended = simulate(bench(BUG=1), simulator, optimise=0)
     assert not ended.passed
     assert "word 0 is 4" in ended.lines
     assert any("the queue lost words" in line for line in ended.lines)
@@ -43,13 +48,13 @@ def test_a_bench_finds_the_bug(simulator: str) -> None:
 
 def test_a_bench_that_never_finishes_is_no_pass(tmp_path: Path) -> None:
     idle = written(tmp_path, 'module top;\n  initial #5 $display("idle");\nendmodule\n')
-    ended = simulate(idle)
+    ended = simulate(idle, optimise=0)
     assert not ended.passed
     assert ended.lines[0] == "idle"
     (tmp_path / "on").mkdir()
     endless = written(tmp_path / "on", "module top;\n  reg x;\n  initial x = 0;\n  always #1 x = ~x;\nendmodule\n")
     with pytest.raises(ToolError, match=r"stopped after 0\.3 s"):
-        simulate(endless, seconds=0.3)
+        simulate(endless, seconds=0.3, optimise=0)
 
 
 def test_a_bench_is_given_plusargs_and_files(tmp_path: Path) -> None:
@@ -59,7 +64,7 @@ def test_a_bench_is_given_plusargs_and_files(tmp_path: Path) -> None:
     text += '    $display("%0d", table_[n]);\n    $finish;\n  end\nendmodule\n'
     (tmp_path / "top.v").write_text(text)
     design = Design([tmp_path / "top.v", tmp_path / "table.hex"], "top")
-    assert simulate(design, arguments=["+n=2"]).lines == ("30",)
+    assert simulate(design, arguments=["+n=2"], optimise=0).lines == ("30",)
 
 
 def accumulate(design: Design, width: int, bits: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +73,7 @@ def accumulate(design: Design, width: int, bits: int, rows: int) -> tuple[np.nda
     low, high = -(1 << (width - 1)), 1 << (width - 1)
     a, b = random.integers(low, high, (2, rows))
     en, clear = random.integers(0, 2, rows), random.integers(0, 50, rows) == 0
-    model = Model(design, seed=1)
+    model = quick(design, seed=1)
     model.set("rst", 1)
     model.clock()
     columns = {"rst": np.zeros(rows, np.uint8), "en": en, "clear": clear, "a": a, "b": b}
@@ -93,7 +98,7 @@ def test_many_vectors_find_the_unsigned_product() -> None:
 
 
 def test_a_queue_driven_step_by_step() -> None:
-    model = Model(fifo(W=5, AW=1), seed=7)
+    model = quick(fifo(W=5, AW=1), seed=7)
     model.set("rst", 1)
     model.clock()
     model.set("rst", 0)
@@ -112,7 +117,7 @@ def test_a_queue_driven_step_by_step() -> None:
 
 def test_wide_ports_are_words(tmp_path: Path) -> None:
     text = "module top #(parameter W = 70) (input [W-1:0] a, input low, output [W-1:0] y, output [63:0] z);\n"
-    model = Model(written(tmp_path, text + "  assign y = ~a ^ low;\n  assign z = a[63:0];\nendmodule\n"), clock=None)
+    model = quick(written(tmp_path, text + "  assign y = ~a ^ low;\n  assign z = a[63:0];\nendmodule\n"), clock=None)
     words = np.array([[1, 2, 3], [0, 0, 0xFFFFFFFF]], np.uint32)
     out = model.run({"a": words, "low": [0, 1]}, ["y", "z"])
     assert out["y"].tolist() == [[0xFFFFFFFE, 0xFFFFFFFD, 0x3C], [0xFFFFFFFE, 0xFFFFFFFF, 0]]
@@ -133,28 +138,28 @@ def test_a_model_finds_its_files_and_leaves_the_working_folder_alone(
     )
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    model = Model(Design([tmp_path / "top.v", tmp_path / "table.hex"], "top"), clock=None)
+    model = quick(Design([tmp_path / "top.v", tmp_path / "table.hex"], "top"), clock=None)
     assert model.run({"a": np.arange(4)}, ["y"])["y"].tolist() == [10, 20, 30, 40]
     assert Path.cwd() == tmp_path / "elsewhere"
 
 
 def test_a_design_that_stops_is_an_error_not_the_end_of_python(tmp_path: Path) -> None:
     text = 'module top(input clk, input a);\n  always @(posedge clk) if (a) $fatal(1, "no");\nendmodule\n'
-    model = Model(written(tmp_path, text))
+    model = quick(written(tmp_path, text))
     model.clock()
     model.set("a", 1)
     with pytest.raises(ToolError, match=r"top stopped at top\.v:2: "):
         model.clock()
     (tmp_path / "loop").mkdir()
     loop = written(tmp_path / "loop", "module top(input a, output y);\n  assign y = ~(y & a);\nendmodule\n")
-    model = Model(loop, clock=None)
+    model = quick(loop, clock=None)
     model.set("a", 1)
     with pytest.raises(ToolError, match="converge"):
         model.eval()
 
 
 def test_columns_and_values_that_do_not_fit_are_refused() -> None:
-    model = Model(fifo(W=5, AW=1))
+    model = quick(fifo(W=5, AW=1))
     for inputs, message in (
         ({"din": [32]}, "din has 5 bits, which 32 to 32 do not fit"),
         ({"din": [-17]}, "do not fit"),
@@ -169,7 +174,7 @@ def test_columns_and_values_that_do_not_fit_are_refused() -> None:
     with pytest.raises(SettingError, match="33 does not fit into the 5 bits of din"):
         model.set("din", 33)
     with pytest.raises(SettingError, match="no clock input 'ck'"):
-        Model(fifo(W=5, AW=1), clock="ck")
+        quick(fifo(W=5, AW=1), clock="ck")
 
 
 def test_a_driver_of_ones_own_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -195,7 +200,7 @@ def test_a_driver_of_ones_own_is_built_once(monkeypatch: pytest.MonkeyPatch, tmp
 def test_what_does_not_compile_is_one_line_with_its_place(tmp_path: Path) -> None:
     broken = written(tmp_path, "module top(input a, output y);\n  assign y = a +;\nendmodule\n")
     with pytest.raises(ToolError) as error:
-        Model(broken)
+        quick(broken)
     assert str(error.value).startswith(f"verilator: {tmp_path / 'top.v'}:2: syntax error")
     assert "\n" not in str(error.value)
     driver = tmp_path / "driver.cpp"
@@ -208,11 +213,11 @@ def test_what_does_not_compile_is_one_line_with_its_place(tmp_path: Path) -> Non
 
 def test_ports_that_python_cannot_drive_are_named(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="port both of the top module is an inout"):
-        Model(written(tmp_path, "module top(inout both);\nendmodule\n"), clock=None)
+        quick(written(tmp_path, "module top(inout both);\nendmodule\n"), clock=None)
 
 
 def test_without_a_compiler_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ToolError, match=r"compiler is not installed: .*g\+\+"):
-        Model(mac())
+        quick(mac())

@@ -16,7 +16,7 @@ from gossamer.eda.design import Design
 DRIVERS = Path(__file__).parent / "src"
 _SECONDS = 3600.0
 _CHUNK = 400_000
-"""Generated files are compiled together up to so many bytes: each unit reads Verilator's large headers anew."""
+"""Sources are compiled together up to so many bytes: each unit reads Verilator's large headers anew."""
 _FLAGS = (
     "-std=c++20",
     "-fPIC",
@@ -35,14 +35,12 @@ _ESCAPED = re.compile(r"__0([0-9A-F]{2})")
 
 @dataclass(frozen=True)
 class Port:
-    """A port of the top module, `width` bits wide; `member` is its name in C++; inouts and arrays are
-    not `usable` from Python."""
+    """A port of the top module, `width` bits wide; `member` is its name in C++."""
 
     name: str
     width: int
     input: bool
     member: str
-    usable: bool = True
 
     @property
     def words(self) -> int:
@@ -71,27 +69,28 @@ def build(design: Design, driver: Path, optimise: int = 2, library: bool = False
         raise SettingError(f"optimise is {optimise}: give the compiler's level, 0 to 3")
     verilator, compiler = tools.find("verilator"), tools.find("compiler")
     file = "library.so" if library else "program"
-    said = (design.key, driver.read_text(encoding="utf-8"), optimise, library, timing)
+    text = driver.read_text(encoding="utf-8")
+    said = (design.key, text, optimise, library, timing)
 
     def make(folder: Path) -> None:
         design.place(folder)
         generated = folder / "generated"
         delays = "--timing" if timing else "--no-timing"
-        fast = ["-O3", "--x-assign", "fast", "--x-initial", "unique", "-Wno-fatal", "--quiet"]
-        arguments = ["--cc", "--prefix", "Vtop", "--Mdir", "generated", delays, *fast, *design.verilator()]
+        settings = ["-O3", "--x-assign", "fast", "--x-initial", "unique", "-Wno-fatal"]
+        arguments = ["--cc", "--prefix", "Vtop", "--Mdir", "generated", delays, *settings, *design.verilator()]
         tools.run(verilator, arguments, folder, _SECONDS, design.names)
-        header = (generated / "Vtop.h").read_text(encoding="utf-8")
-        table = "".join(f"PORT({port.member}, {port.width})\n" for port in _ports(header) if port.usable)
-        (generated / "ports.inc").write_text(table, encoding="utf-8")
-        (generated / driver.name).write_bytes(driver.read_bytes())
-        jobs = [(driver.name, optimise)]
+        if "ports.inc" in text:
+            table = "".join(f"PORT({port.member}, {port.width})\n" for port in _ports(generated))
+            (generated / "ports.inc").write_text(table, encoding="utf-8")
         sources = sorted(generated.glob("Vtop*.cpp"))
         small = sum(source.stat().st_size for source in sources) <= _CHUNK
-        slow = (
-            [] if small else [source for source in sources if source.stem.endswith("__Slow")]
-        )  # run once, at the start
-        jobs += _units(generated, "slow", slow, 0)
-        jobs += _units(generated, "fast", [source for source in sources if source not in slow], optimise)
+        slow = [] if small else [source for source in sources if source.stem.endswith("__Slow")]
+        fast = [source for source in sources if source not in slow]
+        (generated / driver.name).write_text(text, encoding="utf-8")
+        own = [generated / driver.name]
+        jobs = _units(generated, "unit_slow", slow, 0)  # is run once, at the start
+        jobs += _units(generated, "unit_fast", [*fast, *(own if small else [])], optimise)
+        jobs += [] if small else _units(generated, "unit_driver", own, optimise)
         objects = _compile(generated, jobs, ("-I..",), {driver.name: str(driver)})
         shared = ["-shared"] if library else []
         runtime = [str(path) for path in sorted(_runtime().glob("*.o"))]
@@ -105,18 +104,16 @@ def build(design: Design, driver: Path, optimise: int = 2, library: bool = False
 
 def ports(compiled: Path) -> dict[str, Port]:
     """The top module's ports, by name, of what `build` returned. Raises `SettingError` for inout and array ports."""
-    found = list(_ports((compiled.parent / "generated" / "Vtop.h").read_text(encoding="utf-8")))
-    if odd := next((port.name for port in found if not port.usable), None):
-        raise SettingError(f"port {odd} of the top module is an inout or an array: make it an input or output vector")
-    return {port.name: port for port in found}
+    return {port.name: port for port in _ports(compiled.parent / "generated")}
 
 
-def _ports(header: str) -> Iterator[Port]:
-    for match in _PORT.finditer(header):
+def _ports(generated: Path) -> Iterator[Port]:
+    for match in _PORT.finditer((generated / "Vtop.h").read_text(encoding="utf-8")):
         member = match["what"].strip().removeprefix("&")
         name = _ESCAPED.sub(lambda escape: chr(int(escape[1], 16)), member)
-        usable = match["kind"] != "INOUT" and member.isidentifier()
-        yield Port(name, abs(int(match["high"]) - int(match["low"])) + 1, match["kind"] == "IN", member, usable)
+        if match["kind"] == "INOUT" or not member.isidentifier():
+            raise SettingError(f"port {name} of the top module is an inout or an array: make it a vector, in or out")
+        yield Port(name, abs(int(match["high"]) - int(match["low"])) + 1, match["kind"] == "IN", member)
 
 
 def _units(folder: Path, name: str, sources: Sequence[Path], optimise: int) -> list[tuple[str, int]]:
