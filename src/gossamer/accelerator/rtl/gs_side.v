@@ -26,6 +26,7 @@ module gs_side #(
   wire [8*WIDTH-1:0] word;
   reg [LANES-1:0] write;
   reg [31:0] part_q;
+  wire unused = &{1'b0, write_word, read_word};
   integer i;
 
   always @* for (i = 0; i < LANES; i = i + 1) write[i] = write_i && write_lane == i;
