@@ -15,9 +15,9 @@ class AddressMap:
     """An address is, from its lowest bit, a byte of a burst (`burst` bits), a column, a bank, a row (the rest).
 
     Consecutive bursts then go to columns of an open row, then to other banks, then to other rows: the order of fewest
-    row misses (DRMap, Putra et al. 2020, arXiv 2004.10341). `column_at`, `bank_at`, `row_at` are the lowest bits at which
-    the memory's controller expects each; by default all stay where they are. Bursts do not pass 2^`burst` bytes, which
-    are at least two bus words.
+    row misses (DRMap, Putra et al. 2020, arXiv 2004.10341). `column_at`, `bank_at`, `row_at` are the lowest bits at
+    which the memory's controller expects each; by default all stay where they are. Bursts do not pass 2^`burst` bytes,
+    which are at least two bus words.
 
     Raises `SettingError` where digits do not fit 32 bits, or overlap.
     """
