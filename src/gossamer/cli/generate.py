@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gossamer.cli.options import DraftRule, Engine, EngineName, Json, ModelOrRun, Seed, Threads
+from gossamer.cli.options import DraftRule, Engine, EngineName, Json, ModelOrRun, On, Seed, Threads
 from gossamer.cli.terminal import Result, job, output, quantity, show
 
 EXAMPLE = 'gossamer generate tiny-lm --prompt "Once upon a time" --max-tokens 60 --temperature 0.7'
@@ -54,6 +54,7 @@ def command(
         ),
     ] = None,
     engine: Engine = EngineName.auto,
+    on: On = "cpu",
     seed: Seed = 0,
     threads: Threads = None,
     as_json: Json = False,
@@ -78,6 +79,7 @@ def command(
             raw=raw,
             keeper=None if kv is None else KeyValues.parse(kv),
             engine=engine.value,
+            on=on,
             speculate=None if speculate is None else Wish(speculate, draft_tokens, drafts, rule),
             say=(lambda text: None) if as_json else say,
         )

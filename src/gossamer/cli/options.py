@@ -165,7 +165,7 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", show_default=False, help="A 
 Seed = Annotated[int, typer.Option(min=0, help="Of every random choice: equal seeds give equal results.")]
 Engine = Annotated[
     EngineName,
-    typer.Option(help="native: packed weights as they are; torch: transformers' code; auto: native where it can."),
+    typer.Option(help="native: packed weights as they are; torch: transformers' code; auto: the fastest that runs it."),
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, metavar="N", show_default="all cores", help="Processor threads to use.")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gossamer.cli.options import Engine, EngineName, ModelOrRun, Threads
+from gossamer.cli.options import Engine, EngineName, ModelOrRun, On, Threads
 from gossamer.cli.terminal import job, output
 
 EXAMPLE = "gossamer serve tiny-vlm --port 8000"
@@ -22,6 +22,7 @@ def command(
         typer.Option(metavar="FILE", show_default=False, help="Keys, one a line, one of which a client must give."),
     ] = None,
     engine: Engine = EngineName.auto,
+    on: On = "cpu",
     threads: Threads = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API does, with a chat page at /.
@@ -33,6 +34,8 @@ def command(
         from gossamer.operate.serve.server import hosts_of, keys_of, serve
 
         limits = Limits(batch=max_batch, queue=queue, keys=keys_of(api_key_file), hosts=hosts_of(host))
-        serve(
-            model, host, port, limits, lambda url: say(f"{model} is served at {url} (Ctrl-C ends it)\n"), engine.value
-        )
+
+        def started(url: str) -> None:
+            say(f"{model} is served at {url} (Ctrl-C ends it)\n")
+
+        serve(model, host, port, limits, started, engine.value, on)

@@ -28,6 +28,13 @@ def device_of(model: "nn.Module") -> "torch.device":
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
+def floats_of(model: "nn.Module") -> "torch.dtype":
+    """The type of floats that the model computes in: that of its first parameter of floats, float32 if it has none."""
+    import torch
+
+    return next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
+
+
 def named_device(on: str) -> "torch.device":
     """The device of a name such as `cpu` or `cuda:1`. Raises `DeviceError` if it is not at hand."""
     import torch
@@ -46,8 +53,13 @@ def place_ids(config: Any) -> set[int]:
     return {getattr(config, name) for name in names if isinstance(getattr(config, name, None), int)}
 
 
-def placed(inputs: Mapping[str, Any], device: "torch.device") -> dict[str, Any]:
-    """The inputs with their tensors on `device`."""
+def placed(inputs: Mapping[str, Any], device: "torch.device", floats: "torch.dtype | None" = None) -> dict[str, Any]:
+    """The inputs with their tensors on `device`, floats as `floats` if it is given."""
     import torch
 
-    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+    def put(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.to(device, floats if floats is not None and value.is_floating_point() else value.dtype)
+
+    return {name: put(value) for name, value in inputs.items()}

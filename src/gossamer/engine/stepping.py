@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.core.errors import DataError, ModelError
-from gossamer.engine.forward import device_of, placed
+from gossamer.engine.forward import device_of, floats_of, placed
 from gossamer.engine.pasts import drop_oldest, join_rows, take_rows
 from gossamer.models.reloading import logits_of
 
@@ -104,7 +104,7 @@ class Stepper:
         if self._separate and len(prompts) > 1:
             self._apart = [Stepper(self._model, self._keeper) for _ in prompts]
             return torch.cat([one.prefill([prompt]) for one, prompt in zip(self._apart, prompts, strict=True)])
-        inputs = placed(collate(prompts, pad_of(self._model)), device_of(self._model))
+        inputs = placed(collate(prompts, pad_of(self._model)), device_of(self._model), floats_of(self._model))
         if self._encodes:
             encoder = self._model.get_encoder()
             wanted = set(inspect.signature(encoder.forward).parameters)

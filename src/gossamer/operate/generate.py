@@ -34,13 +34,14 @@ def generate(
     speculate: Wish | None = None,
     keeper: Keeper | None = None,
     engine: Engine = "auto",
+    on: str = "cpu",
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Lets the model, or the checkpoint of the run folder, `ref` continue a prompt (see `prompt_inputs`).
 
     `say` is given each piece of text as it comes; `sampling` is greedy by default; `keeper` says what is kept of past
-    tokens, by default all; `speculate` how to draft, if at all; `engine` what runs the model (see `open_writer`; a
-    keeper needs torch). Returns `text`, `tokens`, `finish_reason` (see
+    tokens, by default all; `speculate` how to draft, if at all; `engine` what runs the model, and `on` where
+    (see `open_writer`; a keeper needs torch and the processor). Returns `text`, `tokens`, `finish_reason` (see
     `Finish`), `prompt_tokens`, `new_tokens`, and under `measured` `time_to_first_token_ms`, from the prompt's text and
     images on, of two tokens or more `time_per_token_ms`, and `cache_bytes`, what is held of past tokens at the end. If
     drafts were judged, `measured` has their `acceptance`: the share of places at which one was taken; `speculation` has
@@ -54,11 +55,13 @@ def generate(
     pictures = [load_image(path, "--image") for path in images]
     if keeper is not None and engine == "native":
         raise SettingError("the native engine keeps all of past tokens: leave out --kv, or take --engine torch")
-    writer = open_writer(checkpoint_of(ref), engine if keeper is None else "torch")
+    if keeper is not None and on != "cpu":
+        raise SettingError(f"--kv keeps less of past tokens on the processor, not yet on {on}: leave out one of them")
+    writer = open_writer(checkpoint_of(ref), engine if keeper is None else "torch", on)
     opened = writer.opened
     if keeper is not None and speculate is not None and speculate.drafts > 1:
         raise SettingError(f"{speculate.drafts} drafts need a cache that keeps all: leave out --kv, or give --drafts 1")
-    speculation = None if speculate is None else speculate.fitted(opened, prompt, pictures, raw, engine)
+    speculation = None if speculate is None else speculate.fitted(opened, prompt, pictures, raw, engine, on)
     count = Statistics()
     start = time.perf_counter()
     inputs = prompt_inputs(opened, prompt, pictures, raw)

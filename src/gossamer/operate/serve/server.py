@@ -15,15 +15,17 @@ from gossamer.operate.serve.app import Limits, Service, build_app
 from gossamer.operate.writer import Engine, open_writer
 
 
-def serve(ref: str, host: str, port: int, limits: Limits, say: Callable[[str], None], engine: Engine = "auto") -> None:
+def serve(
+    ref: str, host: str, port: int, limits: Limits, say: Callable[[str], None], engine: Engine = "auto", on: str = "cpu"
+) -> None:
     """Serves the model, or the checkpoint of the run folder, `ref`, until SIGINT or SIGTERM; a second one ends it at
-    once.
+    once. `engine` and `on` say what runs it, and where (see `open_writer`).
 
     `port` 0 takes a free one. `say` is given the address once requests are answered. Raises `SettingError` for an
     address that cannot be had, and what `open_writer` does.
     """
     listener = listen(host, port)
-    service = Service(open_writer(checkpoint_of(ref), engine), name_of(ref), limits)
+    service = Service(open_writer(checkpoint_of(ref), engine, on), name_of(ref), limits)
     address = listener.getsockname()
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]
     server = Server(service, lambda: say(f"http://{shown}:{address[1]}"))

@@ -31,18 +31,21 @@ class Wish:
     rule: str = "kseq"
 
     def fitted(
-        self, target: Any, prompt: str, images: Sequence["Image"] = (), raw: bool = False, engine: Engine = "auto"
-    ) -> Speculation:
-        """The speculation for one prompt of the open model `target`; a draft model runs on `engine`.
+        self, target: Any, prompt: str, images: Sequence["Image"] = (), raw: bool = False, engine: Engine = "auto",
+        on: str = "cpu",
+    ) -> Speculation:  # fmt: skip
+        """The speculation for one prompt of the open model `target`; a draft model runs on `engine` and device `on`.
 
         Raises `SettingError` for what cannot be meant, and `ModelError` for a draft model that does not write or has
         another tokenizer.
         """
         return Speculation(
-            self._drafter(target, prompt, images, raw, engine), self._length(), self.drafts, self._rule()
+            self._drafter(target, prompt, images, raw, engine, on), self._length(), self.drafts, self._rule()
         )
 
-    def _drafter(self, target: Any, prompt: str, images: Sequence["Image"], raw: bool, engine: Engine) -> Drafter:
+    def _drafter(
+        self, target: Any, prompt: str, images: Sequence["Image"], raw: bool, engine: Engine, on: str
+    ) -> Drafter:
         if self.drafter == "lookup":
             return PromptLookup()
         kind, _, blocks = self.drafter.partition(":")
@@ -50,7 +53,7 @@ class Wish:
             if not blocks.isdecimal():
                 raise SettingError(f"{self.drafter} is not possible: write self:N, N being the number of first blocks")
             return SelfDraft(int(blocks))
-        writer = open_writer(checkpoint_of(self.drafter), engine)
+        writer = open_writer(checkpoint_of(self.drafter), engine, on)
         draft = writer.opened
         if tokenizer_of(draft).get_vocab() != tokenizer_of(target).get_vocab():
             raise ModelError(
