@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossamer.accelerator.isa import WORDS
+from gossamer.accelerator.mapping import AddressMap
 from gossamer.core.errors import GossamerError, SettingError
 from gossamer.dataflow.engine import REGISTERS, UNITS, IntegerEngine
 from gossamer.eda.compiling import build
@@ -69,7 +70,8 @@ class Simulation:
 
     `read_latency` is the number of cycles from a burst's address to its first word, `write_latency` from a burst's last
     word to its answer (both ≥ 1); `stalls` the probability with which each side of a handshake waits in a cycle. With a
-    `seed` > 0 all that is not reset starts at random bits. `rtl` replaces the Verilog files (tests).
+    `seed` > 0 all that is not reset starts at random bits. `rtl` replaces the Verilog files (tests);
+    `mapping` says where the memory has what a program's addresses name.
 
     Raises `SettingError` for settings out of range, and what `eda.build` raises.
     """
@@ -82,13 +84,15 @@ class Simulation:
         stalls: float = 0.0,
         seed: int = 0,
         rtl: Sequence[Path] | None = None,
+        mapping: AddressMap | None = None,
     ) -> None:
         if min(read_latency, write_latency) < 1:
             raise SettingError(f"latencies are {read_latency} and {write_latency}; at least 1 cycle each")
         if not 0 <= stalls < 1:
             raise SettingError(f"stalls is {stalls}; a probability below 1 is needed")
         self.engine = engine
-        self._library = _library(build(Design(rtl or sources(), "gs_top", parameters(engine)), DRIVER, library=True))
+        numbers = parameters(engine) | (mapping or AddressMap()).parameters()
+        self._library = _library(build(Design(rtl or sources(), "gs_top", numbers), DRIVER, library=True))
         self._free = self._library.gossamer_free  # kept: at the program's end modules go before objects do
         self._handle = self._library.gossamer_new(read_latency, write_latency, stalls, seed)
 

@@ -14,6 +14,7 @@ import pytest
 from gossamer.accelerator import simulate
 from gossamer.accelerator.golden.machine import Machine
 from gossamer.accelerator.isa import WORDS, assemble, verilog_header
+from gossamer.accelerator.mapping import AddressMap
 from gossamer.accelerator.simulate import EngineError, Register, Run, Simulation
 from gossamer.core.errors import SettingError
 from gossamer.dataflow.cycles.program import Cycles, schedule_cycles
@@ -323,12 +324,44 @@ def test_broken_bus_rules_are_found(tmp_path: Path) -> None:
     """The check itself: bursts that do not mind 4 KB."""
     broken = tmp_path / "gs_bursts.v"
     text = (simulate.RTL / "gs_bursts.v").read_text(encoding="utf-8")
-    broken.write_text(text.replace("BLOCK = 12 - BUS > 8 ? 8 : 12 - BUS", "BLOCK = 8"), encoding="utf-8")
+    broken.write_text(text.replace("BLOCK = BURST - BUS > 8 ? 8 : BURST - BUS", "BLOCK = 8"), encoding="utf-8")
     engine = ENGINES["bus 32, more than a line has rows"]
     rtl = [path for path in simulation_sources() if path.name != broken.name]
     steps = [Load(SOURCE + 4096 - 64, Tensor(0, 0), 64), End()]
     with pytest.raises(EngineError, match="AR: a burst of 64 words at 69568 crosses 4 KB"):
         Simulation(engine, rtl=[*rtl, broken]).run(outer(engine, steps), 0, len(steps))
+
+
+def test_mapped_addresses() -> None:
+    """Column by column, bank by bank, in a memory whose controller has the bank below the column."""
+    mapping = AddressMap(burst=7, column=3, bank=2, bank_at=7, column_at=9)
+    bursts = mapping.apply(np.arange(1 << 8) << 7) >> 7
+    assert list(bursts[:10]) == [0, 4, 8, 12, 16, 20, 24, 28, 1, 5]
+    assert sorted(bursts) == list(range(1 << 8))
+    engine = ENGINES["bus 32, more than a line has rows"]
+    steps, registers = random_program(engine, 3)
+    memory = outer(engine, steps)
+    golden = memory.copy()
+    StandIns(engine, golden, registers).run(steps)
+    places = mapping.apply(np.arange(1 << 19))
+    given = np.zeros(1 << 19, np.uint8)
+    given[places[:SIZE]] = memory
+    Simulation(engine, rtl=simulation_sources(), mapping=mapping).run(given, 0, len(steps), registers)
+    assert (given[places[:SIZE]] != golden).sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("digits", "message"),
+    [
+        ({"burst": 13}, "burst is 13 bits; 3 … 12"),
+        ({"burst": 6, "column": 4, "column_at": 5}, "column of 4 bits at bit 5"),
+        ({"burst": 6, "column": 4, "bank": 2, "bank_at": 8}, "bank of 2 bits at bit 8: it must lie apart"),
+        ({"burst": 6, "column": 4, "row_at": 12}, "row of 22 bits at bit 12"),
+    ],
+)
+def test_wrong_maps_are_refused(digits: dict[str, int], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        AddressMap(**digits)
 
 
 def test_control_registers() -> None:

@@ -1,9 +1,11 @@
 // Cuts `rows_i` rows of `words_i` bus words, `pitch_i` bytes apart, into AXI bursts: one address a cycle.
-// A burst ends at a multiple of 4 KB or 256 words, whichever is less: so it is never too long and never crosses 4 KB.
+// A burst ends at a multiple of 2^BURST bytes (at most 4 KB) or 256 words, whichever is less: so it is never too long and
+// never crosses 4 KB.
 // `pitch_i` and `words_i` are held until the last address is out.
 `default_nettype none
 module gs_bursts #(
-    parameter BUS_BYTES = 16
+    parameter BUS_BYTES = 16,
+    parameter BURST = 12
 ) (
     input  wire        clk_i,
     input  wire        rst_i,
@@ -18,7 +20,7 @@ module gs_bursts #(
     input  wire        ready_i
 );
   localparam BUS = $clog2(BUS_BYTES);
-  localparam BLOCK = 12 - BUS > 8 ? 8 : 12 - BUS;
+  localparam BLOCK = BURST - BUS > 8 ? 8 : BURST - BUS;
 
   reg active_q, valid_q;
   reg [31:0] address_q, row_q, left_q, rows_q, out_q;

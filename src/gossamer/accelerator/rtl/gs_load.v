@@ -7,6 +7,7 @@ module gs_load #(
     parameter COLUMNS = 8,
     parameter DEPTH = 8,
     parameter BUS_BYTES = 16,
+    parameter BURST = 12,
     parameter LINE_ROWS = ROWS > COLUMNS ? ROWS : COLUMNS,  // follows
     parameter LINE_BYTES = LINE_ROWS * DEPTH  // follows
 ) (
@@ -138,7 +139,8 @@ module gs_load #(
       endcase
 
   gs_bursts #(
-      .BUS_BYTES(BUS_BYTES)
+      .BUS_BYTES(BUS_BYTES),
+      .BURST(BURST)
   ) bursts (
       .clk_i(clk_i),
       .rst_i(rst_i),

@@ -6,6 +6,7 @@ module gs_store #(
     parameter COLUMNS = 8,
     parameter DEPTH = 8,
     parameter BUS_BYTES = 16,
+    parameter BURST = 12,
     parameter LINE_ROWS = ROWS > COLUMNS ? ROWS : COLUMNS,  // follows
     parameter LINE_BYTES = LINE_ROWS * DEPTH  // follows
 ) (
@@ -41,7 +42,7 @@ module gs_store #(
   localparam WORDS = LINE_BYTES >> BUS;  // of a line
   localparam CHUNKS = BUS_BYTES >> CHUNK;  // of a bus word
   localparam ROW_BITS = 8 * DEPTH;
-  localparam BURST = 12 - BUS > 8 ? 8 : 12 - BUS;  // log of the words that a burst stays within
+  localparam WITHIN = BURST - BUS > 8 ? 8 : BURST - BUS;  // a burst stays within so many bits of word addresses
 
   wire [1:0] pattern = instruction_i[STORE_PATTERN_LO+:STORE_PATTERN_W];
   wire [31:0] value = registers_i[{instruction_i[STORE_REGISTER_LO+:STORE_REGISTER_W], 5'd0}+:32];
@@ -72,10 +73,10 @@ module gs_store #(
   wire [31:0] columns = rows ? chunks : WORDS;
   wire column_ends = column_q == columns - 32'd1;
   wire ends = column_ends && left_q == 32'd1;
-  wire [BURST-1:0] in_burst = address_q[BUS+:BURST];
+  wire [WITHIN-1:0] in_burst = address_q[BUS+:WITHIN];
   wire closes = rows || ends || &in_burst;
   wire [31:0] words_left = left_q * WORDS - column_q;
-  wire [31:0] edge_words = (32'd1 << BURST) - {{(32 - BURST) {1'b0}}, in_burst};
+  wire [31:0] edge_words = (32'd1 << WITHIN) - {{(32 - WITHIN) {1'b0}}, in_burst};
   wire [31:0] length = rows ? 32'd0 : (words_left < edge_words ? words_left : edge_words) - 32'd1;
   wire unused = &{1'b0, instruction_i, length};
   wire room, step = state_q == RUN && room;

@@ -15,7 +15,14 @@ module gs_top #(
     parameter GROUPS = 1024,
     parameter TABLES = 4,
     parameter CHUNKS = 256,
-    parameter INSTRUCTIONS = 1024
+    parameter INSTRUCTIONS = 1024,
+    // where the memory controller expects the digits of an address: see gs_burst
+    parameter MAP_BURST = 12,
+    parameter MAP_COLUMN = 0,
+    parameter MAP_BANK = 0,
+    parameter MAP_COLUMN_AT = MAP_BURST,
+    parameter MAP_BANK_AT = MAP_BURST + MAP_COLUMN,
+    parameter MAP_ROW_AT = MAP_BURST + MAP_COLUMN + MAP_BANK
 ) (
     input  wire                   clk_i,
     input  wire                   rst_i,
@@ -164,6 +171,7 @@ module gs_top #(
 
   // ---- transfers
   wire l_en, s_en;
+  wire [31:0] read_address, write_address;
   wire [23:0] l_line, s_line;
   wire [LINE_BYTES-1:0] l_bytes;
   wire [WIDTH-1:0] l_data, s_data;
@@ -172,7 +180,8 @@ module gs_top #(
       .ROWS(ROWS),
       .COLUMNS(COLUMNS),
       .DEPTH(DEPTH),
-      .BUS_BYTES(BUS_BYTES)
+      .BUS_BYTES(BUS_BYTES),
+      .BURST(MAP_BURST)
   ) load (
       .clk_i(clk_i),
       .rst_i(rst_i),
@@ -181,7 +190,7 @@ module gs_top #(
       .registers_i(registers),
       .busy_o(load_busy),
       .ar_valid_o(m_axi_arvalid_o),
-      .ar_address_o(m_axi_araddr_o),
+      .ar_address_o(read_address),
       .ar_length_o(m_axi_arlen_o),
       .ar_ready_i(m_axi_arready_i),
       .r_valid_i(m_axi_rvalid_i),
@@ -203,7 +212,8 @@ module gs_top #(
       .ROWS(ROWS),
       .COLUMNS(COLUMNS),
       .DEPTH(DEPTH),
-      .BUS_BYTES(BUS_BYTES)
+      .BUS_BYTES(BUS_BYTES),
+      .BURST(MAP_BURST)
   ) store (
       .clk_i(clk_i),
       .rst_i(rst_i),
@@ -215,7 +225,7 @@ module gs_top #(
       .s_line_o(s_line),
       .s_data_i(s_data),
       .aw_valid_o(m_axi_awvalid_o),
-      .aw_address_o(m_axi_awaddr_o),
+      .aw_address_o(write_address),
       .aw_length_o(m_axi_awlen_o),
       .aw_ready_i(m_axi_awready_i),
       .w_valid_o(m_axi_wvalid_o),
@@ -228,6 +238,30 @@ module gs_top #(
   );
   assign m_axi_awsize_o  = SIZE[2:0];
   assign m_axi_awburst_o = INCR;
+
+  gs_burst #(
+      .BURST(MAP_BURST),
+      .COLUMN(MAP_COLUMN),
+      .BANK(MAP_BANK),
+      .COLUMN_AT(MAP_COLUMN_AT),
+      .BANK_AT(MAP_BANK_AT),
+      .ROW_AT(MAP_ROW_AT)
+  ) read_map (
+      .address_i(read_address),
+      .address_o(m_axi_araddr_o)
+  );
+
+  gs_burst #(
+      .BURST(MAP_BURST),
+      .COLUMN(MAP_COLUMN),
+      .BANK(MAP_BANK),
+      .COLUMN_AT(MAP_COLUMN_AT),
+      .BANK_AT(MAP_BANK_AT),
+      .ROW_AT(MAP_ROW_AT)
+  ) write_map (
+      .address_i(write_address),
+      .address_o(m_axi_awaddr_o)
+  );
 
   // ---- compute: one unit at a time drives the memory's ports, the others keep still
   wire gemm_a_en, gemm_w_en, gemm_x_en, gemm_o_en, gemm_p_en;
