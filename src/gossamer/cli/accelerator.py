@@ -51,7 +51,9 @@ def quantize(
 def draw(result: Result) -> None:
     """Prints what was made, what it lost, and where it is."""
     for name, stack in result["stacks"].items():
-        line(f"{name}: {stack['blocks']} blocks of width {stack['width']}, one step of the stream is {stack['scale']:.3g}")
+        line(
+            f"{name}: {stack['blocks']} blocks of width {stack['width']}, a step of the stream is {stack['scale']:.3g}"
+        )
     line(f"logits differ by {result['logit_error']:.2%} (relative, on calibration data)")
     worst = ", ".join(f"{place} {share:.2%}" for place, share in result["saturated_most"].items())
     line(f"saturated: {result['saturated']:.4%} of all values" + (f", most at {worst}" if worst else ""))

@@ -1,8 +1,8 @@
 """An integer model run by whole tensors: the engine's numbers without its steps.
 
-Rows are taken together, so accuracy on thousands of tokens is a matter of seconds; the result is that of the engine, bit
-for bit. The softmax is the one thing that depends on the engine's shape: its running maximum moves chunk by chunk of
-`depth` columns. Products run in floating point where every partial sum is exact: below 2^24 in 32 bits, 2^53 in 64.
+Rows are taken together, so accuracy on thousands of tokens takes seconds; the result is that of the engine, bit
+for bit. The softmax alone depends on the engine's shape: its running maximum moves chunk by chunk of `depth`
+columns. Products run in floating point where every partial sum is exact: below 2^24 in 32 bits, 2^53 in 64.
 """
 
 from collections.abc import Iterable
@@ -30,7 +30,6 @@ from gossamer.accelerator.golden.arithmetic import (
     scale_norm,
 )
 from gossamer.core.errors import SettingError
-
 
 _Part = TypeVar("_Part")
 
@@ -100,10 +99,10 @@ def run(
     memory: Ints | None = None,
     tally: Tally | None = None,
 ) -> Ints:
-    """What a stack makes of rows (S, width) of 16 bits (see `look_up`, `patch_rows`): one row for each that is not dropped.
+    """What a stack makes of 16-bit rows (S, width), as `look_up` or `patch_rows` give: a row for each not dropped.
 
-    16 bits where the stack has a head, else 8 bits. With a `cache` the rows come after those it holds, and it grows: token
-    by token gives what all at once gives. `memory` (T, K) is what cross attention reads, 8 bits.
+    16 bits where the stack has a head, else 8 bits. With a `cache` the rows come after those it holds, and it grows:
+    token by token gives what all at once gives. `memory` (T, K) is what cross attention reads, 8 bits.
     """
     runner = _Runner(stack, depth, cache if cache is not None else Cache(), memory, tally)
     return runner.leave(runner.blocks(runner.enter(rows)))
@@ -251,9 +250,7 @@ class _Runner:
             self.tally.add(f"{place}.scores", scores, 16)
         return self._onto(f"{place}.output", attention.output, _joined(out), x)
 
-    def _heads(
-        self, place: str, layer: integer.Linear, attention: integer.Attention, read: Ints, start: int
-    ) -> Ints:
+    def _heads(self, place: str, layer: integer.Linear, attention: integer.Attention, read: Ints, start: int) -> Ints:
         """Query or key (heads, S, head), 8 bits, turned by their positions where there is a rotary table."""
         heads = len(layer.weight) // attention.head
         y = linear(layer, read)

@@ -50,9 +50,7 @@ def convert(stack: Stack, scales: Scales, precision: Precision = Precision()) ->
         name=stack.name,
         width=stack.width,
         scale=residual,
-        blocks=tuple(
-            _block(stack, number, block, scales, precision) for number, block in enumerate(stack.blocks)
-        ),
+        blocks=tuple(_block(stack, number, block, scales, precision) for number, block in enumerate(stack.blocks)),
         table=None if stack.table is None else _rows(stack.table, entry),
         patch=None
         if stack.patch is None
@@ -65,9 +63,7 @@ def convert(stack: Stack, scales: Scales, precision: Precision = Precision()) ->
         final=None if stack.final is None else _norm(stack.final, residual, out, name + "final"),
         exit=None if stack.final is not None else _dyadic(residual / out, name + "exit"),
         projector=tuple(projector),
-        head=None
-        if stack.head is None
-        else _linear(stack.head, read, scales["logits"], Precision(), name + "head"),
+        head=None if stack.head is None else _linear(stack.head, read, scales["logits"], Precision(), name + "head"),
         logit_scale=scales.get("logits", 0.0),
         drop=stack.drop,
         notes={"entry_scale": entry, "output_scale": read},
@@ -110,9 +106,7 @@ def _block(stack: Stack, number: int, block: Block, scales: Scales, precision: P
     )
 
 
-def _attention(
-    name: str, at: str, attention: Attention, scales: Scales, precision: Precision
-) -> integer.Attention:
+def _attention(name: str, at: str, attention: Attention, scales: Scales, precision: Precision) -> integer.Attention:
     read, value, attended = (scales[f"{at}.{point}"] for point in ("input", "value", "attended"))
     query, key = scales[f"{at}.query"], scales[f"{at}.key"]
     unrotated = 127 / 2**ROTARY_SHIFT if attention.rotary is not None else 1.0

@@ -109,7 +109,11 @@ def verify(model: FloatModel, opened: Opened, example: Example) -> None:
 
 def _result(output: Any) -> Tensor:
     found = next(
-        (getattr(output, name, None) for name in ("logits", "image_embeds", "last_hidden_state") if hasattr(output, name)),
+        (
+            getattr(output, name, None)
+            for name in ("logits", "image_embeds", "last_hidden_state")
+            if hasattr(output, name)
+        ),
         None,
     )
     if found is None:
@@ -160,7 +164,7 @@ def _classifier(model: Any, _: int | None) -> FloatModel:
 
 
 def _tower(model: Any, _: int | None) -> FloatModel:
-    """A bare tower: all rows of CLIP's last block, those of the last norm of SigLIP, or CLIP's projected class token."""
+    """A bare tower: rows of CLIP's last block, those of SigLIP's last norm, or CLIP's projected class token."""
     tower = getattr(model, "vision_model", model)
     if getattr(tower, "head", None) is not None:
         raise ModelError(f"{type(tower.head).__name__} is an operator that the integer engine does not have")
@@ -168,9 +172,7 @@ def _tower(model: Any, _: int | None) -> FloatModel:
     normed = head is not None or not hasattr(tower.embeddings, "class_embedding")
     final = _norm(tower.post_layernorm) if normed else None
     stack = _vision(tower, len(_layers(tower)), final, (), None if head is None else _linear(head))
-    return FloatModel(
-        {"vision": stack}, Wiring("vision", side=_side(tower), counts="all" if head is None else "first")
-    )
+    return FloatModel({"vision": stack}, Wiring("vision", side=_side(tower), counts="all" if head is None else "first"))
 
 
 def _bert(model: Any, _: int | None) -> FloatModel:
@@ -225,7 +227,7 @@ def _decoder(model: Any, decoder: Any, positions: int | None) -> Stack:
 
 
 def _rotary(module: Any, count: int) -> tuple[tuple[Tensor, Tensor], float]:
-    """cos, sin (count, head / 2) of all positions, and the factor that scores get where the angles are scaled (YaRN)."""
+    """cos, sin (count, head / 2) of all positions, and the factor of scores where angles are scaled (YaRN)."""
     kind = getattr(module, "rope_type", "default")
     if kind not in ("default", "linear", "llama3", "yarn"):
         raise ModelError(f"rotary embedding {kind!r} is an operator that the integer engine does not have")
