@@ -18,6 +18,10 @@ Positions = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", show_default="the model's, 2048 at most", help="Rotary positions that are kept."),
 ]
+Part = Annotated[
+    str | None,
+    typer.Option(metavar="TOWER", show_default=False, help="Of a model of two towers, such as CLIP: vision or text."),
+]
 
 
 @app.command("quantize", epilog=f"Example: {EXAMPLE}")
@@ -30,6 +34,7 @@ def quantize(
     weights: Weights = 8,
     group: Group = 64,
     positions: Positions = None,
+    part: Part = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -43,7 +48,7 @@ def quantize(
 
         result = quantize_job(
             model, out, task=task, data=data, examples=examples, precision=Precision(weights, group),
-            positions=positions, progress=progress,
+            positions=positions, part=part, progress=progress,
         )  # fmt: skip
     show(result, as_json, draw)
 

@@ -123,12 +123,31 @@ def test_saturation_is_counted() -> None:
     ("name", "said"),
     [
         ("qwen3", "Qwen3ForCausalLM"), ("gemma", "GemmaForCausalLM"), ("bert_lm", "BertForMaskedLM"),
-        ("mamba", "MambaForCausalLM"), ("siglip", "SiglipModel"), ("mixtral", "MixtralForCausalLM"),
+        ("mamba", "MambaForCausalLM"), ("whisper", "WhisperForConditionalGeneration"), ("mixtral", "MixtralForCausalLM"),
     ],
 )  # fmt: skip
 def test_other_architectures_are_refused_by_name(name: str, said: str) -> None:
     with pytest.raises(ModelError, match=said):
         read_model(opened_of(build(name)))
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "owlv2"])
+@pytest.mark.parametrize("part", ["vision", "text"])
+def test_one_tower_of_two(name: str, part: str) -> None:
+    opened = opened_of(model_of(name))
+    generator = torch.Generator().manual_seed(2)
+    side = 32 if name == "owlv2" else 16
+    examples = [
+        {"pixel_values": torch.randn(1, 3, side, side, generator=generator)}
+        if part == "vision"
+        else {"input_ids": torch.randint(3, 80, (8,), generator=generator)}
+        for _ in range(6)
+    ]
+    made = quantize(opened, examples, part=part)
+    error = made.integer_logits(examples[0]).float() - made.float_logits(examples[0])
+    assert error.norm() < 0.15 * made.float_logits(examples[0]).norm()
+    with pytest.raises(ModelError, match="two towers"):
+        read_model(opened)
 
 
 def test_an_operator_inside_a_block_is_refused_by_name() -> None:
