@@ -99,8 +99,8 @@ def test_four_bits_lose_more_but_hold_together() -> None:
     assert layer.groups.shape == (24, 2)
     assert 1 <= layer.groups.min() <= layer.groups.max() <= 15
     errors = [
-        sum(float((one.integer_logits(e).float() - one.float_logits(e)).norm()) for e in examples)
-        for one in (eight, made)
+        sum(float((each.integer_logits(example).float() - each.float_logits(example)).norm()) for example in examples)
+        for each in (eight, made)
     ]
     assert errors[0] < errors[1] < 0.5 * sum(float(made.float_logits(e).norm()) for e in examples)
 

@@ -7,7 +7,7 @@ columns. Products run in floating point where every partial sum is exact: below 
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,13 +110,16 @@ def run(
 
 def linear(layer: integer.Linear, a: Ints) -> Ints:
     """`requantise(Σ a · w + bias)`, (S, K) → (S, N), not saturated."""
-    return requantise(_sums(layer, a) + layer.bias.astype(np.int64), layer.multiplier.astype(np.int64), layer.shift)
+    return requantise(
+        _sums(layer, a) + layer.bias.astype(np.int64), layer.multiplier.astype(np.int64), layer.shift.astype(np.int64)
+    )
 
 
-def product(a: Ints, b: Ints, bits: int = 14) -> Ints:
+def product(a: NDArray[np.integer[Any]], b: NDArray[np.integer[Any]], bits: int = 14) -> Ints:
     """`a @ b`, exactly, for integers whose products have `bits` bits: by floating point wide enough for all sums."""
     exact = np.float32 if a.shape[-1] << bits <= 1 << 24 else np.float64
-    return (a.astype(exact) @ b.astype(exact)).astype(np.int64)
+    sums: Ints = (a.astype(exact) @ b.astype(exact)).astype(np.int64)
+    return sums
 
 
 def attend(
@@ -173,7 +176,8 @@ def _sums(layer: integer.Linear, a: Ints) -> Ints:
 
 
 def _through(table: NDArray[np.int8], x: Ints) -> Ints:
-    return table.astype(np.int64)[x & 255]
+    values: Ints = table.astype(np.int64)[x & 255]
+    return values
 
 
 @dataclass(frozen=True)
