@@ -123,7 +123,8 @@ def test_saturation_is_counted() -> None:
     ("name", "said"),
     [
         ("qwen3", "Qwen3ForCausalLM"), ("gemma", "GemmaForCausalLM"), ("bert_lm", "BertForMaskedLM"),
-        ("mamba", "MambaForCausalLM"), ("whisper", "WhisperForConditionalGeneration"), ("mixtral", "MixtralForCausalLM"),
+        ("mamba", "MambaForCausalLM"), ("whisper", "WhisperForConditionalGeneration"),
+        ("mixtral", "MixtralForCausalLM"),
     ],
 )  # fmt: skip
 def test_other_architectures_are_refused_by_name(name: str, said: str) -> None:

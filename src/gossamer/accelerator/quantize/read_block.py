@@ -71,7 +71,7 @@ def read_block(
     factor: float = 1.0,
     causal: bool = False,
 ) -> Block:
-    """One block. `rotary`: cos, sin (positions, head / 2). `factor` multiplies scores. `causal`: in encoder classes too.
+    """One block. `rotary`: cos, sin (positions, head / 2). `factor`: of scores. `causal`: of encoder classes too.
 
     Raises:
         ModelError: a block, operator, norm or activation that the engine does not have; the message names it.
