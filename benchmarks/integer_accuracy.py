@@ -76,7 +76,7 @@ def row_of(name: str, weights: int, source: dict[str, Any]) -> dict[str, Any]:
     tally = Tally()
     runs = {
         "float": made.float_logits,
-        "twin": made.twin_logits,
+        "twin": made.twin(),
         "integer": lambda example: made.integer_logits(example, tally=tally),
     }
     start = time.perf_counter()

@@ -76,7 +76,7 @@ def test_reading_computes_what_the_model_computes(name: str) -> None:
 def test_integers_are_as_close_to_the_twin_as_the_twin_to_the_model(name: str) -> None:
     made, examples = quantized(name)
     tally = Tally()
-    twin = made.twin_logits
+    twin = made.twin()
     apart, lost = 0.0, 0.0
     for example in examples:
         wanted, rounded = made.float_logits(example), twin(example)

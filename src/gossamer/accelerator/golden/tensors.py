@@ -101,8 +101,9 @@ def run(
 ) -> Ints:
     """What a stack makes of 16-bit rows (S, width), as `look_up` or `patch_rows` give: a row for each not dropped.
 
-    16 bits where the stack has a head, else 8 bits. With a `cache` the rows come after those it holds, and it grows:
-    token by token gives what all at once gives. `memory` (T, K) is what cross attention reads, 8 bits.
+    16 bits where the stack has a head or nothing behind its blocks, else 8. With a `cache` the rows come after those
+    it holds, and it grows: token by token gives what all at once gives. `memory` (T, K) is what cross attention reads,
+    8 bits.
     """
     runner = _Runner(stack, depth, cache if cache is not None else Cache(), memory, tally)
     return runner.leave(runner.blocks(runner.enter(rows)))

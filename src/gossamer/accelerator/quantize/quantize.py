@@ -1,6 +1,6 @@
 """An opened model and examples → the integer model, with what was lost on the way said."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,8 @@ class Quantized:
         """Of the integer model, in real numbers."""
         return torch.from_numpy(self.integer.run(example, depth, tally)).double() * self.integer.scale
 
-    @property
-    def twin_logits(self) -> Any:
-        """Example → logits of the fake-quantised twin (see `twin`)."""
+    def twin(self) -> Callable[[Example], torch.Tensor]:
+        """Example → logits of the fake-quantised twin (see `twin.py`)."""
         return twin(self.floating, self.scales, self.precision)
 
 
