@@ -1,9 +1,9 @@
 """What integer arithmetic costs: the float model, its fake-quantised twin, and the integer model in golden arithmetic.
 
-Run: GOSSAMER_DATA=… python benchmarks/integer_accuracy.py [MODEL ...]   (default: all; without GOSSAMER_DATA the embedded)
+Run: GOSSAMER_DATA=… python benchmarks/integer_accuracy.py [MODEL ...]   (default: all; without the data, embedded ones)
 Writes benchmarks/results/integer_accuracy.json and integer_accuracy.md; rows of other runs stay.
 
-Twin and integer model share weights (8 bits, or 4 in groups of 64 with 4-bit multipliers), scales and points of rounding;
+Twin and integer model share weights (8 bits, or 4 in groups of 64), scales and points of rounding;
 the twin computes in float between them. Calibration and test data are disjoint. The integer model must be within 1 % of
 the twin's perplexity, or half a point of its accuracy. SmolLM2 is rotated first (`gossamer.compress`): a token of its
 residual stream is 24,000 at one channel, where others are 5.
@@ -69,12 +69,14 @@ def row_of(name: str, weights: int, source: dict[str, Any]) -> dict[str, Any]:
         test = open_task("text", source["test"], opened, context=source["context"], limit=source["windows"])
         examples = examples_of(seen, skip + count)[skip:]
     if source.get("rotate"):
-        Rotate().transform(opened.model, opened.hierarchy, list(opened.hierarchy.layers()), list(seen.batches(1))[:1], {})
+        Rotate().transform(
+            opened.model, opened.hierarchy, list(opened.hierarchy.layers()), list(seen.batches(1))[:1], {}
+        )
     made = quantize(opened, examples, Precision(weights))
     tally = Tally()
     runs = {
         "float": made.float_logits,
-        "twin": made.twin_logits,
+        "twin": made.twin(),
         "integer": lambda example: made.integer_logits(example, tally=tally),
     }
     start = time.perf_counter()
@@ -114,13 +116,15 @@ def table(rows: list[dict[str, Any]]) -> str:
     ]
     for row in rows:
         share = row["metric"].startswith("accuracy")
-        shown = [f"{row['figures'][kind]['value']:{'.1%' if share else '.3f'}}" for kind in ("float", "twin", "integer")]
+        shown = [
+            f"{row['figures'][kind]['value']:{'.1%' if share else '.3f'}}" for kind in ("float", "twin", "integer")
+        ]
         change = row["integer_minus_twin"]
         scale = 1 if share else 1 / row["figures"]["twin"]["value"]
-        apart = " , ".join(f"{change[key] * scale:+.2%}" for key in ("low", "high"))
+        apart, low, high = (f"{change[key] * scale:+.2%}" for key in ("value", "low", "high"))
         lines.append(
             f"| {row['model']}{', rotated' if row['rotated'] else ''} | {row['weight_bits']} bits | {row['metric']} "
-            f"({row['scored']:,}) | {' | '.join(shown)} | {change['value'] * scale:+.2%} [{apart.replace(' ,', ',')}] | "
+            f"({row['scored']:,}) | {' | '.join(shown)} | {apart} [{low}, {high}] | "
             f"{row['saturated']:.4%} | {'yes' if holds(row) else 'no'} |"
         )
     return "\n".join(lines)

@@ -24,7 +24,8 @@ ARRAYS = "model.safetensors"
 _KINDS: dict[str, type] = {
     kind.__name__: kind
     for kind in (
-        integer.Linear, integer.Norm, integer.Attention, integer.Mlp, integer.Block, integer.Stack, Wiring, IntegerModel,
+        integer.Linear, integer.Norm, integer.Attention, integer.Mlp, integer.Block, integer.Stack, Wiring,
+        IntegerModel,
     )
 }  # fmt: skip
 

@@ -9,8 +9,8 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Wiring:
-    """`vision` and `text` name the stacks that read pixels and tokens; where there are both, the rows of `vision` stand in
-    `text` for the tokens `image_token`, in order. `side`: pixels along a patch. `counts`: whose logits are the
+    """`vision` and `text` name the stacks that read pixels and tokens; where there are both, the rows of `vision` stand
+    in `text` for the tokens `image_token`, in order. `side`: pixels along a patch. `counts`: whose logits are the
     model's, all rows' or the first's.
     """
 

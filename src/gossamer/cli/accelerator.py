@@ -20,6 +20,10 @@ Positions = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", show_default="the model's, 2048 at most", help="Rotary positions that are kept."),
 ]
+Part = Annotated[
+    str | None,
+    typer.Option(metavar="TOWER", show_default=False, help="Of a model of two towers, such as CLIP: vision or text."),
+]
 
 
 @app.command("quantize", epilog=f"Example: {EXAMPLE}")
@@ -32,6 +36,7 @@ def quantize(
     weights: Weights = 8,
     group: Group = 64,
     positions: Positions = None,
+    part: Part = None,
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -45,7 +50,7 @@ def quantize(
 
         result = quantize_job(
             model, out, task=task, data=data, examples=examples, precision=Precision(weights, group),
-            positions=positions, progress=progress,
+            positions=positions, part=part, progress=progress,
         )  # fmt: skip
     show(result, as_json, draw)
 
@@ -54,7 +59,7 @@ def draw(result: Result) -> None:
     """Prints what was made, what it lost, and where it is."""
     for name, stack in result["stacks"].items():
         line(
-            f"{name}: {stack['blocks']} blocks of width {stack['width']}, one step of the stream is {stack['scale']:.3g}"
+            f"{name}: {stack['blocks']} blocks of width {stack['width']}, a step of the stream is {stack['scale']:.3g}"
         )
     line(f"logits differ by {result['logit_error']:.2%} (relative, on calibration data)")
     worst = ", ".join(f"{place} {share:.2%}" for place, share in result["saturated_most"].items())

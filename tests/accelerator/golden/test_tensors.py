@@ -19,10 +19,14 @@ def attended_by_chunks(query, keys, values, attention, depth, first):
     for start in range(0, len(keys), depth):
         part = scores[:, start : start + depth]
         columns = np.arange(start, start + part.shape[1])
-        valid = np.broadcast_to(True, part.shape) if first is None else columns <= first + np.arange(len(query))[:, None]
+        valid = (
+            np.broadcast_to(True, part.shape) if first is None else columns <= first + np.arange(len(query))[:, None]
+        )
         chunks.append(softmax.exponentials(part, valid))
     last = softmax.octaves[-1]
-    weights = np.concatenate([settle(chunk, octave, last) for chunk, octave in zip(chunks, softmax.octaves, strict=True)], 1)
+    weights = np.concatenate(
+        [settle(chunk, octave, last) for chunk, octave in zip(chunks, softmax.octaves, strict=True)], 1
+    )
     return average(weights @ values, weights.sum(1), attention.gain)
 
 
@@ -80,8 +84,8 @@ def test_four_bit_groups_multiply_their_sums() -> None:
     weight, a = random.integers(-8, 8, (5, 20)), random.integers(-128, 128, (3, 20))
     groups = random.integers(1, 16, (5, 3))
     layer = integer.Linear(
-        weight.astype(np.int8), np.arange(5, dtype=np.int32) * 100, np.full(5, 40000, np.uint16), np.full(5, 20, np.uint8),
-        groups.astype(np.uint8), 8,
+        weight.astype(np.int8), np.arange(5, dtype=np.int32) * 100, np.full(5, 40000, np.uint16),
+        np.full(5, 20, np.uint8), groups.astype(np.uint8), 8,
     )  # fmt: skip
     spread = weight * np.repeat(groups, 8, 1)[:, :20]
     assert np.array_equal(tensors.linear(layer, a), requantise(a @ spread.T + layer.bias, 40000, 20))

@@ -76,7 +76,7 @@ def test_reading_computes_what_the_model_computes(name: str) -> None:
 def test_integers_are_as_close_to_the_twin_as_the_twin_to_the_model(name: str) -> None:
     made, examples = quantized(name)
     tally = Tally()
-    twin = made.twin_logits
+    twin = made.twin()
     apart, lost = 0.0, 0.0
     for example in examples:
         wanted, rounded = made.float_logits(example), twin(example)
@@ -99,7 +99,8 @@ def test_four_bits_lose_more_but_hold_together() -> None:
     assert layer.groups.shape == (24, 2)
     assert 1 <= layer.groups.min() <= layer.groups.max() <= 15
     errors = [
-        sum(float((one.integer_logits(e).float() - one.float_logits(e)).norm()) for e in examples) for one in (eight, made)
+        sum(float((each.integer_logits(example).float() - each.float_logits(example)).norm()) for example in examples)
+        for each in (eight, made)
     ]
     assert errors[0] < errors[1] < 0.5 * sum(float(made.float_logits(e).norm()) for e in examples)
 
@@ -122,12 +123,32 @@ def test_saturation_is_counted() -> None:
     ("name", "said"),
     [
         ("qwen3", "Qwen3ForCausalLM"), ("gemma", "GemmaForCausalLM"), ("bert_lm", "BertForMaskedLM"),
-        ("mamba", "MambaForCausalLM"), ("siglip", "SiglipModel"), ("mixtral", "MixtralForCausalLM"),
+        ("mamba", "MambaForCausalLM"), ("whisper", "WhisperForConditionalGeneration"),
+        ("mixtral", "MixtralForCausalLM"),
     ],
 )  # fmt: skip
 def test_other_architectures_are_refused_by_name(name: str, said: str) -> None:
     with pytest.raises(ModelError, match=said):
         read_model(opened_of(build(name)))
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip", "owlv2"])
+@pytest.mark.parametrize("part", ["vision", "text"])
+def test_one_tower_of_two(name: str, part: str) -> None:
+    opened = opened_of(model_of(name))
+    generator = torch.Generator().manual_seed(2)
+    side = 32 if name == "owlv2" else 16
+    examples = [
+        {"pixel_values": torch.randn(1, 3, side, side, generator=generator)}
+        if part == "vision"
+        else {"input_ids": torch.randint(3, 80, (8,), generator=generator)}
+        for _ in range(6)
+    ]
+    made = quantize(opened, examples, part=part)
+    error = made.integer_logits(examples[0]).float() - made.float_logits(examples[0])
+    assert error.norm() < 0.15 * made.float_logits(examples[0]).norm()
+    with pytest.raises(ModelError, match="two towers"):
+        read_model(opened)
 
 
 def test_an_operator_inside_a_block_is_refused_by_name() -> None:

@@ -71,7 +71,18 @@ def test_faults_are_said(tmp_path) -> None:
 
 def test_the_command_line_quantises_tiny_lm(tmp_path, capsys) -> None:
     out = tmp_path / "lm"
-    arguments = ["accelerator", "quantize", "tiny-lm", "--data", "heldout", "--examples", "2", "--out", str(out), "--json"]
+    arguments = [
+        "accelerator",
+        "quantize",
+        "tiny-lm",
+        "--data",
+        "heldout",
+        "--examples",
+        "2",
+        "--out",
+        str(out),
+        "--json",
+    ]
     assert run([*arguments, "--positions", "256"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert said["logit_error"] < 0.06

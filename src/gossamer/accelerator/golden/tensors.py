@@ -1,13 +1,13 @@
 """An integer model run by whole tensors: the engine's numbers without its steps.
 
-Rows are taken together, so accuracy on thousands of tokens is a matter of seconds; the result is that of the engine, bit
-for bit. The softmax is the one thing that depends on the engine's shape: its running maximum moves chunk by chunk of
-`depth` columns. Products run in floating point where every partial sum is exact: below 2^24 in 32 bits, 2^53 in 64.
+Rows are taken together, so accuracy on thousands of tokens takes seconds; the result is that of the engine, bit
+for bit. The softmax alone depends on the engine's shape: its running maximum moves chunk by chunk of `depth`
+columns. Products run in floating point where every partial sum is exact: below 2^24 in 32 bits, 2^53 in 64.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,6 @@ from gossamer.accelerator.golden.arithmetic import (
     scale_norm,
 )
 from gossamer.core.errors import SettingError
-
 
 _Part = TypeVar("_Part")
 
@@ -100,10 +99,11 @@ def run(
     memory: Ints | None = None,
     tally: Tally | None = None,
 ) -> Ints:
-    """What a stack makes of rows (S, width) of 16 bits (see `look_up`, `patch_rows`): one row for each that is not dropped.
+    """What a stack makes of 16-bit rows (S, width), as `look_up` or `patch_rows` give: a row for each not dropped.
 
-    16 bits where the stack has a head, else 8 bits. With a `cache` the rows come after those it holds, and it grows: token
-    by token gives what all at once gives. `memory` (T, K) is what cross attention reads, 8 bits.
+    16 bits where the stack has a head or nothing behind its blocks, else 8. With a `cache` the rows come after those
+    it holds, and it grows: token by token gives what all at once gives. `memory` (T, K) is what cross attention reads,
+    8 bits.
     """
     runner = _Runner(stack, depth, cache if cache is not None else Cache(), memory, tally)
     return runner.leave(runner.blocks(runner.enter(rows)))
@@ -111,13 +111,16 @@ def run(
 
 def linear(layer: integer.Linear, a: Ints) -> Ints:
     """`requantise(Σ a · w + bias)`, (S, K) → (S, N), not saturated."""
-    return requantise(_sums(layer, a) + layer.bias.astype(np.int64), layer.multiplier.astype(np.int64), layer.shift)
+    return requantise(
+        _sums(layer, a) + layer.bias.astype(np.int64), layer.multiplier.astype(np.int64), layer.shift.astype(np.int64)
+    )
 
 
-def product(a: Ints, b: Ints, bits: int = 14) -> Ints:
+def product(a: NDArray[np.integer[Any]], b: NDArray[np.integer[Any]], bits: int = 14) -> Ints:
     """`a @ b`, exactly, for integers whose products have `bits` bits: by floating point wide enough for all sums."""
     exact = np.float32 if a.shape[-1] << bits <= 1 << 24 else np.float64
-    return (a.astype(exact) @ b.astype(exact)).astype(np.int64)
+    sums: Ints = (a.astype(exact) @ b.astype(exact)).astype(np.int64)
+    return sums
 
 
 def attend(
@@ -174,7 +177,8 @@ def _sums(layer: integer.Linear, a: Ints) -> Ints:
 
 
 def _through(table: NDArray[np.int8], x: Ints) -> Ints:
-    return table.astype(np.int64)[x & 255]
+    values: Ints = table.astype(np.int64)[x & 255]
+    return values
 
 
 @dataclass(frozen=True)

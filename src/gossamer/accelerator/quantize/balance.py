@@ -1,7 +1,7 @@
 """Outliers of gated products moved into weights: SmoothQuant's balance (Xiao et al. 2023, arXiv 2211.10438), for free.
 
-Column j of `act(gate) · up` is divided by c_j, column j of `down` multiplied by it. `up` has a multiplier for every column
-anyway, so nothing is added to what the engine does, and the model's function does not change.
+Column j of `act(gate) · up` is divided by c_j, column j of `down` multiplied by it. `up` has a multiplier for every
+column anyway, so nothing is added to what the engine does, and the model's function does not change.
 """
 
 from collections.abc import Sequence

@@ -2,8 +2,8 @@
 
 One pass finds the largest absolute value of every point, a second one counts values in bins; from the counts the clip
 with the least squared error is chosen among a few dozen, after the activation function where there is one (as in Nagel
-et al. 2021, arXiv 2106.08295, section 3.1). In the residual stream errors count relative to their row, as norms read it:
-the few tokens with massive activations (Sun et al. 2024, arXiv 2402.17762) would otherwise set the step for all others.
+et al. 2021, arXiv 2106.08295, section 3.1). In the residual stream errors count relative to their row, as norms
+read it: the few tokens with massive activations (Sun et al. 2024, arXiv 2402.17762) would set the step of all.
 """
 
 from collections.abc import Iterable, Mapping

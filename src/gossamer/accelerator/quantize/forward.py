@@ -1,7 +1,7 @@
 """The float model, run with an eye on every number that the integer model rounds.
 
-One forward pass serves three ends: with `look` that changes nothing it is the model itself, with one that takes notes it
-is calibration, with one that rounds it is the fake-quantised twin.
+One forward pass serves three ends: with a `look` that changes nothing it is the model itself, with one that takes notes
+it is calibration, with one that rounds it is the fake-quantised twin.
 """
 
 from collections.abc import Callable, Iterator

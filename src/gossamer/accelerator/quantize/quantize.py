@@ -1,6 +1,6 @@
 """An opened model and examples → the integer model, with what was lost on the way said."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,8 @@ class Quantized:
         """Of the integer model, in real numbers."""
         return torch.from_numpy(self.integer.run(example, depth, tally)).double() * self.integer.scale
 
-    @property
-    def twin_logits(self) -> Any:
-        """Example → logits of the fake-quantised twin (see `twin`)."""
+    def twin(self) -> Callable[[Example], torch.Tensor]:
+        """Example → logits of the fake-quantised twin (see `twin.py`)."""
         return twin(self.floating, self.scales, self.precision)
 
 
@@ -58,6 +57,7 @@ def quantize(
     examples: Sequence[Example],
     precision: Precision = Precision(),
     positions: int | None = None,
+    part: str | None = None,
 ) -> Quantized:
     """The integer model of `opened`, calibrated on `examples`.
 
@@ -66,6 +66,7 @@ def quantize(
         examples: what it reads; the first is used to check that it has been read right.
         precision: of the blocks' weights.
         positions: rotary positions that are kept (default: the model's, 2048 at most).
+        part: the tower of a model of two, `vision` or `text`.
 
     Raises:
         ModelError: an operator that the engine does not have, or numbers that it does not hold.
@@ -73,8 +74,8 @@ def quantize(
     """
     if not examples:
         raise DataError("calibration needs at least one example")
-    floating = balance(read_model(opened, positions), examples)
-    verify(floating, opened, examples[0])
+    floating = balance(read_model(opened, positions, part), examples)
+    verify(floating, opened, examples[0], part)
     scales = calibrate(floating, examples)
     stacks = {name: convert(stack, scales[name], precision) for name, stack in floating.stacks.items()}
     integer = IntegerModel(stacks, floating.wiring, opened.source, opened.fingerprint)
@@ -105,6 +106,7 @@ def quantize_job(
     examples: int = 32,
     precision: Precision = Precision(),
     positions: int | None = None,
+    part: str | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Quantises `model` on `examples` of `data`, writes it to `out`, and says how it fares on the first of them.
@@ -120,7 +122,7 @@ def quantize_job(
         raise DataError(f"{model} names no data of its own: give --data, what the model is calibrated on")
     progress.say("calibrating")
     found = examples_of(open_task(task, data, opened, limit=examples), examples)
-    made = quantize(opened, found, precision, positions)
+    made = quantize(opened, found, precision, positions, part)
     progress.say("comparing")
     tally = Tally()
     differences = []

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from gossamer.accelerator.quantize.calibrate import Scales, rounding
-from gossamer.accelerator.quantize.floating import Block, Linear, Stack
+from gossamer.accelerator.quantize.floating import Linear, Stack
 from gossamer.accelerator.quantize.model import Example, FloatModel, without_gradients
 from gossamer.accelerator.quantize.weights import Precision, quantize_rows
-from torch import Tensor
 
 
 def twin(model: FloatModel, scales: dict[str, Scales], precision: Precision) -> Callable[[Example], Tensor]:

@@ -1,4 +1,4 @@
-"""Weights on the integer grid: 8 bits with a step for each row, or 4 bits in groups whose steps are small multiples of it.
+"""Weights on the integer grid: 8 bits with a step for each row, or 4 bits in groups whose steps are multiples of it.
 
 The 4-bit form is VS-Quant (Dai et al. 2021, arXiv 2102.04503): a group's step is a 4-bit number times its row's step.
 """
