@@ -1,7 +1,8 @@
-"""An integer model run three ways, on tensors, step by step and in RTL, and compared: outputs and every byte of memory.
+"""An integer model run three ways, on tensors, step by step and in RTL, and compared: outputs and every byte of
+memory.
 
-A model with a tower writes its rows where the language model's prefill reads them; a causal one then writes tokens, each by
-one run of the same program, greedily.
+A model with a tower writes its rows where the language model's prefill reads them; a causal one then writes tokens,
+each by one run of the same program, greedily.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,8 @@ Bytes = NDArray[np.uint8]
 
 @dataclass
 class Phase:
-    """Runs of one kind. Cycles are the RTL's counter, `model_cycles` the cycle model's; `macs` those that the model needs."""
+    """Runs of one kind. Cycles are the RTL's counter, `model_cycles` the cycle model's; `macs` those that the model
+    needs."""
 
     runs: int = 0
     cycles: int = 0
@@ -41,8 +43,8 @@ class Phase:
 
 @dataclass
 class Verified:
-    """What was found. `mismatches`: values in which RTL, golden machine and golden tensors differ, and bytes of the outer
-    memory in which the first two do."""
+    """What was found. `mismatches`: values in which RTL, golden machine and golden tensors differ, and bytes of the
+    outer memory in which the first two do."""
 
     mismatches: int = 0
     tokens: list[int] = field(default_factory=list)
