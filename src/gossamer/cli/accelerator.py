@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gossamer.cli.options import Data, Json, Model, Out, Seed, Task, Threads
-from gossamer.cli.terminal import Result, job, line, show
+from gossamer.cli.terminal import Result, job, line, quantity, show
 from gossamer.core.errors import RequirementError
 
 app = typer.Typer(help="Integer models, and the engine that runs them.", rich_markup_mode=None, no_args_is_help=True)
@@ -116,3 +116,80 @@ def draw_simulation(result: Result) -> None:
             f"{name}: {phase['runs']} × {each} cycles (cycle model {phase['model_cycles'] // phase['runs']}), "
             f"{phase['utilisation']:.1%} of the multipliers in use"
         )
+
+
+@app.command("build", epilog="Example: gossamer accelerator build --config small --out runs/engine")
+def build(
+    out: Out,
+    config: Config = "small",
+    clock: Annotated[float, typer.Option(min=1, metavar="MHZ", help="What the constraints ask for.")] = 200.0,
+    as_json: Json = False,
+) -> None:
+    """Write an engine as a folder: Verilog, its instance, a self-checking bench, constraints, a README."""
+    with job(None):
+        from gossamer.accelerator.build import build_job
+
+        result = build_job(config, out, clock)
+    show(result, as_json, draw_build)
+
+
+def draw_build(result: Result) -> None:
+    """Prints where it is and how large."""
+    line(f"{result['multipliers']} multipliers, {quantity('_bytes', result['sram_bytes'])} of memory: {result['out']}")
+    line(f"{len(result['files'])} files; see {result['out']}/README.md for how to run the bench")
+
+
+@app.command("table1", epilog="Example: gossamer accelerator table1 --config large")
+def table1(
+    config: Config = "large",
+    technology: Annotated[
+        str, typer.Option(metavar="PROCESS", help="Clock and energies: a YAML file, or a preset (sg13g2).")
+    ] = "sg13g2",
+    as_json: Json = False,
+) -> None:
+    """Published transformers on an engine: cycles, utilisation, latency, energy, beside a GPU's roofline and SwiftTron."""
+    with job(None) as progress:
+        from gossamer.accelerator.engine_files import load_engine
+        from gossamer.accelerator.table1 import GPU, table1
+        from gossamer.dataflow.technology import load_technology
+
+        process = load_technology(technology)
+        rows = table1(load_engine(config), process, progress=progress)
+    show({"rows": rows, "technology": process.model_dump(), "gpu": GPU}, as_json, draw_table1)
+
+
+def draw_table1(result: Result) -> None:
+    """Prints a row a line."""
+    clock = result["technology"]["clock_mhz"]
+    line(f"estimated by the cycle model at {clock:g} MHz; the GPU's time is the roofline of an {result['gpu']['name']}")
+    for row in result["rows"]:
+        published = row["swifttron_published_ms"]
+        line(
+            f"{row['model']} ({row['layers']} blocks), {row['phase']} {row['sequence']}: {row['cycles']:,} cycles, "
+            f"{row['utilisation_percent']:.1f} %, {row['latency_ms']:.2f} ms, {row['energy_mj']:.1f} mJ; "
+            f"GPU at least {row['gpu_roofline_ms']:.3f} ms"
+            + ("" if published is None else f"; SwiftTron, as published: {published} ms")
+        )
+
+
+@app.command("synthesize", epilog="Example: gossamer accelerator synthesize --config small --liberty cells.lib")
+def synthesize(
+    liberty: Annotated[Path, typer.Option(metavar="FILE", help="The process: a .lib or .lib.gz file.")],
+    config: Config = "small",
+    as_json: Json = False,
+) -> None:
+    """Area by unit, cells and longest paths of an engine, by Yosys and ABC."""
+    with job(None) as progress:
+        from gossamer.accelerator.synthesis import synthesize_job
+
+        result = synthesize_job(config, liberty, progress)
+    show(result, as_json, draw_synthesis)
+
+
+def draw_synthesis(result: Result) -> None:
+    """Prints areas and the longest path."""
+    for name, unit in result["units"].items():
+        line(f"{name}: {unit['area_um2'] / 1e6:.3f} mm²")
+    line(f"logic: {result['logic_area_um2'] / 1e6:.3f} mm², {result['sequential_percent']:.0f} % of it registers")
+    line(f"longest path: {result['critical_path_ns']:.2f} ns in {result['critical_module']}")
+    line(f"memories: {result['sram_bits'] / 8192:.0f} KiB, about {result['estimated']['sram_area_um2'] / 1e6:.2f} mm²")
