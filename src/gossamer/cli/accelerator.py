@@ -147,7 +147,7 @@ def table1(
     ] = "sg13g2",
     as_json: Json = False,
 ) -> None:
-    """Published transformers on an engine: cycles, utilisation, latency, energy, beside a GPU's roofline and SwiftTron."""
+    """Published transformers on an engine, by the cycle model, beside a roofline of a GPU and SwiftTron."""
     with job(None) as progress:
         from gossamer.accelerator.engine_files import load_engine
         from gossamer.accelerator.table1 import GPU, table1

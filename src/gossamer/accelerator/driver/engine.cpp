@@ -69,6 +69,7 @@ class Engine {
     }
     top_ = std::make_unique<Vtop>(&context_, "");
     top_->clk_i = 0;
+    top_->m_axi_rresp_i = top_->m_axi_bresp_i = 0;  // the seed reaches inputs too
     top_->rst_i = 1;
     for (int i = 0; i < 4; ++i) tick();
     top_->rst_i = 0;
