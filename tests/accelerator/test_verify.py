@@ -1,4 +1,4 @@
-"""What `accelerator simulate` does with a model, on the golden machine: runs of every phase, tokens, mismatches, refusals."""
+"""What `accelerator simulate` does with a model, on the golden machine: phases, tokens, mismatches, refusals."""
 
 from dataclasses import replace
 
@@ -56,8 +56,8 @@ def test_pictures_and_words() -> None:
     found = verify(model, ENGINE, {"input_ids": tokens, "pixel_values": pixels}, 2, rtl=False)
     assert found.mismatches == 0
     assert {name: phase.runs for name, phase in found.phases.items()} == {"tower": 1, "prefill": 1, "decode": 2}
+    parted = torch.tensor([*[1] * 5, 8, *[1] * 4])
     with pytest.raises(SettingError, match="must follow each other"):
-        parted = torch.tensor([*[1] * 5, 8, *[1] * 4])
         verify(model, ENGINE, {"input_ids": parted, "pixel_values": pixels}, 0, rtl=False)
 
 

@@ -88,6 +88,7 @@ def row(case: Case, engine: IntegerEngine, technology: Technology) -> dict[str, 
         "latency_ms": milliseconds,
         "energy_mj": sum(energy.values()),
         "energy_parts_mj": energy,
+        "compulsory_bytes": layers * _compulsory(case, shape, 1),
         "gpu_roofline_ms": _roofline_ms(case, shape, layers),
         "swifttron_published_ms": case.swifttron_ms,
     }
@@ -116,7 +117,12 @@ def _roofline_ms(case: Case, shape: Shape, layers: int) -> float:
     """The least time on `GPU` at 16 bits: operations or bytes of weights and cache at the peaks, the longer."""
     decoding = case.phase == "decode"
     macs = shape.macs(1, case.sequence - 1) if decoding else shape.macs(case.sequence)
-    weights = shape.macs(1) - 2 * shape.heads * shape.head
-    cache = 2 * shape.kv_heads * shape.head * case.sequence if decoding else 0
-    seconds = max(2 * macs / GPU["flops"], 2 * (weights + cache) / GPU["bytes_per_s"])  # type: ignore[operator]
+    seconds = max(2 * macs / GPU["flops"], _compulsory(case, shape, 2) / GPU["bytes_per_s"])  # type: ignore[operator]
     return layers * seconds * 1e3
+
+
+def _compulsory(case: Case, shape: Shape, width: int) -> int:
+    """Bytes of a block's weights, and in decode of its cache, in numbers of `width` bytes: read once at least."""
+    weights = shape.macs(1) - 2 * shape.heads * shape.head
+    cache = 2 * shape.kv_heads * shape.head * case.sequence if case.phase == "decode" else 0
+    return width * (weights + cache)
