@@ -150,5 +150,6 @@ def _open(compiled: Path, seed: int) -> tuple[ctypes.CDLL, int]:
     library.gossamer_get.argtypes, library.gossamer_get.restype = [pointer, number, pointer], None
     library.gossamer_eval.argtypes = [pointer]
     library.gossamer_clock.argtypes = [pointer, number, ctypes.c_int64]
-    library.gossamer_run.argtypes = [pointer, number, ctypes.c_int64, *[number, pointer, pointer] * 2]
+    columns = (number, pointer, pointer)
+    library.gossamer_run.argtypes = [pointer, number, ctypes.c_int64, *columns, *columns]
     return library, opening(seed, os.fsencode(compiled.parent))

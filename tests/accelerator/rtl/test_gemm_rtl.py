@@ -1,47 +1,53 @@
 """gs_gemm against golden arithmetic, bit for bit, and against the cycle model."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
-from gemm_unit import LINES, Memories, Unit, golden
+from gemm_unit import Unit
 
+from gossamer.accelerator.golden.machine import Machine
 from gossamer.dataflow.cycles.gemm import gemm_cycles
 from gossamer.dataflow.engine import IntegerEngine
-from gossamer.dataflow.schedule import NOWHERE, Gemm, Mode, Tensor
+from gossamer.dataflow.schedule import NOWHERE, Gemm, Mode, Space, Tensor
 
-SMALL = {"parameters": 256, "groups": 64, "tables": 2, "chunks": 64}
+SMALL = {"bank_lines": 64, "parameters": 256, "groups": 64, "tables": 2, "chunks": 64}
 ENGINES = {
     "square": IntegerEngine(**SMALL),
     "wide": IntegerEngine(rows=4, columns=8, depth=4, lanes=1, bus_bytes=4, **SMALL),
-    "tall": IntegerEngine(rows=16, columns=8, depth=8, lanes=2, bus_bytes=32, four_bit=False, **SMALL),
+    "tall": IntegerEngine(rows=8, columns=4, depth=4, lanes=2, norm_rows=4, bus_bytes=32, four_bit=False, **SMALL),
 }
+
+LARGE = {
+    "16x8x8": IntegerEngine(rows=16, columns=8, depth=8, lanes=2, bus_bytes=32, four_bit=False, **SMALL),
+    "32x16x8": IntegerEngine(rows=32, columns=16, depth=8, lanes=4, bus_bytes=16, **SMALL),
+    "8x16x16": IntegerEngine(rows=8, columns=16, depth=16, lanes=8, bus_bytes=64, **SMALL),
+    "4x8x8": IntegerEngine(rows=4, columns=8, depth=8, lanes=4, bus_bytes=8, **SMALL),
+}
+NO_REGISTERS = [0] * 8
 
 
 @cache
 def unit(name: str) -> Unit:
-    return Unit(ENGINES[name])
+    return Unit({**ENGINES, **LARGE}[name])
 
 
-def random_memories(engine: IntegerEngine, random: np.random.Generator) -> Memories:
-    entries = np.stack(
-        [
-            random.integers(-(1 << 13), 1 << 13, engine.parameters),
-            random.integers(0, 1 << 16, engine.parameters),
-            random.integers(18, 32, engine.parameters),
-        ],
-        axis=1,
-    )
+def random_machine(engine: IntegerEngine, random: np.random.Generator, registers: list[int]) -> Machine:
+    """Memories of random bytes; parameters that bring most sums into range, and some that do not."""
+    machine = Machine(engine, np.zeros(0, np.uint8), registers[1:])
+    for memory in (machine.sram, machine.side[Space.GROUPS], machine.side[Space.TABLES]):
+        memory[...] = random.integers(0, 256, memory.shape, np.uint8)
+    bias = random.integers(-(1 << 13), 1 << 13, engine.parameters)
+    shift = random.integers(18, 32, engine.parameters)
     extreme = random.random(engine.parameters) < 0.05
-    entries[extreme, 0] = random.choice([-(1 << 31), (1 << 31) - 1], extreme.sum())
-    entries[extreme, 2] = random.choice([0, 1, 47], extreme.sum())
-    return Memories(
-        engine,
-        random.integers(0, 256, (LINES, engine.line_rows, engine.depth), np.uint8),
-        entries,
-        random.integers(0, 256, (engine.groups, engine.columns), np.uint8),
-        random.integers(-128, 128, (engine.tables, 256), np.int8),
-    )
+    bias[extreme] = random.choice([-(1 << 31), (1 << 31) - 1], extreme.sum())
+    shift[extreme] = random.choice([0, 1, 47], extreme.sum())
+    entries = machine.side[Space.PARAMETERS].reshape(-1, 8)
+    entries[:, :4] = bias.astype("<i4")[:, None].view(np.uint8)
+    entries[:, 4:6] = random.integers(0, 1 << 16, engine.parameters).astype("<u2")[:, None].view(np.uint8)
+    entries[:, 6] = shift
+    return machine
 
 
 class Placer:
@@ -55,7 +61,7 @@ class Placer:
         row = int(self.random.integers(0, 2 * self.engine.line_rows)) if row is None else row
         tensor = Tensor(self.line, pitch, row)
         self.line += -(-(row + rows) // self.engine.line_rows) * pitch
-        assert self.line <= LINES
+        assert self.line <= self.engine.lines
         return tensor
 
 
@@ -87,22 +93,22 @@ def random_step(engine: IntegerEngine, mode: Mode, random: np.random.Generator, 
         limit=int(random.integers(-2, n + 4)) if mode is Mode.SCORE else 0,
         causal=bool(random.integers(0, 2)) and mode is Mode.SCORE,
         four_bit=four_bit,
-        group=int(random.integers(0, 4)) if four_bit else 0,
+        group=int(random.integers(1, 4)) if four_bit else 0,
         groups=int(random.integers(0, 8)) if four_bit else 0,
         **fixed,
     )  # fmt: skip
 
 
-def check(name: str, steps: list[Gemm], memories: Memories, registers: list[int] | None = None) -> None:
+def check(name: str, steps: list[Gemm], random: np.random.Generator, registers: list[int] = NO_REGISTERS) -> None:
     """Runs steps one after the other on the same memories; results and cycles are equal."""
-    registers = registers or [0] * 8
-    unit(name).fill(memories)
+    machine = random_machine(unit(name).engine, random, registers)
+    unit(name).fill(machine)
     for step in steps:
-        golden(memories, step, registers)
-        wanted = gemm_cycles(memories.engine, step, registers)
+        machine.do(step)
+        wanted = gemm_cycles(machine.engine, step, registers)
         cycles, _ = unit(name).run(step, registers, wanted + 100)
         found = unit(name).lines()
-        assert np.array_equal(found, memories.lines), f"{step}: {np.argwhere(found != memories.lines)[:5].tolist()}"
+        assert np.array_equal(found, machine.sram), f"{step}: {np.argwhere(found != machine.sram)[:5].tolist()}"
         assert cycles == wanted, step
 
 
@@ -111,7 +117,7 @@ def check(name: str, steps: list[Gemm], memories: Memories, registers: list[int]
 def test_random_products(name: str, mode: Mode) -> None:
     random = np.random.default_rng(int(mode))
     for _ in range(20):
-        check(name, [random_step(ENGINES[name], mode, random)], random_memories(ENGINES[name], random))
+        check(name, [random_step(ENGINES[name], mode, random)], random)
 
 
 def attention(engine: IntegerEngine, random: np.random.Generator, registers: list[int]) -> list[Gemm]:
@@ -130,7 +136,8 @@ def attention(engine: IntegerEngine, random: np.random.Generator, registers: lis
     causal = bool(random.integers(0, 2))
     shift = int(random.integers(14, 24))
     score = Gemm(
-        query, key, scores, m, keys - less, head, Mode.SCORE, multiplier=int(random.integers(1 << 15, 1 << 16)), shift=shift,
+        query, key, scores, m, keys - less, head, Mode.SCORE,
+        multiplier=int(random.integers(1 << 15, 1 << 16)), shift=shift,
         limit=int(random.integers(-2, keys + 4)) - less, causal=causal, **dynamic,
     )  # fmt: skip
     dynamic = {"register": 3, "add_k": True} if less else {}
@@ -144,4 +151,50 @@ def test_random_attention(name: str) -> None:
     registers = [0, 100, 200, 3, 0, 0, 0, 0]
     for _ in range(30):
         steps = attention(ENGINES[name], random, registers)
-        check(name, steps, random_memories(ENGINES[name], random), registers)
+        check(name, steps, random, registers)
+
+
+def test_a_product_with_enough_chunks_computes_all_the_time() -> None:
+    """K / depth chunks of a tile hide the drain of the one before it."""
+    engine = ENGINES["square"]
+    place = Placer(engine, np.random.default_rng(0))
+    a, w, out = place.place(24, 8, 0), place.place(64, 8, 0), place.place(24, 8, 0)
+    step = Gemm(a, w, out, 24, 64, 64, Mode.INT8)
+    cycles, chunks = unit("square").run(step, NO_REGISTERS, 1000)
+    assert cycles == gemm_cycles(engine, step)
+    assert chunks == 3 * 8 * 8
+    assert chunks / cycles > 0.9
+
+
+def test_registers_lengthen_a_product() -> None:
+    random = np.random.default_rng(1)
+    registers = [0, 0, 0, 0, 0, 21, 0, 0]
+    for _ in range(10):
+        step = random_step(ENGINES["square"], Mode.INT8, random, n=40, k=50, four_bit=False)
+        step = replace(step, n=19, k=29, register=5, add_n=True, add_k=True)
+        check("square", [step], random, registers)
+
+
+@pytest.mark.parametrize("name", list(ENGINES))
+def test_steps_follow_each_other_at_once(name: str) -> None:
+    """Nothing of a step is left that the next one, started in the cycle in which it rests, could take for its own."""
+    random = np.random.default_rng(2)
+    for _ in range(5):
+        machine = random_machine(ENGINES[name], random, NO_REGISTERS)
+        unit(name).fill(machine)
+        for mode in random.integers(0, 5, 8):
+            step = random_step(ENGINES[name], Mode(mode), random, n=20, k=9, m=3)
+            machine.do(step)
+            unit(name).run(step, NO_REGISTERS, gemm_cycles(machine.engine, step))
+        assert np.array_equal(unit(name).lines(), machine.sram)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*ENGINES, *LARGE])
+def test_many_random_steps(name: str) -> None:
+    random = np.random.default_rng(11)
+    registers = [0, 100, 200, 3, 0, 0, 0, 0]
+    engine = {**ENGINES, **LARGE}[name]
+    for index in range(400):
+        check(name, [random_step(engine, Mode(index % 5), random)], random, registers)
+        check(name, attention(engine, random, registers), random, registers)

@@ -23,28 +23,6 @@ module gs_cell #(
 );
     localparam SUM = 17 + $clog2(DEPTH);
 
-    // halves of w: 0 the low one, unsigned; 1 the low one, signed; 2 the high one, signed; 3 all eight bits, signed
-    function signed [SUM-1:0] dot;
-        input [9*DEPTH-1:0] a;
-        input [8*DEPTH-1:0] w;
-        input [1:0] part;
-        reg signed [SUM-1:0] x, y;
-        integer b;
-        begin
-            dot = {SUM{1'b0}};
-            for (b = 0; b < DEPTH; b = b + 1) begin
-                x = {{(SUM - 9){a[9*b+8]}}, a[9*b +: 9]};
-                case (part)
-                    2'd0: y = {{(SUM - 4){1'b0}}, w[8*b +: 4]};
-                    2'd1: y = {{(SUM - 4){w[8*b+3]}}, w[8*b +: 4]};
-                    2'd2: y = {{(SUM - 4){w[8*b+7]}}, w[8*b+4 +: 4]};
-                    default: y = {{(SUM - 8){w[8*b+7]}}, w[8*b +: 8]};
-                endcase
-                dot = dot + x * y;
-            end
-        end
-    endfunction
-
     reg [31:0] low_q;
     wire [31:0] low_term;
     wire [31:0] low_next = (first_i ? 32'd0 : low_q) + low_term;
@@ -55,33 +33,67 @@ module gs_cell #(
         else if (drain_i) low_o <= low_i;
     end
 
+    genvar b;
+    integer i;
     generate
         if (FOUR_BIT != 0) begin : g_split
-            reg signed [SUM-1:0] low_dot_q, high_dot_q;
+            wire [SUM*DEPTH-1:0] low_products, high_products;
+            reg signed [SUM-1:0] low_dot, high_dot, low_dot_q, high_dot_q;
             reg [31:0] high_q, high_hold_q;
-            wire signed [31:0] low_dot = {{(32 - SUM){low_dot_q[SUM-1]}}, low_dot_q};
-            wire signed [31:0] high_dot = {{(32 - SUM){high_dot_q[SUM-1]}}, high_dot_q};
+            wire signed [31:0] low_wide = {{(32 - SUM){low_dot_q[SUM-1]}}, low_dot_q};
+            wire signed [31:0] high_wide = {{(32 - SUM){high_dot_q[SUM-1]}}, high_dot_q};
             wire signed [31:0] low_scale = {28'd0, scale_i[3:0]};
             wire signed [31:0] high_scale = {28'd0, scale_i[7:4]};
-            wire [31:0] high_next = (first_i ? 32'd0 : high_q) + high_dot * high_scale;
-            assign low_term = low_dot * low_scale + (four_bit_i ? 32'd0 : {high_dot[27:0], 4'd0});
+            wire [31:0] high_next = (first_i ? 32'd0 : high_q) + high_wide * high_scale;
+            assign low_term = low_wide * low_scale + (four_bit_i ? 32'd0 : {high_wide[27:0], 4'd0});
             assign high_o = high_hold_q;
 
+            for (b = 0; b < DEPTH; b = b + 1) begin : g_product
+                wire sign = four_bit_i && w_i[8*b+3];  // the low half of eight bits has none
+                wire signed [SUM-1:0] a = {{(SUM - 9){a_i[9*b+8]}}, a_i[9*b +: 9]};
+                wire signed [SUM-1:0] low = {{(SUM - 4){sign}}, w_i[8*b +: 4]};
+                wire signed [SUM-1:0] high = {{(SUM - 4){w_i[8*b+7]}}, w_i[8*b+4 +: 4]};
+                assign low_products[SUM*b +: SUM] = a * low;
+                assign high_products[SUM*b +: SUM] = a * high;
+            end
+
+            always @* begin
+                low_dot  = {SUM{1'b0}};
+                high_dot = {SUM{1'b0}};
+                for (i = 0; i < DEPTH; i = i + 1) begin
+                    low_dot  = low_dot + low_products[SUM*i +: SUM];
+                    high_dot = high_dot + high_products[SUM*i +: SUM];
+                end
+            end
+
             always @(posedge clk_i) begin
-                low_dot_q  <= dot(a_i, w_i, {1'b0, four_bit_i});
-                high_dot_q <= dot(a_i, w_i, 2'd2);
+                low_dot_q  <= low_dot;
+                high_dot_q <= high_dot;
                 if (add_i) high_q <= high_next;
                 if (add_i && last_i) high_hold_q <= high_next;
                 else if (drain_i) high_hold_q <= high_i;
             end
         end else begin : g_whole
-            reg signed [SUM-1:0] dot_q;
+            wire [SUM*DEPTH-1:0] products;
+            reg signed [SUM-1:0] dot, dot_q;
             /* verilator lint_off UNUSEDSIGNAL */
             wire unused = &{1'b0, four_bit_i, scale_i, high_i};
             /* verilator lint_on UNUSEDSIGNAL */
             assign low_term = {{(32 - SUM){dot_q[SUM-1]}}, dot_q};
             assign high_o = 32'd0;
-            always @(posedge clk_i) dot_q <= dot(a_i, w_i, 2'd3);
+
+            for (b = 0; b < DEPTH; b = b + 1) begin : g_product
+                wire signed [SUM-1:0] a = {{(SUM - 9){a_i[9*b+8]}}, a_i[9*b +: 9]};
+                wire signed [SUM-1:0] w = {{(SUM - 8){w_i[8*b+7]}}, w_i[8*b +: 8]};
+                assign products[SUM*b +: SUM] = a * w;
+            end
+
+            always @* begin
+                dot = {SUM{1'b0}};
+                for (i = 0; i < DEPTH; i = i + 1) dot = dot + products[SUM*i +: SUM];
+            end
+
+            always @(posedge clk_i) dot_q <= dot;
         end
     endgenerate
 endmodule

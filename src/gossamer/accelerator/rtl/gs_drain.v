@@ -22,8 +22,8 @@ module gs_drain #(
     output wire        odd_o,       // the second, fourth, … window of a chunk
     output reg  [23:0] entry_o
 );
-    localparam [23:0] STEP = LANES;
-    localparam [4:0] WAIT = DIVIDER;
+    localparam [23:0] STEP = LANES[23:0];
+    localparam [4:0] WAIT = DIVIDER[4:0];
 
     reg [23:0] tile_q;   // that comes next
     reg [7:0] left_q;

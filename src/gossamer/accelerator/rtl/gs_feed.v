@@ -21,37 +21,30 @@ module gs_feed #(
     reg [8*DEPTH-1:0] bytes_q;
     reg [3:0] shift_q;
     reg [SUM-1:0] sum_q;
-    wire [30:0] sum = {{(31 - SUM){1'b0}}, sum_q};
 
-    function [9*DEPTH-1:0] feed;
-        input [8*DEPTH-1:0] bytes;
-        input settle;
-        input [3:0] shift;
-        reg [8:0] moved;
-        integer b;
-        begin
-            for (b = 0; b < DEPTH; b = b + 1) begin
-                moved = {bytes[8*b +: 8], 1'b0} >> shift;
-                feed[9*b +: 9] = settle ? {1'b0, moved[8:1]} + {8'd0, moved[0]} : {bytes[8*b+7], bytes[8*b +: 8]};
-            end
-        end
-    endfunction
+    wire [9*DEPTH-1:0] a;
+    reg [SUM-1:0] sum;
+    integer i;
 
-    function [SUM-1:0] total;
-        input [9*DEPTH-1:0] a;
-        integer b;
-        begin
-            total = {SUM{1'b0}};
-            for (b = 0; b < DEPTH; b = b + 1) total = total + {{(SUM - 8){1'b0}}, a[9*b +: 8]};
+    genvar b;
+    generate
+        for (b = 0; b < DEPTH; b = b + 1) begin : g_byte
+            wire [8:0] moved = {bytes_q[8*b +: 8], 1'b0} >> shift_q;
+            assign a[9*b +: 9] = settle_i ? {1'b0, moved[8:1]} + {8'd0, moved[0]} : {bytes_q[8*b+7], bytes_q[8*b +: 8]};
         end
-    endfunction
+    endgenerate
+
+    always @* begin
+        sum = {SUM{1'b0}};
+        for (i = 0; i < DEPTH; i = i + 1) sum = sum + {{(SUM - 8){1'b0}}, a_o[9*i +: 8]};
+    end
 
     always @(posedge clk_i) begin
         bytes_q <= bytes_i;
         shift_q <= (octaves > FADED) ? FADED[3:0] : octaves[3:0];
-        a_o     <= feed(bytes_q, settle_i, shift_q);
-        sum_q   <= total(a_o);
-        if (add_i) total_o <= (first_i ? 31'd0 : total_o) + sum;
+        a_o     <= a;
+        sum_q   <= sum;
+        if (add_i) total_o <= (first_i ? 31'd0 : total_o) + {{(31 - SUM){1'b0}}, sum_q};
     end
 endmodule
 `default_nettype wire

@@ -52,8 +52,8 @@ module gs_gemm #(
     localparam RESULT = 10;
     localparam SCORED = DEPTH / LANES + 11;
     localparam CHUNK_BITS = $clog2(CHUNKS);
-    localparam [31:0] STEP = LANES;
-    localparam signed [32:0] MOST_OPEN = LANES;
+    localparam [31:0] STEP = LANES[31:0];
+    localparam signed [32:0] MOST_OPEN = {1'b0, LANES[31:0]};
     localparam signed [32:0] LEAST_OPEN = -64;
 
     // ---- the step
@@ -124,8 +124,10 @@ module gs_gemm #(
     end
 
     // ---- operands
+    /* verilator lint_off UNUSEDSIGNAL */
     wire [8*LINE_ROWS*DEPTH-1:0] a_moved = a_data_i >> (ROW * a_slot_q);
     wire [8*LINE_ROWS*DEPTH-1:0] w_moved = w_data_i >> (ROW * w_slot_q);
+    /* verilator lint_on UNUSEDSIGNAL */
     wire [9*DEPTH*ROWS-1:0] a;
     reg [ROW*COLUMNS-1:0] w1_q, w2_q;
     wire [10*ROWS-1:0] octaves, last_octaves;
@@ -215,7 +217,9 @@ module gs_gemm #(
     reg [7:0] x_slot_q;
     reg [23:0] x_chunk_q;
     wire x_restart = row_ended_q[3] || (period != 16'd0 && x_chunk_q + 24'd1 == {8'd0, period});
+    /* verilator lint_off UNUSEDSIGNAL */
     wire [8*LINE_ROWS*DEPTH-1:0] x_moved = x_data_i >> (ROW * x_slot_q);
+    /* verilator lint_on UNUSEDSIGNAL */
     assign x_en_o = aux && aux_first;
     assign x_line_o = x_base + x_chunk_q;
 

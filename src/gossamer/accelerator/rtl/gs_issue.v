@@ -38,9 +38,9 @@ module gs_issue #(
     output reg  [23:0] chunk_o,
     output reg  [15:0] group_o    // word of the group memory
 );
-    localparam [7:0] STEP = COLUMNS;
-    localparam [7:0] LINE = LINE_ROWS;
-    localparam [7:0] WAIT = DIVIDER;
+    localparam [7:0] STEP = COLUMNS[7:0];
+    localparam [7:0] LINE = LINE_ROWS[7:0];
+    localparam [7:0] WAIT = DIVIDER[7:0];
 
     reg run_q, whole_q;  // whole_q: no tile has been issued yet
     reg [23:0] tile_q, w_base_q;

@@ -38,13 +38,17 @@ module gs_plan #(
     localparam LANE_BITS   = $clog2(LANES);
     localparam TILE_BITS   = $clog2(COLUMNS);
     localparam LINE_BITS   = $clog2(LINE_ROWS);
-    localparam [7:0] LINE_MASK = LINE_ROWS - 1;
-    localparam [7:0] TILE_WINDOWS = COLUMNS / LANES;
-    localparam [5:0] CHUNK_WINDOWS = DEPTH / LANES;
+    localparam LINE_LAST   = LINE_ROWS - 1;
+    localparam OF_TILE     = COLUMNS / LANES;
+    localparam OF_CHUNK    = DEPTH / LANES;
+    localparam DEPTH_LAST  = DEPTH - 1;
+    localparam [7:0] LINE_MASK = LINE_LAST[7:0];
+    localparam [7:0] TILE_WINDOWS = OF_TILE[7:0];
+    localparam [5:0] CHUNK_WINDOWS = OF_CHUNK[5:0];
     localparam WINDOW_BITS = TILE_BITS - LANE_BITS;
     localparam CHUNK_BITS  = DEPTH_BITS - LANE_BITS;
-    localparam [24:0] DEPTH_LESS = DEPTH - 1;
-    localparam [23:0] TILE = COLUMNS;
+    localparam [24:0] DEPTH_LESS = DEPTH_LAST[24:0];
+    localparam [23:0] TILE = COLUMNS[23:0];
 
     wire wide = instruction_i[GEMM_MODE_LO +: GEMM_MODE_W] == MODE_INT16[2:0];
     wire four_bit = instruction_i[GEMM_FOUR_BIT_LO];

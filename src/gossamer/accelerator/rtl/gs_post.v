@@ -42,19 +42,9 @@ module gs_post #(
     /* verilator no_inline_module */
     localparam TABLE_BYTES = 256 * TABLES;
 
-    function [15:0] saturate16;
-        input [23:0] y;
-        saturate16 = (y[23:15] == {9{y[23]}}) ? y[15:0] : {y[23], {15{!y[23]}}};
-    endfunction
-
-    function [7:0] saturate8;
-        input [15:0] y;
-        saturate8 = (y[15:7] == {9{y[15]}}) ? y[7:0] : {y[15], {7{!y[15]}}};
-    endfunction
-
     localparam [15:0] SCORE_HIGH = 16'd32704;
     wire [5:0] average_shift = {1'b0, place_i} + 6'd16 - {2'd0, shift_i[3:0]};
-    wire [15:0] second_multiplier = multiply_i ? multiplier_i : 16'd1;
+    wire signed [32:0] second_multiplier = {17'd0, multiplier_i};
     wire [5:0] second_shift = (multiply_i || rotary_i) ? shift_i : 6'd0;
     wire [4:0] table_place = table_i - 5'd1;
     reg [8*DEPTH-1:0] x_q;
@@ -91,9 +81,9 @@ module gs_post #(
             reg [5:0] first_shift_q;
             wire [23:0] y;  // stage 5
             // stage 5: the range that goes on
-            wire [15:0] y16 = saturate16(y);
+            wire [15:0] y16 = (y[23:15] == {9{y[23]}}) ? y[15:0] : {y[23], {15{!y[23]}}};
             wire [15:0] clipped = ($signed(y16) > $signed(SCORE_HIGH)) ? SCORE_HIGH : y16;
-            wire [7:0] y8 = saturate8(y16);
+            wire [7:0] y8 = (y16[15:7] == {9{y16[15]}}) ? y16[7:0] : {y16[15], {7{!y16[15]}}};
             wire [15:0] ranged = rotary_i ? y16 : score_i ? clipped : {{8{y8[7]}}, y8};
             wire [15:0] x_word = x_q[16*q +: 16];
             wire [7:0] x_byte = x_q[8*q +: 8];
@@ -115,22 +105,23 @@ module gs_post #(
             wire [24:0] product = odd ? left_product + right_product : left_product - right_product;
             wire [24:0] plain = wide_i ? {y_q[23], y_q} + {{9{a_q[15]}}, a_q} : left;
             reg [24:0] z_q;
-            // stages 7 … 10
+            // stages 7 … 10: of a product with aux only, 16 bits, there is something to multiply
+            wire signed [32:0] z = {{17{z_q[15]}}, z_q[15:0]};
+            reg [32:0] scaled_q;
             wire [15:0] word;
             wire [7:0] looked_up;
+            wire [7:0] narrow = (word[15:7] == {9{word[15]}}) ? word[7:0] : {word[15], {7{!word[15]}}};
             reg [23:0] looked_up_q;
 
             assign u[16*q +: 16] = u_q;
             assign a[16*q +: 16] = a_q;
             assign words[16*q +: 16] = word;
-            assign bytes[8*q +: 8] = (table_i != 5'd0) ? looked_up_q[23:16] : saturate8(word);
+            assign bytes[8*q +: 8] = (table_i != 5'd0) ? looked_up_q[23:16] : narrow;
 
             gs_requant #(.IN(33), .OUT(24)) first (
                 .clk_i(clk_i), .x_i(biased_q), .multiplier_i(first_multiplier_q), .shift_i(first_shift_q), .y_o(y)
             );
-            gs_requant #(.IN(25), .OUT(16)) second (
-                .clk_i(clk_i), .x_i(z_q), .multiplier_i(second_multiplier), .shift_i(second_shift), .y_o(word)
-            );
+            gs_shift #(.IN(33), .OUT(16)) second (.clk_i(clk_i), .x_i(scaled_q), .shift_i(second_shift), .y_o(word));
             gs_side #(.BYTES(TABLE_BYTES), .WRITE_BYTES(BUS_BYTES), .READ_BYTES(1)) tables (
                 .clk_i(clk_i), .write_i(write_i), .write_word_i(word_i), .write_data_i(data_i), .read_i(table_i != 5'd0),
                 .read_word_i({19'd0, table_place, u_q[7:0]}), .read_data_o(looked_up)
@@ -146,6 +137,7 @@ module gs_post #(
                 a_q      <= x_next;
                 valid_q[q] <= $signed(open_i) > $signed(INDEX);
                 z_q      <= (multiply_i || rotary_i) ? product : plain;
+                scaled_q <= multiply_i ? z * second_multiplier : {{8{z_q[24]}}, z_q};
                 looked_up_q <= {looked_up_q[15:0], looked_up};
             end
 

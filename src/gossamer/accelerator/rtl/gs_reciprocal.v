@@ -16,19 +16,18 @@ module gs_reciprocal (
     wire [30:0] less = doubled[30:0] - total_q;
     wire over = doubled >= {1'b0, total_q};
 
-    function [4:0] log2;
-        input [30:0] value;
-        integer i;
-        begin
-            log2 = 5'd0;
-            for (i = 0; i < 31; i = i + 1) if (value[i]) log2 = i[4:0];
-        end
-    endfunction
+    reg [4:0] place;
+    integer i;
+
+    always @* begin
+        place = 5'd0;
+        for (i = 0; i < 31; i = i + 1) if (total_i[i]) place = i[4:0];
+    end
 
     always @(posedge clk_i) begin
         if (start_i) begin
             total_q <= (total_i == 31'd0) ? 31'd1 : total_i;
-            place_o <= log2(total_i);
+            place_o <= place;
             left_q  <= 5'd17;
         end else if (left_q != 5'd0) begin
             left_q <= left_q - 5'd1;

@@ -60,3 +60,4 @@ module gs_rows #(
             if (count_o == o_left) o_line_o <= o_line_o + {8'd0, o_pitch_i};
         end
 endmodule
+`default_nettype wire

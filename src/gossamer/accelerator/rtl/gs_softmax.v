@@ -21,26 +21,22 @@ module gs_softmax #(
     localparam [9:0] LOW_OCTAVE = 10'h200;
     localparam [10:0] FADED = 11'd9;
 
-    function [15:0] highest;
-        input [16*LANES-1:0] scores;
-        input [LANES-1:0] valid;
-        integer q;
-        begin
-            highest = LOW;
-            for (q = 0; q < LANES; q = q + 1)
-                if (valid[q] && $signed(scores[16*q +: 16]) > $signed(highest)) highest = scores[16*q +: 16];
-        end
-    endfunction
-
     reg [WIDTH*(WAITS+1)-1:0] line_q;  // newest at the top
-    reg [15:0] window_q, chunk_q;
+    reg [15:0] highest, window_q, chunk_q;
+    integer i;
     wire [16:0] chunk_up = {chunk_q[15], chunk_q} + 17'd63;
     wire [9:0] aligned = chunk_up[15:6];
     wire unused = &{1'b0, chunk_up[16], chunk_up[5:0]};
 
+    always @* begin
+        highest = LOW;
+        for (i = 0; i < LANES; i = i + 1)
+            if (valid_i[i] && $signed(scores_i[16*i +: 16]) > $signed(highest)) highest = scores_i[16*i +: 16];
+    end
+
     always @(posedge clk_i) begin
         line_q   <= {valid_i, scores_i, line_q[WIDTH*(WAITS+1)-1:WIDTH]};
-        window_q <= highest(scores_i, valid_i);
+        window_q <= highest;
         if (first_i || $signed(window_q) > $signed(chunk_q)) chunk_q <= window_q;
         if (start_i) octave_o <= LOW_OCTAVE;
         else if (last_i && $signed(aligned) > $signed(octave_o)) octave_o <= aligned;

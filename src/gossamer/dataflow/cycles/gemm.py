@@ -33,17 +33,15 @@ def gemm_cycles(engine: IntegerEngine, step: Gemm, registers: Sequence[int] = ()
     size = 2 if step.mode is Mode.INT16 else 1
     full = tile // engine.lanes
     last = -(-n * size // engine.depth) * (engine.depth // (size * engine.lanes)) - (tiles - 1) * full
-    wait = DIVIDER if step.mode is Mode.VALUE else 0
     rows = row_tiles(engine, step)
-    drains = [last if (tile + 1) % tiles == 0 else full for tile in (0, 1)]  # the first tile's, the second's
-    gaps = rows * (tiles - 1) * max(chunks, full) + (rows - 1) * max(chunks, last)
-    final = last
-    if rows * tiles == 1:
-        final += wait
-    else:
-        gaps += max(chunks, drains[0] + wait) - max(chunks, drains[0])
+    between = rows * (tiles - 1) * max(chunks, full) + (rows - 1) * max(chunks, last)
+    wait = DIVIDER if step.mode is Mode.VALUE else 0
+    if rows * tiles > 1:
+        first = full if tiles > 1 else last
+        between += max(chunks, first + wait) - max(chunks, first)
+        wait = 0
     softmax = engine.depth // engine.lanes + 1 if step.mode is Mode.SCORE else 0
-    return SETUP + chunks - 1 + gaps + ARRAY - 1 + final + POST + softmax
+    return SETUP + chunks - 1 + between + ARRAY - 1 + wait + last + POST + softmax
 
 
 def row_tiles(engine: IntegerEngine, step: Gemm) -> int:
