@@ -21,4 +21,5 @@ module gs_root_seeds (
 {cases}            default: seed_o = 16'd0;
         endcase
 endmodule
+`default_nettype wire
 """

@@ -75,7 +75,7 @@ class Synthesis:
     """The gates of a design. Areas are of cells, placed without a gap and without wires; memories are in `srams` only.
 
     `register_ns` is what the slowest kind of flip-flop used adds to a path, clock to output and setup. `netlist` is the
-    mapped Verilog in the cache."""
+    mapped Verilog in the cache, beside it the same as Yosys' JSON."""
 
     top: str
     library: str
@@ -169,11 +169,12 @@ def synthesise(
         for name in modules:
             script += [f"log {_MODULE}{name}", f"abc -liberty cells.lib -script map.abc {_glob(name)}"]
         script += ["opt_clean -purge", "tee -q -o stat.json stat -json", "write_verilog -noattr -noexpr netlist.v"]
+        script += ["write_json netlist.json"]
         log = tools.yosys(script, folder, seconds, design.names).lines
         counts = json.loads((folder / "stat.json").read_text(encoding="utf-8"))["modules"]
         found = _result(design, library, modules, counts, srams, _paths(log), yosys.version)
         for path in folder.iterdir():
-            if path.name != "netlist.v":
+            if path.stem != "netlist":
                 path.unlink()
         write_json(folder / "synthesis.json", asdict(found))
 

@@ -57,7 +57,7 @@ module vector_bench #(
 
     integer i;
     always @(posedge clk_i) begin
-        cycles_o <= start_i ? 32'd0 : cycles_o + {31'd0, busy_o};
+        cycles_o <= start_i ? 32'd1 : cycles_o + {31'd0, busy_o};
         late_o <= !rst_i && (late_o || (o_en && !busy_o) || (norm_busy && add_busy));
         a_data <= a_en ? memory[a_line] : {LINE_ROWS * DEPTH{8'hA5}};
         x_data <= x_en ? memory[x_line] : {LINE_ROWS * DEPTH{8'h5B}};
@@ -86,3 +86,4 @@ module vector_bench #(
         .valid_o(root_valid_o), .root_o(root_o), .places_o(root_places_o)
     );
 endmodule
+`default_nettype wire

@@ -142,3 +142,4 @@ module gs_add #(
 
     wire unused = &{1'b0, instruction_i, registers_i};
 endmodule
+`default_nettype wire

@@ -89,3 +89,4 @@ module gs_moments #(
         end
     endgenerate
 endmodule
+`default_nettype wire

@@ -189,3 +189,4 @@ module gs_norm #(
 
     wire unused = &{1'b0, instruction_i, registers_i, no_line, no_row};
 endmodule
+`default_nettype wire

@@ -54,3 +54,4 @@ module gs_normalise #(
         end
     endgenerate
 endmodule
+`default_nettype wire

@@ -64,3 +64,4 @@ module gs_put #(
         end
     endgenerate
 endmodule
+`default_nettype wire

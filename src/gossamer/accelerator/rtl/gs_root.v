@@ -64,3 +64,4 @@ module gs_root (
 
     wire unused = &{1'b0, aligned[61:0], square[15:0], error[13:0], root[33], root[16:0]};
 endmodule
+`default_nettype wire

@@ -202,3 +202,4 @@ module gs_root_seeds (
             default: seed_o = 16'd0;
         endcase
 endmodule
+`default_nettype wire

@@ -20,3 +20,4 @@ module gs_round #(
     assign y_o = (wide_i ? fits16 : fits8) ? rounded[15:0]
                : wide_i ? {sign, {15{!sign}}} : {{9{sign}}, {7{!sign}}};
 endmodule
+`default_nettype wire

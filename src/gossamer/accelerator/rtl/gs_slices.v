@@ -38,3 +38,4 @@ module gs_slices #(
             if (slot_q == FINAL[5:0]) chunk_o <= chunk_o + 16'd1;
         end
 endmodule
+`default_nettype wire

@@ -46,3 +46,4 @@ module gs_take #(
         end
     endgenerate
 endmodule
+`default_nettype wire

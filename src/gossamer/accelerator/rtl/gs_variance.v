@@ -41,3 +41,4 @@ module gs_variance (
 
     wire unused = &{1'b0, high_square_2[31:30]};
 endmodule
+`default_nettype wire

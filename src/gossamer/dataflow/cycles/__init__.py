@@ -1,1 +1,1 @@
-"""How long each step takes, to the cycle: what the RTL's counters show, by formula."""
+"""How long each step takes in the engine, to the cycle."""

@@ -1,4 +1,4 @@
-"""Cycles of `Norm` and `Add`: those for which the unit says it is busy.
+"""Cycles of `Norm` and `Add`: from the one with `start_i` to the first with `busy_o` low again, equal to the RTL's.
 
 Rows go in groups of at most `norm_rows` that cross no line of any tensor; each group is led through the pipeline on its
 own, `lanes` elements of every row a cycle.
@@ -17,14 +17,14 @@ _ADD = 8
 def norm_cycles(engine: IntegerEngine, step: Norm) -> int:
     """Two passes over a group's elements, and its rows one by one through the inverse root."""
     slices = -(-step.n // engine.lanes)
-    return sum(2 * slices + count + _NORM for count in _groups(engine, step.m, step.a, step.out)) if step.n else 0
+    return 1 + sum(2 * slices + count + _NORM for count in _groups(engine, step.m * (step.n > 0), step.a, step.out))
 
 
 def add_cycles(engine: IntegerEngine, step: Add) -> int:
     """One pass over a group's elements."""
     slices = -(-step.n // engine.lanes)
     places = (step.a, step.b, step.out) if step.has_b else (step.a, step.out)
-    return sum(slices + _ADD for _ in _groups(engine, step.m, *places)) if step.n else 0
+    return 1 + sum(slices + _ADD for _ in _groups(engine, step.m * (step.n > 0), *places))
 
 
 def _groups(engine: IntegerEngine, m: int, *places: Tensor) -> Iterator[int]:
