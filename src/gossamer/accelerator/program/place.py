@@ -3,12 +3,13 @@
 Operands of one step lie in different banks (banks have one port). Where there is room, what a load writes lies in other
 banks than what the step beside it uses, so that both run at once; where there is none, a fence will separate them.
 Buffers whose lives do not overlap share lines. Greedy by size, as is usual for offline memory planning (Pisarchyk and
-Lee 2020, arXiv 2001.03288).
+Lee 2020, arXiv 2001.03288); where that finds no room, first what has the fewest banks left (saturation, Brélaz 1979).
 """
 
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from heapq import heapify, heappop, heappush
 
 from gossamer.accelerator.program.draft import Buffer, Draft, View
 from gossamer.dataflow.engine import IntegerEngine
@@ -30,8 +31,8 @@ class _Life:
     buffer: Buffer
     first: int
     last: int
-    apart: "set[_Life]" = field(default_factory=set)
-    aside: "set[_Life]" = field(default_factory=set)
+    apart: "set[_Life]" = field(default_factory=set, repr=False)
+    aside: "set[_Life]" = field(default_factory=set, repr=False)
     at: int = -1
 
 
@@ -51,9 +52,18 @@ def place(draft: Draft, overlap: bool = True) -> list[Step]:
     for life in lives.values():
         by_space[life.buffer.space].append(life)
     for space, members in by_space.items():
+        bank = draft.engine.bank_lines if space == Space.SRAM else 0
         together = _together(members)
-        for life in sorted(members, key=lambda life: (-life.buffer.size, life.first)):
-            _settle(life, together[life], sizes[space], draft.engine.bank_lines if space == Space.SRAM else 0)
+        try:
+            for life in sorted(members, key=_by_size):
+                _settle(life, together[life], sizes[space], bank)
+        except FullError:
+            if not bank:
+                raise
+            for life in members:
+                life.at = -1
+            for life in _by_saturation(members, bank):
+                _settle(life, together[life], sizes[space], bank)
     return [_resolved(step, views, lives, draft.engine) for step, views in draft.steps]
 
 
@@ -106,6 +116,31 @@ def _together(members: list[_Life]) -> dict[_Life, list[_Life]]:
             together[other].append(life)
         alive.append(life)
     return together
+
+
+def _by_size(life: _Life) -> tuple[int, int]:
+    return -life.buffer.size, life.first
+
+
+def _by_saturation(members: list[_Life], bank: int) -> Iterator[_Life]:
+    """Whatever has the fewest banks left, while they are given their places."""
+    heap = [(0, *_by_size(life), number) for number, life in enumerate(members)]
+    numbers = {life: number for number, life in enumerate(members)}
+    heapify(heap)
+    while heap:
+        shut, *_, number = heappop(heap)
+        life = members[number]
+        if life.at >= 0 or -shut != _saturation(life, bank):
+            continue
+        yield life
+        for other in life.apart:
+            if other.at < 0:
+                heappush(heap, (-_saturation(other, bank), *_by_size(other), numbers[other]))
+
+
+def _saturation(life: _Life, bank: int) -> int:
+    """Banks that it must not lie in."""
+    return len({b for other in life.apart if other.at >= 0 for b in _banks(other, bank)})
 
 
 def _settle(life: _Life, together: list[_Life], size: int, bank: int) -> None:
