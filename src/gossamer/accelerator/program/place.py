@@ -9,6 +9,7 @@ Lee 2020, arXiv 2001.03288); where that finds no room, first what has the fewest
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from heapq import heapify, heappop, heappush
 
 from gossamer.accelerator.program.draft import Buffer, Draft, View
@@ -36,17 +37,31 @@ class _Life:
     at: int = -1
 
 
-def place(draft: Draft, overlap: bool = True) -> list[Step]:
+class Beside(IntEnum):
+    """Whether transfers have room beside computations."""
+
+    NEVER = 0
+    """Buffers are given up as early as possible."""
+    OFTEN = 1
+    """Buffers are kept for one computation longer, and lie in other banks where there are some."""
+    ALWAYS = 2
+    """They do lie in other banks."""
+
+
+def place(draft: Draft, beside: Beside = Beside.OFTEN) -> list[Step]:
     """The draft's steps with addresses.
 
     Args:
         draft: the steps.
-        overlap: keep buffers for one compute step longer, so that the loads beside it need not wait.
+        beside: what transfers are given room for.
 
     Raises:
         FullError: a buffer that finds no room.
     """
-    lives = _lives(draft, overlap)
+    lives = _lives(draft, beside > Beside.NEVER)
+    if beside == Beside.ALWAYS:
+        for life in lives.values():
+            life.apart |= life.aside
     sizes = _sizes(draft.engine)
     by_space: dict[Space, list[_Life]] = defaultdict(list)
     for life in lives.values():
@@ -98,6 +113,8 @@ def _lives(draft: Draft, overlap: bool) -> dict[Buffer, _Life]:
             beside = position - 1 if isinstance(step, Load) else position
             if 0 <= beside < len(computes):
                 for view in draft.steps[computes[beside]][1].values():
+                    if view.buffer.space != Space.SRAM:
+                        continue
                     other = lives.setdefault(view.buffer, _Life(view.buffer, i, i))
                     for one in operands - {other}:
                         one.aside.add(other)
