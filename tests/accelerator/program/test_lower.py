@@ -1,5 +1,7 @@
 """Lowered programs on the golden machine against the stack run by whole tensors: equal, to the bit."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tests.accelerator.program.random_stacks import Maker, bert, crossed, llama, vit
@@ -10,6 +12,7 @@ from gossamer.accelerator.integer import Stack
 from gossamer.accelerator.program import OuterMemory, Program, images, lower_decode, lower_prefill
 from gossamer.core.errors import SettingError
 from gossamer.dataflow.engine import IntegerEngine
+from gossamer.dataflow.schedule import Gemm
 
 ENGINES = {
     "8x8x8": IntegerEngine(rows=8, columns=8, depth=8, lanes=4),
@@ -148,3 +151,91 @@ def test_what_does_not_fit_names_the_engine_that_would() -> None:
     lower_prefill(small_llama(9), engine.model_copy(update={"bank_lines": lines}), 20)
     with pytest.raises(SettingError, match="find no room"):
         lower_prefill(small_llama(9), engine.model_copy(update={"bank_lines": lines // 2}), 20)
+
+
+@pytest.mark.parametrize("seed", [*range(8), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 80))])
+def test_random_stacks_on_random_engines(seed: int) -> None:
+    random = np.random.default_rng(seed)
+
+    def pick(*values: int) -> int:
+        return int(random.choice(values))
+
+    depth = pick(4, 8)
+    columns = pick(8, 16)
+    engine = IntegerEngine(
+        rows=pick(2, 4, 8, 16), columns=columns, depth=depth, lanes=pick(1, 2), norm_rows=pick(1, 2, 8),
+        bus_bytes=depth * pick(1, 2, 4), banks=pick(4, 8), bank_lines=1024, instructions=pick(64, 1024), chunks=16,
+    )  # fmt: skip
+    group = depth * pick(0, 0, 1, 2)
+    kv_heads = pick(1, 2, 3)
+    head = depth * pick(1, 2) if group else 2 * pick(1, 3, 5, 8)
+    stack = llama(
+        Maker(seed, group), int(random.integers(5, 50)), kv_heads * pick(1, 2, 3), kv_heads, head,
+        int(random.integers(3, 70)), int(random.integers(2, 60)),
+    )  # fmt: skip
+    length, first = int(random.integers(4, 30)), int(random.integers(1, 4))
+    held = images(stack, OuterMemory(engine), rows=length, context=length + 2)
+    assert stack.table is not None
+    tokens = list(random.integers(0, len(stack.table), length + 2))
+    begin = lower_prefill(held, engine, first)
+    go_on = lower_prefill(held, engine, length - first, start=first, outputs="all")
+    step = lower_decode(held, engine)
+    memory, rows = step.image(), stack.table[tokens]
+    expected = tensors.run(stack, rows.astype(np.int64), engine.depth)
+    np.testing.assert_array_equal(prefilled(begin, memory, rows[:first]), expected[first - 1 : first])
+    np.testing.assert_array_equal(prefilled(go_on, memory, rows[first:length]), expected[first:length])
+    np.testing.assert_array_equal(decoded(step, memory, tokens[length:], length), expected[length:])
+
+
+def test_bands_of_rows_where_an_mlp_does_not_fit() -> None:
+    """A hidden layer far wider than the stack: its rows are treated in bands; the numbers stay."""
+    engine = IntegerEngine(rows=8, columns=8, depth=8, banks=8, bank_lines=16, parameters=1024)
+    stack = bert(Maker(10), 16, 2, 200)
+    program = lower_prefill(stack, engine, 29)
+    rows = Maker(11).rows(29, 16)
+    ups = [step for step in program.schedule.steps if isinstance(step, Gemm) and step.table]
+    assert {step.m for step in ups} == {8, 5}
+    np.testing.assert_array_equal(
+        prefilled(program, program.image(), rows), tensors.run(stack, rows.astype(np.int64), engine.depth)
+    )
+
+
+def test_a_stack_without_tokens_decodes_rows() -> None:
+    engine = ENGINES["8x8x8"]
+    stack = replace(small_llama(12), table=None)
+    held = images(stack, OuterMemory(engine), context=4)
+    step = lower_decode(held, engine)
+    memory, rows = step.image(), Maker(13).rows(4, 20)
+    expected = tensors.run(stack, rows.astype(np.int64), engine.depth)
+    for position in range(4):
+        step.layout["input"].write(memory, rows[position : position + 1])
+        run(step.schedule, memory, [0, position])
+        np.testing.assert_array_equal(step.layout["output"].read(memory)[0], expected[position])
+
+
+def test_what_cannot_be_lowered_is_said() -> None:
+    engine = ENGINES["8x8x8"]
+    with pytest.raises(SettingError, match="language: start is"):
+        lower_prefill(bert_named("language"), engine, 4, start=3)
+    with pytest.raises(SettingError, match="decode needs a causal stack"):
+        lower_decode(bert_named("encoder"), engine, context=4)
+    with pytest.raises(SettingError, match="context is 0; decode needs at least 1"):
+        lower_decode(images(small_llama(1), OuterMemory(engine)), engine)
+    with pytest.raises(SettingError, match="41 positions; the model has 40"):
+        lower_prefill(bert_named("encoder"), engine, 41)
+    with pytest.raises(SettingError, match="65 positions; the rotary table has 64"):
+        lower_decode(small_llama(1), engine, context=65)
+    with pytest.raises(SettingError, match="weights of 4 bits; this engine has none"):
+        lower_prefill(small_llama(2, group=16, head=8), engine.model_copy(update={"four_bit": False}), 4)
+    with pytest.raises(SettingError, match=r"groups of 12; the engine takes multiples of its depth 8"):
+        lower_prefill(small_llama(2, group=12, head=8), engine, 4)
+    with pytest.raises(SettingError, match="groups of 8 end inside chunks of heads of 6"):
+        lower_prefill(small_llama(2, group=8, head=6), engine, 4)
+    with pytest.raises(SettingError, match="cross attention needs memory_rows"):
+        lower_prefill(crossed(Maker(1), 20, 2, 28, 24, WORDS), engine, 4)
+    with pytest.raises(SettingError, match="columns of scores; the engine holds 16 chunks"):
+        lower_prefill(bert_named("encoder", positions=200), engine.model_copy(update={"chunks": 16}), 150)
+
+
+def bert_named(name: str, positions: int = 40) -> Stack:
+    return replace(bert(Maker(3), 20, 2, 36), name=name, positions=Maker(4).rows(positions, 20))

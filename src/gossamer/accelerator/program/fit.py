@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gossamer.accelerator.program.ahead import constants_first
 from gossamer.accelerator.program.draft import Draft
-from gossamer.accelerator.program.place import FullError, place
+from gossamer.accelerator.program.place import Beside, FullError, place
 from gossamer.accelerator.program.products import Work
 from gossamer.core.errors import SettingError
 from gossamer.dataflow.engine import IntegerEngine
@@ -19,16 +19,16 @@ _UNITS = {Space.SRAM: "lines", Space.PARAMETERS: "entries", Space.GROUPS: "group
 
 @dataclass(frozen=True)
 class _Way:
-    """`piece`, `band`: see `Work`. `overlap`: loads have room beside what is computed."""
+    """`piece`, `band`: see `Work`."""
 
     piece: int
     band: int
-    overlap: bool
+    beside: Beside
 
     def steps(self, engine: IntegerEngine, build: Build, most: tuple[int, ...]) -> list[Step]:
         work = Work(engine, Draft(engine), self.piece, self.band)
         build(work)
-        return place(constants_first(work.draft, most), self.overlap)
+        return place(constants_first(work.draft, most), self.beside)
 
 
 def fitted(engine: IntegerEngine, build: Build, rows: int, most: tuple[int, ...] = ()) -> list[Step]:
@@ -58,7 +58,12 @@ def _ways(engine: IntegerEngine, rows: int) -> list[_Way]:
     pieces = [engine.bank_lines >> i for i in range(min(engine.bank_lines.bit_length(), 6))]
     blocks = -(-rows // engine.line_rows)
     bands = [-(-blocks // (1 << i)) * engine.line_rows for i in range((blocks - 1).bit_length() + 1)]
-    return [_Way(piece, band, overlap) for overlap in (True, False) for band in bands for piece in pieces]
+    return [
+        _Way(piece, band, beside)
+        for beside in (Beside.ALWAYS, Beside.OFTEN, Beside.NEVER)
+        for band in bands
+        for piece in (pieces[:3] if beside == Beside.ALWAYS else pieces)
+    ]
 
 
 def _demand(least: _Way, engine: IntegerEngine, build: Build, rows: int, most: tuple[int, ...]) -> None:

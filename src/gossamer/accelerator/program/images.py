@@ -1,6 +1,7 @@
 """A stack's numbers as they lie in the outer memory: weights as line images, parameters, groups, tables, caches."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,7 +177,7 @@ def images(
         )
     last = stack.head or (stack.projector[-1][0] if stack.projector else None)
     narrow = stack.head is None and (last is not None or stack.final is not None or stack.exit is not None)
-    patch = stack.patch and place.matrix(f"{stack.name}.patch", stack.patch)
+    patch = None if stack.patch is None else place.matrix(f"{stack.name}.patch", stack.patch)
     return StackImages(
         stack=stack,
         outer=outer,
@@ -195,7 +196,7 @@ def images(
             (place.matrix(f"{stack.name}.projector.{i}", layer), None if table is None else outer.put(table))
             for i, (layer, table) in enumerate(stack.projector)
         ),
-        head=stack.head and place.matrix(f"{stack.name}.head", stack.head),
+        head=None if stack.head is None else place.matrix(f"{stack.name}.head", stack.head),
     )
 
 
@@ -245,7 +246,7 @@ class _Placer:
         return None if norm is None else self.norm(norm)
 
     def wide(self, values: NDArray[np.int16] | None) -> Place | None:
-        return None if values is None else self.outer.rows(*values.shape, 16, values)
+        return None if values is None else self.outer.rows(len(values), values.shape[1], 16, values)
 
     def attention(self, name: str, given: Attention, rows: int, keep: bool, shared: Cache | None) -> AttentionImages:
         engine = self.engine
@@ -294,7 +295,7 @@ def pack_halves(weight: NDArray[np.int8], engine: IntegerEngine) -> NDArray[np.u
     padded = np.zeros((_up(n, 2 * engine.columns), k), np.uint8)
     padded[:n] = weight.view(np.uint8) & 15
     tiles = padded.reshape(-1, 2, engine.columns, k)
-    return (tiles[:, 0] | tiles[:, 1] << 4).reshape(-1, k)
+    return _halves(tiles[:, 0], tiles[:, 1]).reshape(-1, k)
 
 
 def group_words(groups: NDArray[np.uint8], engine: IntegerEngine) -> NDArray[np.uint8]:
@@ -303,13 +304,17 @@ def group_words(groups: NDArray[np.uint8], engine: IntegerEngine) -> NDArray[np.
     padded = np.zeros((_up(n, 2 * engine.columns), count), np.uint8)
     padded[:n] = groups
     tiles = padded.reshape(-1, 2, engine.columns, count).transpose(1, 0, 3, 2)
-    return np.ascontiguousarray(tiles[0] | tiles[1] << 4)
+    return np.ascontiguousarray(_halves(tiles[0], tiles[1]))
+
+
+def _halves(low: NDArray[np.uint8], high: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.bitwise_or(low, np.left_shift(high, 4), dtype=np.uint8)
 
 
 def pad_outputs(linear: Linear, heads: int, head: int) -> Linear:
     """Every head's rows padded with zero rows to `head`."""
 
-    def padded(values: NDArray) -> NDArray:
+    def padded(values: NDArray[Any]) -> NDArray[Any]:
         parts = values.reshape(heads, -1, *values.shape[1:])
         out = np.zeros((heads, head, *values.shape[1:]), values.dtype)
         out[:, : parts.shape[1]] = parts

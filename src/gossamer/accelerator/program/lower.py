@@ -53,7 +53,8 @@ def lower_prefill(
     start: int = 0,
     outputs: Literal["last", "all"] | None = None,
     output: Place | None = None,
-    **where: int,
+    context: int = 0,
+    memory_rows: int = 0,
 ) -> Program:
     """A run over `rows` rows of input at once: a prompt, an encoder, a vision tower with its projector.
 
@@ -65,12 +66,13 @@ def lower_prefill(
         start: positions before the first row, whose keys and values are in the caches.
         outputs: rows that come out; of a causal stack with a head the last one, else all (without dropped ones).
         output: where they go, `StackImages.output` if not given.
-        where: `context`, `memory_rows` of `images`, where `stack` is no `StackImages`.
+        context: positions that caches hold (at least these), where `stack` is no `StackImages`.
+        memory_rows: rows that cross attention reads, where `stack` is no `StackImages`.
 
     Raises:
         SettingError: what does not fit the engine, or the stack.
     """
-    held = _held(stack, engine, rows, {"context": start + rows, **where})
+    held = _held(stack, engine, rows, max(context, start + rows), memory_rows)
     if start and not held.causal:
         raise SettingError(f"{held.stack.name}: start is {start}; only a causal stack goes on from a cache")
     prefix = 0 if held.prefix is None else held.prefix.rows
@@ -103,7 +105,7 @@ def lower_prefill(
     return _program(held, engine, build, m, (), (), target)
 
 
-def lower_decode(stack: Stack | StackImages, engine: IntegerEngine, context: int = 0, **where: int) -> Program:
+def lower_decode(stack: Stack | StackImages, engine: IntegerEngine, context: int = 0, memory_rows: int = 0) -> Program:
     """One token at any position: R[1] = token, R[2] = its position; its keys and values are appended to the caches.
 
     A stack without a table of tokens reads the first row of `input` instead.
@@ -112,12 +114,12 @@ def lower_decode(stack: Stack | StackImages, engine: IntegerEngine, context: int
         stack: the model, or its images with caches, filled by a prefill.
         engine: the engine.
         context: positions there is room for; not needed for images.
-        where: `memory_rows` of `images`.
+        memory_rows: rows that cross attention reads; not needed for images.
 
     Raises:
         SettingError: a stack that is not causal; what does not fit the engine.
     """
-    held = _held(stack, engine, 1, {"context": context, **where})
+    held = _held(stack, engine, 1, context, memory_rows)
     if not held.causal or held.patch is not None:
         raise SettingError(f"{held.stack.name}: decode needs a causal stack of tokens")
     if held.context < 1:
@@ -139,9 +141,9 @@ def lower_decode(stack: Stack | StackImages, engine: IntegerEngine, context: int
     return _program(held, engine, build, 1, ("token", "position"), most, target)
 
 
-def _held(stack: Stack | StackImages, engine: IntegerEngine, rows: int, where: dict[str, int]) -> StackImages:
+def _held(stack: Stack | StackImages, engine: IntegerEngine, rows: int, context: int, memory_rows: int) -> StackImages:
     if isinstance(stack, Stack):
-        return images(stack, OuterMemory(engine), rows=rows, **where)
+        return images(stack, OuterMemory(engine), rows=rows, context=context, memory_rows=memory_rows)
     if stack.outer.engine.model_copy(update={"bank_lines": engine.bank_lines}) != engine:
         raise SettingError(f"{stack.stack.name}: its images were made for another engine")
     return stack
@@ -189,8 +191,8 @@ def _output(work: Work, held: StackImages, x: View, m: int, skip: int, target: P
         raise SettingError(f"{stack.name}: its head needs a final norm or `exit` before it")
     for matrix, address in held.projector:
         out = work.draft.tensor(matrix.name, m, matrix.n)
-        table = {} if address is None else {"table": load_table(work, f"{matrix.name} table", address)}
-        product(work, h, m, matrix, Mode.INT8, out, **table)
+        table = 0 if address is None else load_table(work, f"{matrix.name} table", address)
+        product(work, h, m, matrix, Mode.INT8, out, table=table)
         h = out
     if held.head is None:
         store_rows(work, h.at_row(skip), m - skip, target, 0, target.columns)

@@ -20,7 +20,9 @@ def mlp(work: Work, name: str, h: View, x: View, m: int, images: MlpImages) -> V
         else:
             gate = draft.tensor(f"{name} gate", rows, images.gate.n)
             product(work, band, rows, images.gate, Mode.INT8, gate, table=table)
-            scale = {"multiplier": given.multiplier, "shift": given.shift}
-            product(work, band, rows, images.up, Mode.MULTIPLY, hidden, aux=gate, **scale)
+            product(
+                work, band, rows, images.up, Mode.MULTIPLY, hidden,
+                aux=gate, multiplier=given.multiplier, shift=given.shift,
+            )  # fmt: skip
         product(work, hidden, rows, images.down, Mode.INT16, out.at_row(first), aux=x.at_row(first))
     return out

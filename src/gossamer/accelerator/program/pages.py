@@ -19,13 +19,13 @@ def paged(steps: Sequence[Step], engine: IntegerEngine, address: int) -> list[St
     if len(steps) <= engine.instructions:
         return list(steps)
     page = engine.instructions // 2
-    rest, pages = list(steps), []
+    rest = list(steps)
+    pages: list[list[Step]] = []
     while rest:
-        body = page if not pages else page - 2
-        if pages and len(rest) <= page:  # the last page loads none
-            body = page
-        pages.append(rest[:body])
-        rest = rest[body:]
+        # all but the first page and the last need two places for a load and a fence
+        size = page if not pages or len(rest) <= page else page - 2
+        pages.append(rest[:size])
+        rest = rest[size:]
     out = list(pages[0])
     for number, body in enumerate(pages[1:], 1):
         if number + 1 == len(pages):

@@ -3,12 +3,14 @@
 Operands of one step lie in different banks (banks have one port). Where there is room, what a load writes lies in other
 banks than what the step beside it uses, so that both run at once; where there is none, a fence will separate them.
 Buffers whose lives do not overlap share lines. Greedy by size, as is usual for offline memory planning (Pisarchyk and
-Lee 2020, arXiv 2001.03288).
+Lee 2020, arXiv 2001.03288); where that finds no room, first what has the fewest banks left (saturation, Brélaz 1979).
 """
 
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from heapq import heapify, heappop, heappush
 
 from gossamer.accelerator.program.draft import Buffer, Draft, View
 from gossamer.dataflow.engine import IntegerEngine
@@ -30,30 +32,53 @@ class _Life:
     buffer: Buffer
     first: int
     last: int
-    apart: "set[_Life]" = field(default_factory=set)
-    aside: "set[_Life]" = field(default_factory=set)
+    apart: "set[_Life]" = field(default_factory=set, repr=False)
+    aside: "set[_Life]" = field(default_factory=set, repr=False)
     at: int = -1
 
 
-def place(draft: Draft, overlap: bool = True) -> list[Step]:
+class Beside(IntEnum):
+    """Whether transfers have room beside computations."""
+
+    NEVER = 0
+    """Buffers are given up as early as possible."""
+    OFTEN = 1
+    """Buffers are kept for one computation longer, and lie in other banks where there are some."""
+    ALWAYS = 2
+    """They do lie in other banks."""
+
+
+def place(draft: Draft, beside: Beside = Beside.OFTEN) -> list[Step]:
     """The draft's steps with addresses.
 
     Args:
         draft: the steps.
-        overlap: keep buffers for one compute step longer, so that the loads beside it need not wait.
+        beside: what transfers are given room for.
 
     Raises:
         FullError: a buffer that finds no room.
     """
-    lives = _lives(draft, overlap)
+    lives = _lives(draft, beside > Beside.NEVER)
+    if beside == Beside.ALWAYS:
+        for life in lives.values():
+            life.apart |= life.aside
     sizes = _sizes(draft.engine)
     by_space: dict[Space, list[_Life]] = defaultdict(list)
     for life in lives.values():
         by_space[life.buffer.space].append(life)
     for space, members in by_space.items():
+        bank = draft.engine.bank_lines if space == Space.SRAM else 0
         together = _together(members)
-        for life in sorted(members, key=lambda life: (-life.buffer.size, life.first)):
-            _settle(life, together[life], sizes[space], draft.engine.bank_lines if space == Space.SRAM else 0)
+        try:
+            for life in sorted(members, key=_by_size):
+                _settle(life, together[life], sizes[space], bank)
+        except FullError:
+            if not bank:
+                raise
+            for life in members:
+                life.at = -1
+            for life in _by_saturation(members, bank):
+                _settle(life, together[life], sizes[space], bank)
     return [_resolved(step, views, lives, draft.engine) for step, views in draft.steps]
 
 
@@ -88,6 +113,8 @@ def _lives(draft: Draft, overlap: bool) -> dict[Buffer, _Life]:
             beside = position - 1 if isinstance(step, Load) else position
             if 0 <= beside < len(computes):
                 for view in draft.steps[computes[beside]][1].values():
+                    if view.buffer.space != Space.SRAM:
+                        continue
                     other = lives.setdefault(view.buffer, _Life(view.buffer, i, i))
                     for one in operands - {other}:
                         one.aside.add(other)
@@ -106,6 +133,31 @@ def _together(members: list[_Life]) -> dict[_Life, list[_Life]]:
             together[other].append(life)
         alive.append(life)
     return together
+
+
+def _by_size(life: _Life) -> tuple[int, int]:
+    return -life.buffer.size, life.first
+
+
+def _by_saturation(members: list[_Life], bank: int) -> Iterator[_Life]:
+    """Whatever has the fewest banks left, while they are given their places."""
+    heap = [(0, *_by_size(life), number) for number, life in enumerate(members)]
+    numbers = {life: number for number, life in enumerate(members)}
+    heapify(heap)
+    while heap:
+        shut, *_, number = heappop(heap)
+        life = members[number]
+        if life.at >= 0 or -shut != _saturation(life, bank):
+            continue
+        yield life
+        for other in life.apart:
+            if other.at < 0:
+                heappush(heap, (-_saturation(other, bank), *_by_size(other), numbers[other]))
+
+
+def _saturation(life: _Life, bank: int) -> int:
+    """Banks that it must not lie in."""
+    return len({b for other in life.apart if other.at >= 0 for b in _banks(other, bank)})
 
 
 def _settle(life: _Life, together: list[_Life], size: int, bank: int) -> None:
