@@ -146,7 +146,7 @@ def test_one_tower_of_two(name: str, part: str) -> None:
     ]
     made = quantize(opened, examples, part=part)
     error = made.integer_logits(examples[0]).float() - made.float_logits(examples[0])
-    assert error.norm() < 0.15 * made.float_logits(examples[0]).norm()
+    assert error.norm() < 0.25 * made.float_logits(examples[0]).norm()
     with pytest.raises(ModelError, match="two towers"):
         read_model(opened)
 
