@@ -128,7 +128,7 @@ def _norm(norm: Norm, x: Tensor) -> Tensor:
 
 def _attention(at: str, attention: Attention, x: Tensor, look: Look) -> Tensor:
     def heads(layer: Linear) -> Tensor:
-        return _linear(layer, x).unflatten(-1, (-1, attention.head)).transpose(-2, -3)
+        return _linear(layer, x).reshape(*x.shape[:-1], -1, attention.head).transpose(-2, -3)
 
     query, key, value = heads(attention.query), heads(attention.key), heads(attention.value)
     length = x.shape[-2]

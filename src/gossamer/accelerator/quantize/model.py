@@ -33,7 +33,7 @@ class FloatModel:
             stack, look = self.stacks[wiring.text], looks.get(wiring.text, unchanged)
             rows = look_up(stack, example["input_ids"])
             if seen is not None:
-                rows = rows.masked_scatter((example["input_ids"] == wiring.image_token)[:, None], seen)
+                rows = rows.masked_scatter(torch.eq(example["input_ids"], wiring.image_token or 0)[:, None], seen)
             seen = forward(stack, rows, look)
         if seen is None:
             raise AssertionError("neither tokens nor pixels")

@@ -65,7 +65,7 @@ def verify(model: FloatModel, opened: Opened, example: Example, part: str | None
 
 
 def _result(output: Any) -> Tensor:
-    found = next(
+    found: Tensor | None = next(
         (
             getattr(output, name, None)
             for name in ("logits", "image_embeds", "last_hidden_state")
@@ -82,10 +82,11 @@ def _rows_of(model: Any, part: str, inputs: dict[str, Tensor]) -> Tensor:
     """What a tower's stack stands for, by the model's own modules."""
     tower, norm, head = _ends(model, part)
     name = "input_ids" if part == "text" else "pixel_values"
-    states = tower(**{name: inputs[name]}).last_hidden_state
+    states: Tensor = tower(**{name: inputs[name]}).last_hidden_state
     normed = part == "text" or "Siglip" in type(tower).__name__
     states = states if normed else norm(states)
-    return states if head is None else head(states)
+    rows: Tensor = states if head is None else head(states)
+    return rows
 
 
 # ------------------------------------------------------------------------------------------------- architectures

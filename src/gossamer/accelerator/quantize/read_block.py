@@ -123,7 +123,7 @@ def read_block(
 
 def _pairs(layer: Linear, head: int) -> Linear:
     """Rows from transformers' order (columns i and i + head/2 turn together) to adjacent ones; scores do not change."""
-    order = torch.arange(len(layer.weight)).unflatten(0, (-1, 2, head // 2)).transpose(1, 2).flatten()
+    order = torch.arange(len(layer.weight)).reshape(-1, 2, head // 2).transpose(1, 2).flatten()
     return Linear(layer.weight[order], None if layer.bias is None else layer.bias[order])
 
 

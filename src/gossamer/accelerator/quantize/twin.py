@@ -27,7 +27,7 @@ def _rounded(stack: Stack, precision: Precision) -> Stack:
     """The stack with all weights on their grids: the blocks' by `precision`, others in 8 bits."""
     blocks = tuple(_with_linears(block, precision) for block in stack.blocks)
     projector = tuple((_on_grid(layer, Precision()), act) for layer, act in stack.projector)
-    rest = {
+    rest: dict[str, Any] = {
         name: _on_grid(layer, Precision()) for name in ("patch", "head") if (layer := getattr(stack, name)) is not None
     }
     return replace(stack, blocks=blocks, projector=projector, **rest)

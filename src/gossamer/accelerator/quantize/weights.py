@@ -52,7 +52,7 @@ def quantize_rows(weight: Tensor, precision: Precision = Precision()) -> Codes:
         steps = _above_zero(weight.abs().amax(1) / 127)
         return Codes((weight / steps[:, None]).round().clamp(-127, 127).to(torch.int8), steps)
     size, columns = precision.group, weight.shape[1]
-    grouped = torch.nn.functional.pad(weight, (0, -columns % size)).unflatten(1, (-1, size))
+    grouped = torch.nn.functional.pad(weight, (0, -columns % size)).reshape(len(weight), -1, size)
     wanted = _best_steps(grouped)
     steps = _above_zero(wanted.amax(1) / 15)
     groups = (wanted / steps[:, None]).round().clamp(1, 15)
