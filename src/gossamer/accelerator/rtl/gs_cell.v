@@ -44,8 +44,10 @@ module gs_cell #(
             wire signed [31:0] high_wide = {{(32 - SUM){high_dot_q[SUM-1]}}, high_dot_q};
             wire signed [31:0] low_scale = {28'd0, scale_i[3:0]};
             wire signed [31:0] high_scale = {28'd0, scale_i[7:4]};
-            wire [31:0] high_next = (first_i ? 32'd0 : high_q) + high_wide * high_scale;
-            assign low_term = low_wide * low_scale + (four_bit_i ? 32'd0 : {high_wide[27:0], 4'd0});
+            wire signed [31:0] low_scaled = low_wide * low_scale;
+            wire signed [31:0] high_scaled = high_wide * high_scale;
+            wire [31:0] high_next = (first_i ? 32'd0 : high_q) + high_scaled;
+            assign low_term = low_scaled + (four_bit_i ? 32'd0 : {high_wide[27:0], 4'd0});
             assign high_o = high_hold_q;
 
             for (b = 0; b < DEPTH; b = b + 1) begin : g_product

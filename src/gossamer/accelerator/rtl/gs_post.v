@@ -107,6 +107,7 @@ module gs_post #(
             reg [24:0] z_q;
             // stages 7 … 10: of a product with aux only, 16 bits, there is something to multiply
             wire signed [32:0] z = {{17{z_q[15]}}, z_q[15:0]};
+            wire signed [32:0] scaled = z * second_multiplier;
             reg [32:0] scaled_q;
             wire [15:0] word;
             wire [7:0] looked_up;
@@ -137,7 +138,7 @@ module gs_post #(
                 a_q      <= x_next;
                 valid_q[q] <= $signed(open_i) > $signed(INDEX);
                 z_q      <= (multiply_i || rotary_i) ? product : plain;
-                scaled_q <= multiply_i ? z * second_multiplier : {{8{z_q[24]}}, z_q};
+                scaled_q <= multiply_i ? scaled : {{8{z_q[24]}}, z_q};
                 looked_up_q <= {looked_up_q[15:0], looked_up};
             end
 
