@@ -108,13 +108,20 @@ def _table(rows: list[dict[str, Any]], clock: float) -> str:
     lines += [f"| {head} | SwiftTron, published |", "|---|---|" + "---:|" * 9]
     for each in rows:
         published = each["swifttron_published_ms"]
-        lines.append(
-            f"| {each['model']}, {each['layers']} blocks | {each['phase']} | {each['sequence']} | {
-                each['macs'] / 1e9:.2f} "
-            f"| {each['cycles']:,} | {each['utilisation_percent']:.1f} % | {each['latency_ms']:.2f} ms "
-            f"| {each['energy_mj']:.1f} mJ | {each['sram_bytes'] / 2**20:.0f} MiB | {each['gpu_roofline_ms']:.3f} ms "
-            f"| {'' if published is None else f'{published} ms'} |"
-        )
+        cells = [
+            f"{each['model']}, {each['layers']} blocks",
+            each["phase"],
+            each["sequence"],
+            f"{each['macs'] / 1e9:.2f}",
+            f"{each['cycles']:,}",
+            f"{each['utilisation_percent']:.1f} %",
+            f"{each['latency_ms']:.2f} ms",
+            f"{each['energy_mj']:.1f} mJ",
+            f"{each['sram_bytes'] / 2**20:.0f} MiB",
+            f"{each['gpu_roofline_ms']:.3f} ms",
+            "" if published is None else f"{published} ms",
+        ]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
