@@ -31,7 +31,7 @@ from models import smollm2
 RESULTS = Path(__file__).parent / "results"
 EMBEDDED: dict[str, dict[str, Any]] = {
     "tiny-lm": {"model": "tiny-lm", "data": "validation", "test": "heldout", "context": 256, "windows": 24},
-    "tiny-vlm": {"model": "tiny-vlm", "task": "vqa", "data": "scenes", "test": "scenes", "questions": 400},
+    "tiny-vlm": {"model": "tiny-vlm", "task": "vqa", "data": "scenes", "test": "scenes", "questions": 1000},
 }
 CALIBRATION = 16
 
