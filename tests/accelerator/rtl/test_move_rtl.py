@@ -91,6 +91,8 @@ class StandIns(Machine):
                     lines[step.out.line + i, ::2] = np.resize(entries, lines[0].shape)[::2]
             case Load() if step.chunks and step.count + self.registers[step.register] * step.add_count == 0:
                 pass  # no rows
+            case Store() if step.count == 0:
+                pass
             case _:
                 super().do(step)
 
