@@ -1,8 +1,10 @@
-"""Integer models of a stated shape without weights: enough to lower, time and count, nothing to compute with."""
+"""Integer models of a stated shape: without weights, to be lowered, timed and counted; or random, to test an engine."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gossamer.accelerator.integer import Attention, Block, Linear, Mlp, Norm, Stack
 
@@ -50,30 +52,63 @@ TinyLLaVA 1.1B, Zhou et al. 2024), Zhang et al. 2024, Meta 2024."""
 
 def hollow(shape: Shape, blocks: int, positions: int = 1) -> Stack:
     """A stack of `blocks` blocks of this shape whose weights are zeros that take no memory."""
+    return _stack(shape, blocks, positions, None)
+
+
+def sample(shape: Shape, blocks: int, positions: int = 1, seed: int = 0) -> Stack:
+    """A stack of random numbers in the ranges that calibrated models have."""
+    return _stack(shape, blocks, positions, np.random.default_rng(seed))
+
+
+Source = np.random.Generator | None
+
+
+def _stack(shape: Shape, blocks: int, positions: int, source: Source) -> Stack:
+    made = tuple(_block(shape, positions, source) for _ in range(blocks if source else 1))
+    blocks_made = made if source else made * blocks
+    return Stack(shape.name, shape.width, 1.0, blocks_made, convert=(1 << 15, 20) if shape.post else None)
+
+
+def _block(shape: Shape, positions: int, source: Source) -> Block:
     queries, keys = shape.heads * shape.head, shape.kv_heads * shape.head
-    norm = _norm(shape.width, shape.centred)
+    norms = [_norm(shape.width, shape.centred, source) for _ in range(4)]
     attention = Attention(
-        query=_linear(queries, shape.width), key=_linear(keys, shape.width), value=_linear(keys, shape.width),
-        output=_linear(shape.width, queries), heads=shape.heads, kv_heads=shape.kv_heads, head=shape.head,
+        query=_linear(queries, shape.width, source), key=_linear(keys, shape.width, source),
+        value=_linear(keys, shape.width, source), output=_linear(shape.width, queries, source, wide=True),
+        heads=shape.heads, kv_heads=shape.kv_heads, head=shape.head,
         score_multiplier=1 << 15, score_shift=20, causal=shape.causal,
-        rotary=np.broadcast_to(np.int8(0), (positions, shape.head)) if shape.rotary else None, rotary_shift=7,
+        rotary=_numbers(source, -127, 127, (positions, shape.head), np.int8) if shape.rotary else None,
+        rotary_shift=7,
     )  # fmt: skip
     mlp = Mlp(
-        up=_linear(shape.inner, shape.width), down=_linear(shape.width, shape.inner),
-        table=np.broadcast_to(np.int8(0), 256),
-        gate=_linear(shape.inner, shape.width) if shape.gated else None, multiplier=1 << 15, shift=20,
+        up=_linear(shape.inner, shape.width, source), down=_linear(shape.width, shape.inner, source, wide=True),
+        table=_numbers(source, -127, 127, (256,), np.int8),
+        gate=_linear(shape.inner, shape.width, source) if shape.gated else None, multiplier=1 << 15, shift=21,
     )  # fmt: skip
-    wide = norm if shape.post else None
-    block = Block(norm, attention, norm, mlp, post=shape.post, attention_norm_wide=wide, mlp_norm_wide=wide)
-    return Stack(shape.name, shape.width, 1.0, (block,) * blocks, convert=(1 << 15, 20) if shape.post else None)
+    return Block(
+        norms[0], attention, norms[1], mlp, post=shape.post,
+        attention_norm_wide=norms[2] if shape.post else None, mlp_norm_wide=norms[3] if shape.post else None,
+    )  # fmt: skip
 
 
-def _linear(rows: int, columns: int) -> Linear:
+def _linear(rows: int, columns: int, source: Source, wide: bool = False) -> Linear:
+    """Outputs fill 8 bits, or half of 14 (`wide`), for inputs of 8 bits."""
+    shift = 15 + 6 + int(np.ceil(np.log2(columns) / 2)) - (5 if wide else 0)
     return Linear(
-        weight=np.broadcast_to(np.int8(0), (rows, columns)), bias=np.broadcast_to(np.int32(0), rows),
-        multiplier=np.broadcast_to(np.uint16(0), rows), shift=np.broadcast_to(np.uint8(1), rows),
-    )  # fmt: skip
+        weight=_numbers(source, -127, 127, (rows, columns), np.int8),
+        bias=_numbers(source, -1000, 1000, (rows,), np.int32),
+        multiplier=_numbers(source, 1 << 15, (1 << 16) - 1, (rows,), np.uint16),
+        shift=np.broadcast_to(np.uint8(shift), rows),
+    )
 
 
-def _norm(width: int, centred: bool) -> Norm:
-    return Norm(np.broadcast_to(np.int16(0), width), np.broadcast_to(np.int32(0), width), 12, 1, centred)
+def _norm(width: int, centred: bool, source: Source) -> Norm:
+    return Norm(
+        _numbers(source, 64, 127, (width,), np.int16), _numbers(source, -9999, 9999, (width,), np.int32), 12, 1, centred
+    )
+
+
+def _numbers(source: Source, low: int, high: int, shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
+    if source is None:
+        return np.broadcast_to(kind(0), shape)
+    return source.integers(low, high, shape, endpoint=True).astype(kind)

@@ -15,7 +15,20 @@ from typing import Annotated
 
 import typer
 
-from gossamer.cli import apply, compare, detect, estimate, evaluate, export, generate, inspect, optimize, report, serve
+from gossamer.cli import (
+    accelerator,
+    apply,
+    compare,
+    detect,
+    estimate,
+    evaluate,
+    export,
+    generate,
+    inspect,
+    optimize,
+    report,
+    serve,
+)
 from gossamer.core.errors import GossamerError
 
 INTERNAL = 70
@@ -33,6 +46,7 @@ app = typer.Typer(
 )
 for _verb in (inspect, estimate, evaluate, generate, detect, serve, optimize, apply, compare, export, report):
     app.command(_verb.__name__.rpartition(".")[2], epilog=f"Example: {_verb.EXAMPLE}")(_verb.command)
+app.add_typer(accelerator.app, name="accelerator")
 
 
 def _print_version(wanted: bool) -> None:

@@ -28,7 +28,7 @@ FADED = 9
 """Octaves below the maximum at which every exponential rounds to 0."""
 NORM_FRACTION = 12
 """Fraction bits of a normalised value (20 bits, signed)."""
-_SEEDS: Ints = np.minimum(np.round(2.0**23 / np.sqrt((np.arange(64, 256) + 0.5) * 256)), 65535).astype(np.int64)
+SEEDS: Ints = np.minimum(np.round(2.0**23 / np.sqrt((np.arange(64, 256) + 0.5) * 256)), 65535).astype(np.int64)
 """2^23 / sqrt(x) in the middle of [256·i, 256·(i + 1)), i = 64 … 255."""
 
 
@@ -143,7 +143,7 @@ def inverse_root(variance: Ints) -> tuple[Ints, Ints]:
     variance = np.maximum(np.asarray(variance, np.int64), 1)
     even = (_log2(variance) & ~np.int64(1)) - 30
     x = np.where(even >= 0, variance >> np.maximum(even, 0), variance << np.maximum(-even, 0)) >> 16
-    seed = _SEEDS[(x >> 8) - 64]
+    seed = SEEDS[(x >> 8) - 64]
     error = 3 * (np.int64(1) << 30) - x * (seed * seed >> 16)
     root = np.minimum((seed * (error >> 14)) >> 17, 65535)
     return root, even >> 1

@@ -1,0 +1,195 @@
+"""`gossamer accelerator`: integer models, and the engine that runs them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gossamer.cli.options import Data, Json, Model, Out, Seed, Task, Threads
+from gossamer.cli.terminal import Result, job, line, quantity, show
+from gossamer.core.errors import RequirementError
+
+app = typer.Typer(help="Integer models, and the engine that runs them.", rich_markup_mode=None, no_args_is_help=True)
+
+EXAMPLE = "gossamer accelerator quantize tiny-lm --out runs/tiny-lm-int8"
+
+Examples = Annotated[int, typer.Option(min=1, metavar="N", help="Examples that the scales are chosen on.")]
+Weights = Annotated[int, typer.Option(metavar="BITS", help="Bits of the blocks' weights: 8 or 4.")]
+Group = Annotated[int, typer.Option(metavar="COLUMNS", help="Columns of a 4-bit group.")]
+Positions = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", show_default="the model's, 2048 at most", help="Rotary positions that are kept."),
+]
+Part = Annotated[
+    str | None,
+    typer.Option(metavar="TOWER", show_default=False, help="Of a model of two towers, such as CLIP: vision or text."),
+]
+
+
+@app.command("quantize", epilog=f"Example: {EXAMPLE}")
+def quantize(
+    model: Model,
+    out: Out,
+    data: Data = None,
+    task: Task = None,
+    examples: Examples = 32,
+    weights: Weights = 8,
+    group: Group = 64,
+    positions: Positions = None,
+    part: Part = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a model into integers: 8- or 4-bit weights, 8-bit activations, a 16-bit residual stream.
+
+    Scales are static, from calibration data. The result is the golden model's and the engine's, bit for bit.
+    """
+    with job(threads) as progress:
+        from gossamer.accelerator.quantize.quantize import quantize_job
+        from gossamer.accelerator.quantize.weights import Precision
+
+        result = quantize_job(
+            model, out, task=task, data=data, examples=examples, precision=Precision(weights, group),
+            positions=positions, part=part, progress=progress,
+        )  # fmt: skip
+    show(result, as_json, draw)
+
+
+def draw(result: Result) -> None:
+    """Prints what was made, what it lost, and where it is."""
+    for name, stack in result["stacks"].items():
+        line(
+            f"{name}: {stack['blocks']} blocks of width {stack['width']}, a step of the stream is {stack['scale']:.3g}"
+        )
+    line(f"logits differ by {result['logit_error']:.2%} (relative, on calibration data)")
+    worst = ", ".join(f"{place} {share:.2%}" for place, share in result["saturated_most"].items())
+    line(f"saturated: {result['saturated']:.4%} of all values" + (f", most at {worst}" if worst else ""))
+    line(f"integer model: {result['out']}")
+
+
+Program = Annotated[Path, typer.Argument(metavar="PROGRAM", help="An integer model, made by quantize.")]
+Config = Annotated[str, typer.Option(metavar="ENGINE", help="The engine: a YAML file, or a preset (small, large).")]
+
+
+@app.command(
+    "simulate",
+    epilog='Example: gossamer accelerator simulate runs/tiny-lm-int8 --config small --prompt "Once upon" --tokens 8',
+)
+def simulate(
+    program: Program,
+    config: Config = "small",
+    tokens: Annotated[int, typer.Option(min=0, metavar="N", help="Tokens written after the prompt.")] = 0,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", show_default=False, help="What the model reads.")] = "",
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", show_default=False, help="An image to go with it.")
+    ] = None,
+    stalls: Annotated[float, typer.Option(metavar="P", help="Probability of a wait at each handshake.")] = 0.0,
+    golden: Annotated[bool, typer.Option("--golden", help="Without RTL: golden machine and cycle model only.")] = False,
+    seed: Seed = 0,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Run an integer model on the engine's RTL, compare it bit for bit with the golden model, count the cycles.
+
+    Exit code 1 if a single value or byte of memory differs.
+    """
+    with job(threads) as progress:
+        from gossamer.accelerator.simulate_job import simulate_job
+
+        result = simulate_job(
+            program, config, tokens=tokens, prompt=prompt, image=image, stalls=stalls, seed=seed, rtl=not golden,
+            progress=progress,
+        )  # fmt: skip
+        show(result, as_json, draw_simulation)
+        if result["mismatches"]:
+            raise RequirementError(f"{result['mismatches']} values or bytes differ between RTL and golden model")
+
+
+def draw_simulation(result: Result) -> None:
+    """Prints what was written, whether it is right, and the cycles."""
+    if result["text"]:
+        line(result["text"])
+    line(f"{result['simulated']}: {result['mismatches']} mismatches")
+    for name, phase in result["phases"].items():
+        each = phase["cycles"] // phase["runs"]
+        line(
+            f"{name}: {phase['runs']} × {each} cycles (cycle model {phase['model_cycles'] // phase['runs']}), "
+            f"{phase['utilisation']:.1%} of the multipliers in use"
+        )
+
+
+@app.command("build", epilog="Example: gossamer accelerator build --config small --out runs/engine")
+def build(
+    out: Out,
+    config: Config = "small",
+    clock: Annotated[float, typer.Option(min=1, metavar="MHZ", help="What the constraints ask for.")] = 200.0,
+    as_json: Json = False,
+) -> None:
+    """Write an engine as a folder: Verilog, its instance, a self-checking bench, constraints, a README."""
+    with job(None):
+        from gossamer.accelerator.build import build_job
+
+        result = build_job(config, out, clock)
+    show(result, as_json, draw_build)
+
+
+def draw_build(result: Result) -> None:
+    """Prints where it is and how large."""
+    line(f"{result['multipliers']} multipliers, {quantity('_bytes', result['sram_bytes'])} of memory: {result['out']}")
+    line(f"{len(result['files'])} files; see {result['out']}/README.md for how to run the bench")
+
+
+@app.command("table1", epilog="Example: gossamer accelerator table1 --config large")
+def table1(
+    config: Config = "large",
+    technology: Annotated[
+        str, typer.Option(metavar="PROCESS", help="Clock and energies: a YAML file, or a preset (sg13g2).")
+    ] = "sg13g2",
+    as_json: Json = False,
+) -> None:
+    """Published transformers on an engine, by the cycle model, beside a roofline of a GPU and SwiftTron."""
+    with job(None) as progress:
+        from gossamer.accelerator.engine_files import load_engine
+        from gossamer.accelerator.table1 import GPU, table1
+        from gossamer.dataflow.technology import load_technology
+
+        process = load_technology(technology)
+        rows = table1(load_engine(config), process, progress=progress)
+    show({"rows": rows, "technology": process.model_dump(), "gpu": GPU}, as_json, draw_table1)
+
+
+def draw_table1(result: Result) -> None:
+    """Prints a row a line."""
+    clock = result["technology"]["clock_mhz"]
+    line(f"estimated by the cycle model at {clock:g} MHz; the GPU's time is the roofline of an {result['gpu']['name']}")
+    for row in result["rows"]:
+        published = row["swifttron_published_ms"]
+        line(
+            f"{row['model']} ({row['layers']} blocks), {row['phase']} {row['sequence']}: {row['cycles']:,} cycles, "
+            f"{row['utilisation_percent']:.1f} %, {row['latency_ms']:.2f} ms, {row['energy_mj']:.1f} mJ; "
+            f"GPU at least {row['gpu_roofline_ms']:.3f} ms"
+            + ("" if published is None else f"; SwiftTron, as published: {published} ms")
+        )
+
+
+@app.command("synthesize", epilog="Example: gossamer accelerator synthesize --config small --liberty cells.lib")
+def synthesize(
+    liberty: Annotated[Path, typer.Option(metavar="FILE", help="The process: a .lib or .lib.gz file.")],
+    config: Config = "small",
+    as_json: Json = False,
+) -> None:
+    """Area by unit, cells and longest paths of an engine, by Yosys and ABC."""
+    with job(None) as progress:
+        from gossamer.accelerator.synthesis import synthesize_job
+
+        result = synthesize_job(config, liberty, progress)
+    show(result, as_json, draw_synthesis)
+
+
+def draw_synthesis(result: Result) -> None:
+    """Prints areas and the longest path."""
+    for name, unit in result["units"].items():
+        line(f"{name}: {unit['area_um2'] / 1e6:.3f} mm²")
+    line(f"logic: {result['logic_area_um2'] / 1e6:.3f} mm², {result['sequential_percent']:.0f} % of it registers")
+    line(f"longest path: {result['critical_path_ns']:.2f} ns in {result['critical_module']}")
+    line(f"memories: {result['sram_bits'] / 8192:.0f} KiB, about {result['estimated']['sram_area_um2'] / 1e6:.2f} mm²")

@@ -1,0 +1,1 @@
+"""Hardware tools behind four functions: lint, simulate, synthesise and prove a `Design`."""

@@ -1,0 +1,76 @@
+"""A test bench in Verilog run to its `$finish`."""
+
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gossamer.core.errors import SettingError
+from gossamer.eda import tools
+from gossamer.eda.cache import built
+from gossamer.eda.compiling import DRIVERS, build
+from gossamer.eda.design import Design
+from gossamer.eda.tools import Ran, Tool
+
+Simulator = Literal["verilator", "icarus"]
+_NOT_THE_BENCH = re.compile(r"- \S+:\d+: Verilog \$finish|\S+:\d+: \$finish called at ")
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """How a test bench ended. `status` is 0 after `$finish`; other after `$fatal`, `$stop`, a failed assertion, or when
+    nothing was left to happen before `$finish`. `lines` are those it printed."""
+
+    status: int
+    lines: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether it reached `$finish` without complaint; what it printed is for the caller to judge."""
+        return self.status == 0
+
+
+def simulate(
+    bench: Design,
+    simulator: Simulator = "verilator",
+    arguments: Sequence[str] = (),
+    seconds: float = 600.0,
+    optimise: int = 1,
+) -> Simulation:
+    """Runs a self-checking bench: a design whose top module has no ports. `arguments` are plusargs (`+n=3`).
+
+    Icarus knows the state X, and takes no time to compile; Verilator runs a thousand times as fast. What was compiled
+    is kept. Raises `ToolError` where a tool is missing, the bench does not compile, or runs for more than `seconds`.
+    """
+    if simulator not in ("verilator", "icarus"):
+        raise SettingError(f"simulator is {simulator!r}: choose verilator or icarus")
+    if simulator == "verilator":
+        program = build(bench, DRIVERS / "bench.cpp", optimise, timing=True)
+        tool, first = Tool("the test bench", (str(program),), ""), []
+    else:
+        program = _icarus(bench)
+        tool, first = tools.find("vvp"), ["-n", str(program)]
+    with tempfile.TemporaryDirectory() as name:  # a bench may write files: not into the cache
+        folder = Path(name)
+        bench.place(folder)
+        ran = tools.run(tool, [*first, *arguments], folder, seconds, statuses=None)
+    return _ended(ran, simulator)
+
+
+def _ended(ran: Ran, simulator: Simulator) -> Simulation:
+    lines = tuple(line for line in ran.lines if not _NOT_THE_BENCH.match(line))
+    finished = simulator == "verilator" or len(lines) < len(ran.lines)
+    complained = simulator == "icarus" and any(line.startswith(("ERROR: ", "FATAL: ")) for line in lines)
+    return Simulation(ran.status or int(complained) or (0 if finished else 3), lines)
+
+
+def _icarus(bench: Design) -> Path:
+    icarus = tools.find("icarus")
+
+    def make(folder: Path) -> None:
+        bench.place(folder)
+        tools.run(icarus, ["-o", "program.vvp", *bench.icarus()], folder, 600.0, bench.names)
+
+    return built("icarus", (bench.key, icarus.version), make) / "program.vvp"
