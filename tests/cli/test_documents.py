@@ -25,8 +25,8 @@ def test_links_lead_somewhere(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_verb_and_option_named_exists(document: Path, gossamer) -> None:
     text = document.read_text(encoding="utf-8")
-    for verb, rest in re.findall(r"^(?:\$ )?gossamer +([a-z]+)(.*)$", text, re.MULTILINE):
-        shown = gossamer(verb, "--help")
+    for verb, rest in re.findall(r"^(?:\$ )?gossamer +(accelerator +[a-z0-9]+|[a-z]+)(.*)$", text, re.MULTILINE):
+        shown = gossamer(*verb.split(), "--help")
         assert shown.code == 0, verb
         for option in re.findall(r"--[a-z-]+", rest.partition("#")[0]):
             assert f"  {option} " in shown.out, (verb, option)

@@ -100,9 +100,9 @@ def simulate(
             program, config, tokens=tokens, prompt=prompt, image=image, stalls=stalls, seed=seed, rtl=not golden,
             progress=progress,
         )  # fmt: skip
-        show(result, as_json, draw_simulation)
-        if result["mismatches"]:
-            raise RequirementError(f"{result['mismatches']} values or bytes differ between RTL and golden model")
+    show(result, as_json, draw_simulation)
+    if result["mismatches"]:
+        raise RequirementError(f"{result['mismatches']} values or bytes differ between RTL and golden model")
 
 
 def draw_simulation(result: Result) -> None:
