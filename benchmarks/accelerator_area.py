@@ -52,27 +52,26 @@ class Part:
 PARTS = (
     Part("array", "gs_cell", "rows*columns", ("one", "depth", "split", "split*depth"),
          tuple({"depth": depth, "four_bit": split} for depth in (4, 8, 16) for split in (False, True))),
-    Part("post-processing", "gs_post", "rows", ("one", "lanes", "depth"),
-         ({"lanes": 1}, {"lanes": 2}, {"lanes": 4, "depth": 8}, {"lanes": 1, "depth": 8})),
-    Part("norm", "gs_norm", "one", ("one", "norm_rows", "norm_rows*lanes", "norm_rows*line_bytes"),
-         ({}, {"norm_rows": 4}, {"lanes": 2}, {"depth": 8}, {"columns": 8})),
-    Part("add", "gs_add", "one", ("one", "norm_rows", "norm_rows*lanes", "norm_rows*line_bytes"),
-         ({}, {"norm_rows": 4}, {"lanes": 2}, {"depth": 8}, {"columns": 8})),
-    Part("products' control", "gs_gemm", "one", ("one", "line_bytes*levels", "columns*depth"),
-         ({"columns": 8}, {}, {"rows": 2, "columns": 2, "depth": 2}), own=True),
-    Part("unified memory's ports", "gs_memory", "one", ("one", "banks", "line_bytes", "banks*line_bytes"),
-         ({}, {"banks": 8}, {"columns": 8}, {"columns": 8, "banks": 8})),
-    Part("load", "gs_load", "one", ("one", "line_bytes", "bus_bytes", "depth*bus_bytes"),
-         ({}, {"columns": 8}, {"bus_bytes": 8}, {"depth": 8, "bus_bytes": 8})),
-    Part("store", "gs_store", "one", ("one", "line_bytes", "line_bytes*levels", "bus_bytes"),
-         ({}, {"columns": 8}, {"bus_bytes": 8}, {"depth": 8, "bus_bytes": 8})),
-    Part("sequencer", "gs_sequencer", "one", ("one", "bus_bytes"), ({}, {"bus_bytes": 16})),
     Part("control", "gs_control", "one", ("one",), ({},)),
-    Part("products' control", "gs_plan", "one", ("one",), ({},)),
+    Part("post-processing", "gs_reciprocal", "rows", ("one",), ({},)),
+    Part("post-processing", "gs_feed", "rows", ("one", "depth"), ({}, {"depth": 8})),
     Part("products' control", "gs_issue", "one", ("one",), ({},)),
     Part("products' control", "gs_drain", "one", ("one",), ({},)),
-    Part("post-processing", "gs_feed", "rows", ("one", "depth"), ({}, {"depth": 8})),
-    Part("post-processing", "gs_reciprocal", "rows", ("one",), ({},)),
+    Part("products' control", "gs_plan", "one", ("one",), ({},)),
+    Part("unified memory's ports", "gs_memory", "one", ("one", "banks", "line_bytes", "banks*line_bytes"),
+         ({}, {"banks": 8}, {"columns": 8}, {"columns": 8, "banks": 8})),
+    Part("norm", "gs_norm", "one", ("one", "norm_rows", "norm_rows*lanes", "norm_rows*line_bytes"),
+         ({}, {"norm_rows": 4}, {"lanes": 2}, {"columns": 8})),
+    Part("add", "gs_add", "one", ("one", "norm_rows", "norm_rows*lanes", "norm_rows*line_bytes"),
+         ({}, {"norm_rows": 4}, {"lanes": 2}, {"columns": 8})),
+    Part("load", "gs_load", "one", ("one", "line_bytes", "bus_bytes"), ({}, {"columns": 8}, {"bus_bytes": 8})),
+    Part("store", "gs_store", "one", ("one", "line_bytes*levels", "bus_bytes"),
+         ({}, {"columns": 8}, {"bus_bytes": 8})),
+    Part("sequencer", "gs_sequencer", "one", ("one",), ({"bus_bytes": 16},)),
+    Part("post-processing", "gs_post", "rows", ("one", "lanes", "depth"),
+         ({}, {"lanes": 2}, {"depth": 8})),
+    Part("products' control", "gs_gemm", "one", ("one", "line_bytes*levels", "columns*depth"),
+         ({}, {"rows": 2, "columns": 2, "depth": 2}, {"columns": 8}), own=True),
 )  # fmt: skip
 
 
@@ -147,7 +146,7 @@ def main() -> None:
             {"module": part.module, **point, "area_um2": area, "model_um2": modelled(part, point, fitted)}
             for point, area in areas
         ]
-    _write(units, points)
+        _write(units, points)
 
 
 def _write(units: Mapping[str, Mapping[str, float]], points: list[dict[str, Any]]) -> None:

@@ -1,7 +1,8 @@
-"""A timeline as a trace in Chrome's format, which Perfetto (ui.perfetto.dev) and chrome://tracing draw."""
+"""A timeline to look at: as a trace in Chrome's format, which Perfetto (ui.perfetto.dev) and chrome://tracing draw, and
+as bars of a chart."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from gossamer.dataflow.cycles.program import Span
@@ -26,6 +27,36 @@ def chrome_trace(spans: Sequence[Span], clock_mhz: float, name: str = "engine") 
             for span in spans if span.unit == unit
         ]  # fmt: skip
     return {"traceEvents": events, "displayTimeUnit": "ns"}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Steps of one unit and kind that follow each other, from cycle `start` until before `end`, `busy` of these."""
+
+    unit: str
+    kind: str
+    start: int
+    end: int
+    busy: int
+    steps: int
+
+
+def bars(spans: Sequence[Span], most: int = 1200) -> list[Bar]:
+    """The timeline with neighbours of one unit and kind joined where less than 1 / `most` of it lies between them."""
+    gap = max((span.end for span in spans), default=0) / most
+    found: list[Bar] = []
+    last: dict[str, int] = {}
+    for span in spans:
+        if span.unit is None:
+            continue
+        taken, at = span.end - span.start, last.get(span.unit)
+        if at is not None and found[at].kind == kind(span.step) and span.start - found[at].end < gap:
+            old = found[at]
+            found[at] = Bar(old.unit, old.kind, old.start, span.end, old.busy + taken, old.steps + 1)
+            continue
+        last[span.unit] = len(found)
+        found.append(Bar(span.unit, kind(span.step), span.start, span.end, taken, 1))
+    return found
 
 
 def kind(step: Step) -> str:
