@@ -34,8 +34,8 @@ class Grid:
     rows: tuple[int, ...] = (8, 16, 32)
     columns: tuple[int, ...] = (8, 16, 32)
     depth: tuple[int, ...] = (8, 16)
-    lanes: tuple[int, ...] = (4, 8)
-    memory: tuple[int, ...] = (512 << 10, 2 << 20, 8 << 20)
+    lanes: tuple[int, ...] = (2, 4)
+    memory: tuple[int, ...] = (512 << 10, 1 << 20, 2 << 20, 4 << 20)
     bits: tuple[int, ...] = (8, 4)
 
     @property
