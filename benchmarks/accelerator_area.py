@@ -2,8 +2,8 @@
 
 Run: GOSSAMER_DATA=FOLDER python benchmarks/accelerator_area.py [--seconds 600]
 FOLDER holds liberty/sg13g2_stdcell_typ_1p20V_25C.lib (IHP SG13G2, Apache 2.0). Writes
-src/gossamer/accelerator/areas/sg13g2.yaml, and benchmarks/results/accelerator_area.json and .md with every point and the
-model's error there. A module that takes longer than --seconds is left out of the fit and named.
+src/gossamer/accelerator/areas/sg13g2.yaml, and benchmarks/results/accelerator_area.json and .md with every point and
+what the model says there. A module that takes longer than --seconds is left out of the fit and named.
 
 Terms are chosen by what the RTL says (a shifter over a line is `line_bytes*levels`); their coefficients, none below
 zero, are those of the least squared relative error. A module that many instances of are used is a unit's share of
@@ -105,7 +105,9 @@ def _terms(part: Part, point: Mapping[str, Any]) -> list[float]:
 def _engine(point: Mapping[str, Any]) -> IntegerEngine:
     """`SMALL` but for the point's sizes; columns and bus are widened to the depth, as an engine's must be."""
     numbers = {**SMALL, **point}
-    return IntegerEngine(**{**numbers, **{name: max(numbers[name], numbers["depth"]) for name in ("columns", "bus_bytes")}})
+    return IntegerEngine(
+        **{**numbers, **{name: max(numbers[name], numbers["depth"]) for name in ("columns", "bus_bytes")}}
+    )
 
 
 def _squeezed(text: str) -> str:

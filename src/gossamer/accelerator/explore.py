@@ -78,7 +78,7 @@ class Point:
         )
 
 
-def parse_sweep(texts: Sequence[str], grid: Grid = Grid()) -> Grid:  # noqa: B008 (frozen)
+def parse_sweep(texts: Sequence[str], grid: Grid) -> Grid:
     """The grid with `rows=8,16` or `memory=1MiB,4MiB` in place of its own.
 
     Raises:
@@ -88,7 +88,9 @@ def parse_sweep(texts: Sequence[str], grid: Grid = Grid()) -> Grid:  # noqa: B00
     for text in texts:
         name, _, values = text.partition("=")
         if name not in names or not values:
-            raise SettingError(f"sweep {text!r} is not understood: write NAME=VALUE,VALUE with one of {', '.join(names)}")
+            raise SettingError(
+                f"sweep {text!r} is not understood: write NAME=VALUE,VALUE with one of {', '.join(names)}"
+            )
         try:
             found = tuple(parse_bytes(each) if name == "memory" else int(each) for each in values.split(","))
         except (ValueError, BudgetError) as error:

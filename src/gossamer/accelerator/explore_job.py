@@ -9,7 +9,7 @@ import yaml
 
 from gossamer.accelerator.area import area_um2, load_areas
 from gossamer.accelerator.engine_files import load_engine
-from gossamer.accelerator.explore import GOALS, Goal, Point, choose, explore, front, parse_sweep
+from gossamer.accelerator.explore import GOALS, Goal, Grid, Point, choose, explore, front, parse_sweep
 from gossamer.accelerator.limits import parse_limits
 from gossamer.accelerator.shape_of import shape_of
 from gossamer.accelerator.whole import LATENCY, Phase, whole
@@ -56,7 +56,7 @@ def explore_job(
         raise SettingError(f"goal is {goal!r}: {', '.join(GOALS)}")
     if sequence < 1:
         raise SettingError(f"sequence is {sequence}: at least 1 row")
-    grid, base = parse_sweep(sweep), load_engine(config)
+    grid, base = parse_sweep(sweep, Grid()), load_engine(config)
     process, area_model = load_technology(technology), load_areas(areas)
     if out is not None:
         refuse_foreign(out, MARK)

@@ -80,8 +80,9 @@ class _Numbers:
         """Outputs fill 8 bits, or half of 14 (`wide`), for inputs of 8 bits."""
         shift = 15 + 6 + int(np.ceil(np.log2(columns) / 2)) - (5 if wide else 0)
         four = self.bits == 4
+        low, high = (-8, 7) if four else (-127, 127)
         return Linear(
-            weight=self.draw(-8, 7, (rows, columns), np.int8) if four else self.draw(-127, 127, (rows, columns), np.int8),
+            weight=self.draw(low, high, (rows, columns), np.int8),
             bias=self.draw(-1000, 1000, (rows,), np.int32),
             multiplier=self.draw(1 << 15, (1 << 16) - 1, (rows,), np.uint16),
             shift=np.broadcast_to(np.uint8(shift), rows),
@@ -90,9 +91,7 @@ class _Numbers:
         )
 
     def norm(self, width: int, centred: bool) -> Norm:
-        return Norm(
-            self.draw(64, 127, (width,), np.int16), self.draw(-9999, 9999, (width,), np.int32), 12, 1, centred
-        )
+        return Norm(self.draw(64, 127, (width,), np.int16), self.draw(-9999, 9999, (width,), np.int32), 12, 1, centred)
 
 
 def _stack(shape: Shape, blocks: int, positions: int, numbers: _Numbers) -> Stack:

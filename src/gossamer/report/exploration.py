@@ -35,7 +35,7 @@ def exploration(result: Mapping[str, Any]) -> str:
             "points",
             "Latency, area, energy",
             f"{len(result['points'])} engines, {len(result['pareto'])} of them beaten by no other (large, outlined). "
-            "Circles have 8-bit weights, diamonds 4-bit ones; the ring is the chosen engine, dashed lines are the budget.",
+            "Circles have 8-bit weights, diamonds 4-bit ones; the ring is the chosen engine, dashed lines the budget.",
             chart("points-chart", front(result["points"], result["budget"])),
         ),
         section("front", "Beaten by no other", "", _front_table(result)),
@@ -48,8 +48,8 @@ def exploration(result: Mapping[str, Any]) -> str:
         section(
             "time",
             "What the units do",
-            f"One block on the chosen engine, {time['cycles']:,} cycles. Busy: {at_work}. The same is in trace.json, for "
-            "ui.perfetto.dev.",
+            f"One block on the chosen engine, {time['cycles']:,} cycles. Busy: {at_work}. The same is in trace.json, "
+            "for ui.perfetto.dev.",
             chart("time-chart", utilisation(time["bars"], time["cycles"])),
         ),
         section("how", "How this was made", "", _provenance(result)),
@@ -63,7 +63,13 @@ def _headline(result: Mapping[str, Any]) -> str:
     for key, (name, unit) in _UNITS.items():
         verdict = f"within {budget[key]:g} {unit}" if key in budget else "no limit"
         tiles.append(
-            el("div", el("dt", name), el("dd", text(f"{chosen[key]:.3g} {unit}")), el("p", text(verdict)), class_="tile")
+            el(
+                "div",
+                el("dt", name),
+                el("dd", text(f"{chosen[key]:.3g} {unit}")),
+                el("p", text(verdict)),
+                class_="tile",
+            )
         )
     used = f"{chosen['utilisation_percent']:.0f} %"
     tiles.append(el("div", el("dt", "Multipliers in use"), el("dd", used), el("p", "over all blocks"), class_="tile"))
@@ -71,8 +77,8 @@ def _headline(result: Mapping[str, Any]) -> str:
     about = f"{shape['layers']} blocks of width {shape['width']}, {run}"
     summary = (
         f"An array of {chosen['rows']} × {chosen['columns']} cells × {chosen['depth']} products with "
-        f"{chosen['lanes']} lanes, {format_bytes(chosen['sram_bytes'])} of unified memory and {chosen['bits']}-bit weights: "
-        f"the least {result['goal']} within the budget. All figures are estimates."
+        f"{chosen['lanes']} lanes, {format_bytes(chosen['sram_bytes'])} of unified memory and {chosen['bits']}-bit "
+        f"weights: the least {result['goal']} within the budget. All figures are estimates."
     )
     return el(
         "header",
