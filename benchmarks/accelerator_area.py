@@ -6,8 +6,8 @@ src/gossamer/accelerator/areas/sg13g2.yaml, and benchmarks/results/accelerator_a
 what the model says there. A module that takes longer than --seconds is left out of the fit and named.
 
 Terms are chosen by what the RTL says (a shifter over a line is `line_bytes*levels`); their coefficients, none below
-zero, are those of the least squared relative error. A module that many instances of are used is a unit's share of
-`instances` each.
+zero, are those of the least squared relative error. A module that is synthesised at a single size scales by a single
+term.
 """
 
 import argparse
@@ -38,79 +38,84 @@ SMALL = {"rows": 4, "columns": 4, "depth": 4, "lanes": 1, "norm_rows": 2, "banks
 
 @dataclass(frozen=True)
 class Part:
-    """A module, the unit it belongs to, how many of it there are, what one's area scales with, and the sizes that it is
-    synthesised at (what differs from `SMALL`). `own`: without the modules within."""
+    """Modules of a unit, synthesised under `top` at some sizes (what differs from `SMALL`): what the area of each, all
+    its instances under `top` together, scales with. Of `top` itself there are `instances`. What has no terms is counted
+    as constant."""
 
     unit: str
-    module: str
-    instances: str
-    terms: tuple[str, ...]
+    top: str
     points: tuple[Mapping[str, Any], ...]
-    own: bool = False
+    terms: Mapping[str, tuple[str, ...]]
+    instances: str = "one"
 
 
+ELEMENT = ("norm_rows*lanes",)
+WINDOW = ("norm_rows*line_bytes",)
 PARTS = (
-    Part("array", "gs_cell", "rows*columns", ("one", "depth", "split", "split*depth"),
-         tuple({"depth": depth, "four_bit": split} for depth in (4, 8, 16) for split in (False, True))),
-    Part("control", "gs_control", "one", ("one",), ({},)),
-    Part("post-processing", "gs_reciprocal", "rows", ("one",), ({},)),
-    Part("post-processing", "gs_feed", "rows", ("one", "depth"), ({}, {"depth": 8})),
-    Part("products' control", "gs_issue", "one", ("one",), ({},)),
-    Part("products' control", "gs_drain", "one", ("one",), ({},)),
-    Part("products' control", "gs_plan", "one", ("one",), ({},)),
-    Part("unified memory's ports", "gs_memory", "one", ("one", "banks", "line_bytes", "banks*line_bytes"),
-         ({}, {"banks": 8}, {"columns": 8}, {"columns": 8, "banks": 8})),
-    Part("norm", "gs_norm", "one", ("one", "norm_rows", "norm_rows*lanes", "norm_rows*line_bytes"),
-         ({}, {"norm_rows": 4}, {"lanes": 2}, {"columns": 8})),
-    Part("add", "gs_add", "one", ("one", "norm_rows", "norm_rows*lanes", "norm_rows*line_bytes"),
-         ({}, {"norm_rows": 4}, {"lanes": 2}, {"columns": 8})),
-    Part("load", "gs_load", "one", ("one", "line_bytes", "bus_bytes"), ({}, {"columns": 8}, {"bus_bytes": 8})),
-    Part("store", "gs_store", "one", ("one", "line_bytes*levels", "bus_bytes"),
-         ({}, {"columns": 8}, {"bus_bytes": 8})),
-    Part("sequencer", "gs_sequencer", "one", ("one",), ({"bus_bytes": 16},)),
-    Part("post-processing", "gs_post", "rows", ("one", "lanes", "depth"),
-         ({}, {"lanes": 2}, {"depth": 8})),
-    Part("products' control", "gs_gemm", "one", ("one", "line_bytes*levels", "columns*depth"),
-         ({}, {"rows": 2, "columns": 2, "depth": 2}, {"columns": 8}), own=True),
+    Part("array", "gs_cell", tuple({"depth": depth, "four_bit": bits} for depth in (4, 8, 16) for bits in (False, True)),
+         {"gs_cell": ("one", "depth", "split", "split*depth")}, "rows*columns"),
+    Part("control", "gs_control", ({},), {}),
+    Part("unified memory's ports", "gs_memory", ({}, {"banks": 8}, {"columns": 8}, {"columns": 8, "banks": 8}),
+         {"gs_memory": ("one", "banks", "line_bytes", "banks*line_bytes"), "gs_bank": ("banks", "banks*line_bytes")}),
+    Part("post-processing", "gs_reciprocal", ({},), {}, "rows"),
+    Part("post-processing", "gs_feed", ({}, {"depth": 8}), {"gs_feed": ("one", "depth")}, "rows"),
+    Part("products' control", "gs_issue", ({},), {}),
+    Part("products' control", "gs_drain", ({},), {}),
+    Part("products' control", "gs_plan", ({},), {}),
+    Part("norm", "gs_norm", ({},),
+         {"gs_norm": ELEMENT, "gs_normalise": ELEMENT, "gs_round": ELEMENT, "gs_moments": ELEMENT, "gs_take": WINDOW,
+          "gs_put": WINDOW}),
+    Part("add", "gs_add", ({},), {"gs_add": ELEMENT, "gs_round": ELEMENT, "gs_take": WINDOW, "gs_put": WINDOW}),
+    Part("post-processing", "gs_post", ({"lanes": 2},),
+         dict.fromkeys(("gs_post", "gs_requant", "gs_shift", "gs_softmax", "gs_exponential", "gs_side", "gs_dual"),
+                       ("lanes",)), "rows"),
+    Part("load", "gs_load", ({}, {"columns": 8}), {"gs_load": ("one", "line_bytes")}),
+    Part("store", "gs_store", ({}, {"columns": 8}), {"gs_store": ("one", "line_bytes*levels")}),
+    Part("sequencer", "gs_sequencer", ({"bus_bytes": 16},), {}),
+    Part("products' shifters", "gs_gemm", ({"rows": 2, "columns": 2, "depth": 2},),
+         {"gs_gemm": ("line_bytes*levels",)}),
 )  # fmt: skip
+OWN = ("gs_gemm",)
+"""Tops whose modules are other parts: only their own cells count."""
 
 
-def measure(part: Part, point: Mapping[str, Any], liberty: Path, seconds: float) -> float:
-    """The area of a part's module at a point, in µm²."""
-    engine = _engine(point)
-    source = next(path for path in sources() if path.name == f"{part.module}.v").read_text(encoding="utf-8")
-    taken = {name: value for name, value in parameters(engine).items() if f"parameter {name} " in _squeezed(source)}
-    found = synthesise(Design(sources(), part.module, taken), liberty, seconds=seconds)
-    return found.modules[part.module].area_um2 if part.own else found.area_um2
+def measure(part: Part, point: Mapping[str, Any], liberty: Path, seconds: float) -> dict[str, float]:
+    """The area of each module under a part's top at a point, in µm²; instances together."""
+    source = next(path for path in sources() if path.name == f"{part.top}.v").read_text(encoding="utf-8")
+    named = {
+        name: value for name, value in parameters(_engine(point)).items() if f"parameter {name} " in _plain(source)
+    }
+    found = synthesise(Design(sources(), part.top, named), liberty, seconds=seconds)
+    areas: dict[str, float] = {}
+    for module in found.modules.values():
+        name = module.name.split("#")[0]  # one module with other parameters
+        if part.top not in OWN or name == part.top:
+            areas[name] = areas.get(name, 0.0) + module.area_um2 * module.instances
+    return areas
 
 
-def fit(part: Part, points: list[Mapping[str, Any]], areas: list[float]) -> dict[str, float]:
-    """µm² of each term, of one instance."""
-    rows = np.array([_terms(part, point) for point in points]) / np.array(areas)[:, None]
+def fit(terms: tuple[str, ...], points: list[Mapping[str, Any]], areas: list[float]) -> dict[str, float]:
+    """µm² of each term; with fewer points than terms only the last terms are used."""
+    terms = terms[-len(points) :]
+    rows = np.array([_values(terms, point) for point in points]) / np.array(areas)[:, None]
     scale = rows.max(axis=0)
     found, _ = nnls(rows / scale, np.ones(len(points)))
-    return {term: float(each) for term, each in zip(part.terms, found / scale, strict=True) if each > 0}
+    return {term: float(each) for term, each in zip(terms, found / scale, strict=True) if each > 0}
 
 
-def modelled(part: Part, point: Mapping[str, Any], fitted: Mapping[str, float]) -> float:
-    """The fit at a point."""
-    return sum(fitted.get(term, 0.0) * value for term, value in zip(part.terms, _terms(part, point), strict=True))
-
-
-def _terms(part: Part, point: Mapping[str, Any]) -> list[float]:
+def _values(terms: tuple[str, ...], point: Mapping[str, Any]) -> list[float]:
     given = sizes(_engine(point).model_dump())
-    return [float(np.prod([given[size] for size in term.split("*")])) for term in part.terms]
+    return [float(np.prod([given[size] for size in term.split("*")])) for term in terms]
 
 
 def _engine(point: Mapping[str, Any]) -> IntegerEngine:
     """`SMALL` but for the point's sizes; columns and bus are widened to the depth, as an engine's must be."""
     numbers = {**SMALL, **point}
-    return IntegerEngine(
-        **{**numbers, **{name: max(numbers[name], numbers["depth"]) for name in ("columns", "bus_bytes")}}
-    )
+    wide = {name: max(numbers[name], numbers["depth"]) for name in ("columns", "bus_bytes")}
+    return IntegerEngine(**{**numbers, **wide})
 
 
-def _squeezed(text: str) -> str:
+def _plain(text: str) -> str:
     return " ".join(text.split())
 
 
@@ -129,24 +134,26 @@ def main() -> None:
     units: dict[str, dict[str, float]] = {}
     points: list[dict[str, Any]] = []
     for part in PARTS:
-        areas: list[tuple[Mapping[str, Any], float]] = []
+        found: list[tuple[Mapping[str, Any], dict[str, float]]] = []
         for point in part.points:
             try:
-                areas.append((point, measure(part, point, liberty, seconds)))
-                print(f"{part.module} {dict(point)}: {areas[-1][1]:,.0f}", flush=True)
+                found.append((point, measure(part, point, liberty, seconds)))
+                print(f"{part.top} {dict(point)}: {sum(found[-1][1].values()):,.0f}", flush=True)
             except ToolError as error:
-                print(f"{part.module} {dict(point)}: {error}", flush=True)
-                points.append({"module": part.module, **point, "area_um2": None, "said": str(error)})
-        if not areas:
-            continue
-        fitted = fit(part, [point for point, _ in areas], [area for _, area in areas])
-        unit = units.setdefault(part.unit, {})
-        for term, each in fitted.items():
-            name = _term(part.instances, term)
-            unit[name] = unit.get(name, 0.0) + each
+                print(f"{part.top} {dict(point)}: {error}", flush=True)
+                points.append({"module": part.top, **point, "area_um2": None, "said": str(error)})
+        at = [point for point, _ in found]
+        modelled = [0.0] * len(found)
+        for module in found[0][1] if found else ():
+            fitted = fit(part.terms.get(module, ("one",)), at, [areas[module] for _, areas in found])
+            unit = units.setdefault(part.unit, {})
+            for term, each in fitted.items():
+                name = _term(part.instances, term)
+                unit[name] = unit.get(name, 0.0) + each
+                modelled = [sum_ + each * _values((term,), point)[0] for sum_, point in zip(modelled, at, strict=True)]
         points += [
-            {"module": part.module, **point, "area_um2": area, "model_um2": modelled(part, point, fitted)}
-            for point, area in areas
+            {"module": part.top, **point, "area_um2": sum(areas.values()), "model_um2": model, "modules": areas}
+            for (point, areas), model in zip(found, modelled, strict=True)
         ]
         _write(units, points)
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from gossamer.accelerator.area import AreaModel, area_um2
 from gossamer.accelerator.limits import Limits
 from gossamer.accelerator.shapes import Shape
-from gossamer.accelerator.whole import Phase, macs, whole
+from gossamer.accelerator.whole import Phase, utilisation, whole
 from gossamer.core.errors import BudgetError, SettingError
 from gossamer.core.progress import SILENT, Progress
 from gossamer.core.units import format_bytes, parse_bytes
@@ -118,7 +118,6 @@ def explore(
     """
     points: list[Point] = []
     skipped: Counter[str] = Counter()
-    operations = macs(shape, phase, sequence)
     for engine, bits in progress.track(_candidates(base, grid), "engines", grid.size):
         if isinstance(engine, str):
             skipped[engine] += 1
@@ -126,14 +125,14 @@ def explore(
         try:
             found = whole(shape, phase, sequence, engine, technology, bits=bits)
         except SettingError as error:
-            skipped[_reason(str(error))] += 1
+            skipped[_plain(str(error).split("; an engine with")[0].split(": ")[-1])] += 1
             continue
         points.append(
             Point(
                 engine,
                 bits,
                 found.cycles,
-                100 * operations / (found.cycles * engine.multipliers),
+                100 * utilisation(shape, phase, sequence, found, bits),
                 found.cycles / technology.clock_mhz / 1e3,
                 sum(area_um2(engine, areas).values()) / 1e6,
                 sum(found.energy_mj.values()),
@@ -187,13 +186,12 @@ def _candidates(base: IntegerEngine, grid: Grid) -> Iterator[tuple[IntegerEngine
         except ValidationError as error:
             first = error.errors()[0]
             where = "".join(f"{part}: " for part in first["loc"])
-            yield _reason(where + first["msg"].removeprefix("Value error, ")), bits
+            yield _plain(where + first["msg"].removeprefix("Value error, ")), bits
 
 
-def _reason(said: str) -> str:
-    """What an error says, without the names and numbers of the case."""
-    what = said.split("; an engine with")[0].split(": ")[-1]
-    return re.sub(r"\d[\d,]*", "…", what)
+def _plain(said: str) -> str:
+    """What an error says, without the numbers of the case."""
+    return re.sub(r"\d[\d,]*", "…", said)
 
 
 def _figures(point: Point) -> tuple[float, float, float]:

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gossamer.report.charts import ACCENT, GREY, INK, LINE, MUTED, axis, blank_figure, log_axis, log_range
+from gossamer.core.units import format_bytes
+from gossamer.report.charts import ACCENT, GREY, INK, LINE, MUTED, axis, blank_figure, log_range
 
 _SCALE = [[0.0, "#bad8de"], [0.5, "#3f93a3"], [1.0, "#12343b"]]
 _KINDS = ("#00697c", "#7fb5bf", "#c98a2b", "#8a94a3", "#a3341f", "#5b7f3a", "#6f5a8c", "#d2b48c", "#1c2330", "#4d8fd1")
@@ -16,8 +17,8 @@ def front(points: Sequence[Point], budget: Mapping[str, float]) -> dict[str, Any
     """Area against latency, both logarithmic, energy as colour; those on the front large, the chosen one in a ring."""
     figure = blank_figure(height=460)
     layout = figure["layout"]
-    layout["xaxis"] = log_axis("latency, ms", log_range([point["latency_ms"] for point in points]))
-    layout["yaxis"] = log_axis("area, mm²", log_range([point["area_mm2"] for point in points]))
+    layout["xaxis"] = _log("latency, ms", [point["latency_ms"] for point in points])
+    layout["yaxis"] = _log("area, mm²", [point["area_mm2"] for point in points])
     layout["margin"]["r"] = 90
     most, least = (extreme(point["energy_mj"] for point in points) for extreme in (max, min))
     color = {"cmin": least, "cmax": most, "colorscale": _SCALE}
@@ -45,12 +46,17 @@ def _points(points: Sequence[Point], marker: Mapping[str, Any]) -> dict[str, Any
         "x": [point["latency_ms"] for point in points], "y": [point["area_mm2"] for point in points],
         "text": [
             f"{point['rows']} × {point['columns']} × {point['depth']}, {point['lanes']} lanes, {point['bits']} bits<br>"
-            f"{point['sram_bytes'] / 2**20:g} MiB, {point['energy_mj']:.3g} mJ, "
+            f"{format_bytes(point['sram_bytes'])}, {point['energy_mj']:.3g} mJ, "
             f"{point['utilisation_percent']:.0f} % of the multipliers in use"
             for point in points
         ],
         "hovertemplate": "%{text}<br>%{x:.3g} ms, %{y:.3g} mm²<extra></extra>",
     }  # fmt: skip
+
+
+def _log(title: str, values: Sequence[float]) -> dict[str, Any]:
+    """A logarithmic axis over values that may span less than a decade: Plotly's own ticks."""
+    return axis(title, type="log", range=list(log_range(values)))
 
 
 def floorplan(areas: Mapping[str, float]) -> dict[str, Any]:
