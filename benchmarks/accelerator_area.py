@@ -49,11 +49,11 @@ class Part:
     instances: str = "one"
 
 
+DEPTHS = tuple({"depth": depth, "four_bit": split} for depth in (4, 8, 16) for split in (False, True))
 ELEMENT = ("norm_rows*lanes",)
 WINDOW = ("norm_rows*line_bytes",)
 PARTS = (
-    Part("array", "gs_cell", tuple({"depth": depth, "four_bit": bits} for depth in (4, 8, 16) for bits in (False, True)),
-         {"gs_cell": ("one", "depth", "split", "split*depth")}, "rows*columns"),
+    Part("array", "gs_cell", DEPTHS, {"gs_cell": ("one", "depth", "split", "split*depth")}, "rows*columns"),
     Part("control", "gs_control", ({},), {}),
     Part("unified memory's ports", "gs_memory", ({}, {"banks": 8}, {"columns": 8}, {"columns": 8, "banks": 8}),
          {"gs_memory": ("one", "banks", "line_bytes", "banks*line_bytes"), "gs_bank": ("banks", "banks*line_bytes")}),
@@ -62,15 +62,17 @@ PARTS = (
     Part("products' control", "gs_issue", ({},), {}),
     Part("products' control", "gs_drain", ({},), {}),
     Part("products' control", "gs_plan", ({},), {}),
-    Part("norm", "gs_norm", ({},),
+    Part("norm", "gs_norm", ({}, {"lanes": 2}),
          {"gs_norm": ELEMENT, "gs_normalise": ELEMENT, "gs_round": ELEMENT, "gs_moments": ELEMENT, "gs_take": WINDOW,
           "gs_put": WINDOW}),
     Part("add", "gs_add", ({},), {"gs_add": ELEMENT, "gs_round": ELEMENT, "gs_take": WINDOW, "gs_put": WINDOW}),
     Part("post-processing", "gs_post", ({"lanes": 2},),
          dict.fromkeys(("gs_post", "gs_requant", "gs_shift", "gs_softmax", "gs_exponential", "gs_side", "gs_dual"),
                        ("lanes",)), "rows"),
-    Part("load", "gs_load", ({}, {"columns": 8}), {"gs_load": ("one", "line_bytes")}),
-    Part("store", "gs_store", ({}, {"columns": 8}), {"gs_store": ("one", "line_bytes*levels")}),
+    Part("load", "gs_load", ({}, {"columns": 16}, {"bus_bytes": 16}, {"columns": 16, "bus_bytes": 16}),
+         {"gs_load": ("one", "line_bytes", "bus_bytes")}),
+    Part("store", "gs_store", ({}, {"columns": 16}, {"bus_bytes": 16}, {"columns": 16, "bus_bytes": 16}),
+         {"gs_store": ("one", "line_bytes*levels", "bus_bytes")}),
     Part("sequencer", "gs_sequencer", ({"bus_bytes": 16},), {}),
     Part("products' shifters", "gs_gemm", ({"rows": 2, "columns": 2, "depth": 2},),
          {"gs_gemm": ("line_bytes*levels",)}),
