@@ -85,6 +85,7 @@ def explore_job(
         "notes": [
             "all figures are estimates: cycles by the cycle model with a bus that never stalls, energy by the "
             f"technology's figures ({process.source}), area by a model of gates without wires",
+            "what 4-bit weights lose in accuracy is not weighed here",
             "embedding, head and projector are not among the blocks that are counted",
         ],
     }  # fmt: skip
