@@ -149,12 +149,12 @@ def main() -> None:
                 print(f"{part.top} {dict(point)}: {sum(found[-1][1].values()):,.0f}", flush=True)
             except ToolError as error:
                 print(f"{part.top} {dict(point)}: {error}", flush=True)
-                points.append({"module": part.top, **point, "area_um2": None, "said": str(error)})
+                points.append({"module": part.top, **point, "area_um2": None, "limit_s": seconds, "said": str(error)})
         if not found and part.earlier is not None:
             found.append((part.earlier[0], dict(part.earlier[1])))
         at = [point for point, _ in found]
         modelled = [0.0] * len(found)
-        for module in found[0][1] if found else ():
+        for module in [name for name, area in found[0][1].items() if area > 0] if found else []:
             fitted = fit(part.terms.get(module, ("one",)), at, [areas[module] for _, areas in found])
             unit = units.setdefault(part.unit, {})
             for term, each in fitted.items():
@@ -190,7 +190,8 @@ def _write(units: Mapping[str, Mapping[str, float]], points: list[dict[str, Any]
     lines += ["| module | sizes | synthesised, µm² | model, µm² |", "|---|---|---:|---:|"]
     for each in points:
         at = _words({name: value for name, value in each.items() if name in SMALL})
-        figures = [f"{each[key]:,.0f}" if each.get(key) else "did not finish" for key in ("area_um2", "model_um2")]
+        figures = [f"{each[key]:,.0f}" if each.get(key) else "" for key in ("area_um2", "model_um2")]
+        figures[0] = figures[0] or f"not within {each['limit_s']:g} s"
         figures[0] += " (earlier RTL)" if each.get("earlier") else ""
         lines.append(f"| `{each['module']}` | {at} | {figures[0]} | {figures[1]} |")
     write_text(RESULTS / "accelerator_area.md", "\n".join(lines) + "\n")
