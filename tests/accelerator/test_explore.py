@@ -18,7 +18,6 @@ from gossamer.accelerator.shapes import SHAPES, Shape, hollow
 from gossamer.accelerator.whole import whole
 from gossamer.cli.main import app
 from gossamer.core.errors import BudgetError, GossamerError, ModelError, SettingError
-from gossamer.dataflow.engine import IntegerEngine
 from gossamer.dataflow.technology import load_technology
 
 SHAPE = Shape("little", 4, 64, 4, 2, 128, 16, gated=True, rotary=True, causal=True, centred=False)
@@ -67,7 +66,7 @@ def test_four_bits_read_half_the_weights() -> None:
 
 
 def _point(latency: float, area: float, energy: float) -> Point:
-    return Point(IntegerEngine(), 8, 1, 50.0, latency, area, energy)
+    return Point(BASE, 8, 1, 50.0, latency, area, energy)
 
 
 def test_the_front_is_what_no_other_beats() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from gossamer.accelerator.engine_files import load_engine
 from gossamer.accelerator.synthesis import SRAM_UM2_PER_BIT
 from gossamer.core.errors import SettingError
 from gossamer.dataflow.engine import IntegerEngine
@@ -41,7 +42,7 @@ def load_areas(ref: str) -> AreaModel:
         raise SettingError(f"no area model {ref!r}: give a YAML file or one of {', '.join(names)}")
     try:
         model = AreaModel(**yaml.safe_load(path.read_text(encoding="utf-8")))
-        units_um2(IntegerEngine(), model)
+        units_um2(load_engine("small"), model)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError, KeyError) as error:
         raise SettingError(f"area model {path}: {' '.join(str(error).split())}") from error
     return model

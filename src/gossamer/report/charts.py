@@ -185,8 +185,8 @@ def additivity(check: Additivity) -> dict[str, Any]:
     positive = all(value > 0 for value in values)
     span = log_range(values) if positive else (min(values), max(values))
     ends = [10**end for end in span] if positive else list(span)
-    for axis, title in (("xaxis", "sum of the units' losses"), ("yaxis", "measured")):
-        figure["layout"][axis] = log_axis(title, span) if positive else axis(title, range=list(span))
+    for name, title in (("xaxis", "sum of the units' losses"), ("yaxis", "measured")):
+        figure["layout"][name] = log_axis(title, span) if positive else axis(title, range=list(span))
     figure["data"] = [
         {
             "type": "scatter", "mode": "lines", "x": ends, "y": ends, "hoverinfo": "skip", "showlegend": False,

@@ -7,7 +7,7 @@ from typing import Any
 
 from gossamer.dataflow.cycles.program import Span
 from gossamer.dataflow.engine import UNITS
-from gossamer.dataflow.schedule import Fence, Gemm, Load, Step, Store
+from gossamer.dataflow.schedule import Add, Gemm, Load, Norm, Step, Store
 
 
 def chrome_trace(spans: Sequence[Span], clock_mhz: float, name: str = "engine") -> dict[str, Any]:
@@ -75,7 +75,7 @@ def label(step: Step) -> str:
     if isinstance(step, Load | Store):
         rows = f" × {step.chunks} chunks" if step.chunks else ""
         return f"{kind(step)} {step.count}{rows}"
-    return kind(step) if isinstance(step, Fence) or not hasattr(step, "m") else f"{kind(step)} {step.m} × {step.n}"
+    return f"{kind(step)} {step.m} × {step.n}" if isinstance(step, Norm | Add) else kind(step)
 
 
 def _fields(step: Step) -> dict[str, Any]:
