@@ -1,17 +1,20 @@
 """How fast models write on a GPU: products on packed weights by themselves, and whole models with recorded steps.
 
 Run on a machine with a CUDA GPU and Triton: PYTHONPATH=src python3 benchmarks/gpu.py [--sweep] [--out DIR]
-Writes gpu.json, gpu_kernels.md and gpu_models.md to DIR (benchmarks/results). Needs torch and transformers, no other
-package. `--sweep` first tries tiles for the kernels, prints the table `WAYS` of `gossamer.engine.gpu.product` that it
-would be by what was measured, and goes on with that.
+Writes gpu.json, gpu_kernels.md and gpu_models.md to DIR (benchmarks/results). Needs no packages but Gossamer's own and
+Triton. `--sweep` first tries tiles for the kernels, writes all to gpu_sweep.json, prints the table `WAYS` of
+`gossamer.engine.gpu.product` that it would be by what was measured, and goes on with that.
 
 A product is timed inside a CUDA graph of many, which go round copies of the weight that fill the cache several times
 over; a figure is the median of several replays. Its share of the bandwidth counts weight, inputs and outputs, once
-each, against a plain copy in the same run. Errors are the largest difference from float32, of the largest value. Models
-have random weights, which say nothing of quality; sides take turns, a figure is the median of the rounds.
+each, against a plain copy in the same run. Errors are the largest difference from float32, of the largest value: for
+models of the logits, over a prompt and some given tokens. Models have random weights, which say nothing of quality (and
+have many a tie among their best tokens: what they write differs by the last bit of 16); sides take turns, a figure is
+the median of the rounds, the first of which, where kernels are chosen, is told apart in gpu.json.
 """
 
 import argparse
+import copy
 import itertools
 import json
 import math
@@ -184,6 +187,16 @@ def sweep() -> list[dict[str, Any]]:
     return rows
 
 
+def by_product(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Microseconds by kernel and tiles, by product."""
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        product = f"{row['count']} by {row['rows']} × {row['columns']}, {row['bits']} bits in {row['group']}"
+        tiles = " ".join(f"{name}={value}" for name, value in row["tiles"].items())
+        found.setdefault(product, {})[f"{row['kernel']} {tiles}"] = round(row["us"], 2)
+    return found
+
+
 def best(rows: Sequence[dict[str, Any]], width: int, count: int) -> Way:
     """The way whose times, by the best of each shape and grid, have the least geometric mean."""
     mine = [row for row in rows if (row["bits"], row["count"]) == (width, count)]
@@ -340,7 +353,7 @@ def decode_rounds(sides: dict[str, Any], prompt: int, new: int, batch: int, roun
     tokens: dict[str, list[int]] = {}
     ids = torch.randint(5, 30000, (batch, prompt), generator=torch.Generator().manual_seed(2))
     prompts = [{"input_ids": row[None]} for row in ids]
-    for number in range(rounds + 1):
+    for _ in range(rounds + 1):
         for name, side in sides.items():
             torch.cuda.synchronize()
             start = time.perf_counter()
@@ -351,17 +364,43 @@ def decode_rounds(sides: dict[str, Any], prompt: int, new: int, batch: int, roun
                 written.append(side.step(written[-1], [True] * batch).argmax(-1).tolist())
                 if place == 0:  # a recording is made at the first step of the first round only
                     first = time.perf_counter()
-            if number:
-                times[name].append((middle - start, (time.perf_counter() - first) / (new - 1)))
+            times[name].append((middle - start, (time.perf_counter() - first) / (new - 1)))
             tokens[name] = [row[0] for row in written]
     return {
         name: {
-            "prefill_tokens_per_s": batch * prompt / statistics.median(each[0] for each in times[name]),
-            "decode_tokens_per_s": batch / statistics.median(each[1] for each in times[name]),
+            "prefill_tokens_per_s": batch * prompt / statistics.median(each[0] for each in times[name][1:]),
+            "decode_tokens_per_s": batch / statistics.median(each[1] for each in times[name][1:]),
+            "prefill_s": [each[0] for each in times[name]],
+            "step_s": [each[1] for each in times[name]],
             "tokens": tokens[name],
         }
         for name in sides
     }
+
+
+def errors(sides: dict[str, Any], exact: Any, prompt: int = 64, new: int = 16) -> dict[str, float]:
+    """The largest difference of any logit from the float32 model's, of the largest logit."""
+    draw = torch.Generator().manual_seed(3)
+    prompts = [{"input_ids": torch.randint(5, 30000, (1, prompt), generator=draw)}]
+    given = torch.randint(5, 30000, (new,), generator=draw).tolist()
+
+    def logits(side: Any) -> Tensor:
+        return torch.cat([side.prefill(prompts), *(side.step([token], [True]) for token in given)])
+
+    expected = logits(exact)
+    return {name: float((logits(side) - expected).abs().max() / expected.abs().max()) for name, side in sides.items()}
+
+
+def exact_twin(model: Any) -> Any:
+    """The model in float32, with dense layers of what its packed ones stand for."""
+    twin = copy.deepcopy(model)
+    for name, layer in list(twin.named_modules()):
+        if isinstance(layer, PackedLinear):
+            dense = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
+            dense.weight = nn.Parameter(layer.packed.dense(), requires_grad=False)
+            parent, _, child = name.rpartition(".")
+            setattr(twin.get_submodule(parent), child, dense)
+    return twin.float()
 
 
 def model_rows(name: str, bandwidth: float, rounds: int) -> list[dict[str, Any]]:
@@ -381,6 +420,9 @@ def model_rows(name: str, bandwidth: float, rounds: int) -> list[dict[str, Any]]
             sides: dict[str, Any] = {"ours, recorded": recorded, "ours, plain": Stepper(model)}
             if bits == 16:
                 sides["transformers"] = Eager(model)
+            if batch == 1:
+                differences = errors(sides, Eager(exact_twin(model)))
+                torch.cuda.empty_cache()
             found = decode_rounds(sides, 512, 48, batch, rounds)
             assert recorded._held is not None, "nothing was recorded"
             plain = found["ours, plain"]["tokens"]
@@ -390,6 +432,7 @@ def model_rows(name: str, bandwidth: float, rounds: int) -> list[dict[str, Any]]
                 )
                 share = read * row["decode_tokens_per_s"] / batch / bandwidth
                 row |= {"model": name, "bits": bits, "batch": batch, "side": side, "same": same, "share": share}
+                row |= {"error": differences[side]}
                 rows.append({**row, "tokens": row["tokens"][:16], "bytes_per_step": read})
             print(f"{name} {bits} bits, {batch} sequences done", flush=True)
         del model, recorded, sides
@@ -400,7 +443,7 @@ def model_rows(name: str, bandwidth: float, rounds: int) -> list[dict[str, Any]]
 def model_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The rows as Markdown."""
     lines = [
-        "| model | bits | sequences | side | prefill | decode | by transformers' bf16 | of copy | same as plain |",
+        "| model | bits | sequences | side | prefill | decode | by transformers' bf16 | of copy | error |",
         "|---|---:|---:|---|---:|---:|---:|---:|---:|",
     ]
     base = {(r["model"], r["batch"]): r["decode_tokens_per_s"] for r in rows if r["side"] == "transformers"}
@@ -408,7 +451,7 @@ def model_table(rows: Sequence[dict[str, Any]]) -> list[str]:
         ratio = row["decode_tokens_per_s"] / base[row["model"], row["batch"]]
         lines.append(
             f"| {row['model']} | {row['bits']} | {row['batch']} | {row['side']} | {row['prefill_tokens_per_s']:.0f} | "
-            f"{row['decode_tokens_per_s']:.0f} | {ratio:.2f} | {row['share']:.0%} | {row['same']} of 49 |"
+            f"{row['decode_tokens_per_s']:.0f} | {ratio:.2f} | {row['share']:.0%} | {row['error']:.1e} |"
         )
     return lines
 
@@ -428,7 +471,7 @@ def main() -> None:
     device = torch.cuda.get_device_name()
     bandwidth = copy_bandwidth()
     print(f"{device}, torch {torch.__version__}, copy {bandwidth / 1e12:.2f} TB/s", flush=True)
-    command = f"python benchmarks/gpu.py --rounds {options.rounds}"
+    command = f"python benchmarks/gpu.py {'--sweep ' * options.sweep}--rounds {options.rounds}"
     whole: dict[str, Any] = {
         "command": command, "device": device, "torch": torch.__version__, "copy_bytes_per_s": bandwidth,
     }  # fmt: skip
@@ -441,7 +484,7 @@ def main() -> None:
         print(f"{text}\nafter {time.perf_counter() - start:.0f} s", flush=True)
 
     if options.sweep:
-        whole["sweep"] = sweep()
+        write_json(options.out / "gpu_sweep.json", {**whole, "us": by_product(sweep())})
         print(f"swept after {time.perf_counter() - start:.0f} s", flush=True)
     cells = [Cell(count, *shape, *grid) for grid in GRIDS for shape in SHAPES for count in COUNTS]
     whole["kernels"] = [kernel_row(cell, bandwidth) for cell in cells]

@@ -79,8 +79,8 @@ def read_example(model: IntegerModel, opened: Opened, prompt: str, image: Path |
             raise DataError("the model reads text: give --prompt")
         inputs = prompt_inputs(opened, prompt, pictures)
         return {name: value[0] if name == "input_ids" else value for name, value in inputs.items()}
-    if not pictures:
-        raise DataError("the model reads images: give --image")
+    if not pictures or opened.processor is None:
+        raise DataError("the model reads images: give --image, and a model with a processor for it")
     return dict(opened.processor(images=pictures, return_tensors="pt"))
 
 

@@ -64,7 +64,8 @@ class Load:
 
     - LINES: `count` + ((R[register] + line_rows) // line_rows) × `count_step` bus words, contiguous from `address`,
       to the line `to.line` onwards; for the other spaces to bus word `to.line` of that memory.
-    - ROWS: `count` rows of `chunks` chunks, row i contiguous at `address` + i × `row_pitch`, to rows `to.row` + i.
+    - ROWS: `count` (+ R[register] where `add_count`) rows of `chunks` chunks, row i contiguous at `address` + i ×
+      `row_pitch`, to rows `to.row` + i.
     - TRANSPOSED: `count` (+ R[register] where `add_count`) rows of `chunks` × depth bytes at `address` + i ×
       `row_pitch`; byte j of row i becomes byte i of row `to.row` + j. `chunks` × depth is a multiple of the bus word.
 

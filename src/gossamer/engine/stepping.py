@@ -280,7 +280,8 @@ class Stepper:
         ready = self._model.prepare_inputs_for_generation(
             ids, is_first_iteration=first, use_cache=True, **self._past, **self._constant, **given, **extra
         )
-        with nullcontext() if self._keeper is None else self._keeper.reading(self._model, **self._past):
+        keeping = nullcontext() if self._keeper is None else self._keeper.reading(self._model, **self._past)
+        with keeping, attention_without_plans(ids.device):
             output = self._model(**ready, return_dict=True)
         self._past = {name: output[name] for name in _PASTS if output.get(name) is not None}
         if not self._past:
@@ -341,6 +342,16 @@ def _padded(prompts: Sequence[Inputs], prefix: str, pad: int) -> dict[str, Tenso
 def _filled(part: Tensor, size: Sequence[int]) -> Tensor:
     behind = [entry for want, have in zip(size, part.shape[1:], strict=True) for entry in (want - have, 0)]
     return nn.functional.pad(part, behind[::-1])
+
+
+def attention_without_plans(device: torch.device) -> AbstractContextManager[None]:
+    """On a GPU keeps torch's attention off cuDNN, which plans anew for every length of the past: tens of milliseconds
+    for each token where the past grows by it."""
+    if device.type != "cuda":
+        return nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def pad_of(model: Any) -> int:

@@ -18,7 +18,7 @@ them that runs the model here, and on a GPU transformers' code on packed weights
 @dataclass(frozen=True, eq=False)
 class Writer:
     """An open model and what steps through it. `engine` says which engine that is, why not the native one, and on a
-    GPU which GPU and what became of the model's packed layers."""
+    GPU which GPU, what became of the model's packed layers, and why its steps are not recorded, if so."""
 
     opened: Opened
     stepper_of: StepperOf = Stepper
@@ -65,7 +65,8 @@ def _on_gpu(ref: str, engine: Engine, on: str) -> Writer:
         move(opened.model, DTYPE, device)
         return Writer(opened, Stepper, {"name": "torch", **said})
     opened, captured, report = open_gpu(ref, device)
-    return Writer(_checked(opened, ref), captured, {"name": "gpu", **said, **asdict(report)})
+    reason = {} if captured.not_recorded is None else {"not_recorded": captured.not_recorded}
+    return Writer(_checked(opened, ref), captured, {"name": "gpu", **said, **asdict(report), **reason})
 
 
 def _checked(opened: Opened, ref: str) -> Opened:

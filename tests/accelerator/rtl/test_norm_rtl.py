@@ -11,7 +11,7 @@ from gossamer import accelerator
 from gossamer.accelerator.golden.arithmetic import inverse_root
 from gossamer.accelerator.golden.machine import Machine
 from gossamer.accelerator.isa import encode, verilog_header
-from gossamer.accelerator.rtl_tables_norm import root_seeds
+from gossamer.accelerator.rtl_tables import root_seeds
 from gossamer.dataflow.cycles.vector import add_cycles, norm_cycles
 from gossamer.dataflow.engine import IntegerEngine
 from gossamer.dataflow.schedule import Add, Norm, Space, Tensor
@@ -27,7 +27,7 @@ NAMES = (
     "slices",
     "take",
     "put",
-    "round",
+    "shift",
     "moments",
     "variance",
     "normalise",

@@ -106,3 +106,12 @@ def test_answers_are_the_same_whatever_the_past_is(name: str, device: str) -> No
     requests = [Request({"input_ids": torch.arange(3, 3 + length)[None]}, max_new_tokens=12) for length in (3, 8)]
     found = [(event.request, event.token) for event in decode(model, requests, stepper_of=Captured(model))]
     assert found == [(event.request, event.token) for event in decode(model, requests)]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("llama", None), ("mixtral", "experts"), ("gemma2", "not by sdpa")],
+)
+def test_a_model_whose_steps_are_not_recorded_says_why(name: str, reason: str | None) -> None:
+    found = Captured(build(name)).not_recorded
+    assert found is None if reason is None else reason in str(found)

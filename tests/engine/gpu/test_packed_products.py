@@ -59,11 +59,11 @@ def test_groups_that_fill_no_word_are_refused() -> None:
 def test_a_layer_multiplies_by_what_its_codes_stand_for(scheme: Scheme, shape: tuple[int, int]) -> None:
     tensor = drawn(scheme, shape)
     draw = torch.Generator().manual_seed(0)
-    bias, x = torch.randn(shape[0], generator=draw), torch.randn(2, 3, shape[1], generator=draw)
+    bias, x = torch.randn(shape[0], generator=draw).double(), torch.randn(2, 3, shape[1], generator=draw).double()
     left, right = torch.randn(shape[0], 2, generator=draw).half(), torch.randn(2, shape[1], generator=draw).half()
-    layer = PackedLinear(PackedWeight.pack(tensor), bias, LowRank(left, right), torch.float32)
-    expected = nn.functional.linear(x, tensor.dequantize() + left.float() @ right.float(), bias)
-    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-4)
+    layer = PackedLinear(PackedWeight.pack(tensor), bias, LowRank(left, right), torch.float64)
+    expected = nn.functional.linear(x, tensor.dequantize().double() + left.double() @ right.double(), bias)
+    torch.testing.assert_close(layer(x), expected)  # float64: the order of a sum makes no difference to speak of
     assert torch.equal(layer.to(torch.bfloat16).packed.dense(), tensor.dequantize())
 
 

@@ -133,7 +133,8 @@ def octave_softmax(x: Ints, scale: float, chunk: int = 64) -> Scaled:
         now = np.maximum(highest, part.max(-1, keepdims=True))
         total = (total >> np.minimum(now - highest, 62)) + (256 >> np.minimum(now - part, 62)).sum(-1, keepdims=True)
         highest = now
-    return Scaled(65280 // total >> np.minimum(highest - octaves, 62), 1 / 255)
+    shifted: Ints = (65280 // total) >> np.minimum(highest - octaves, 62).astype(np.int64)
+    return Scaled(shifted, 1 / 255)
 
 
 BASELINES: dict[str, Baseline] = {

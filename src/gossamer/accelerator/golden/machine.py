@@ -131,6 +131,8 @@ class Machine:
             target[first : first + size] = self._outer(address, size)
             return
         count = step.count + given * step.add_count
+        if count == 0:
+            return
         width = step.chunks * engine.depth
         data: Bytes = np.stack([self._outer(address + i * step.row_pitch, width) for i in range(count)])
         if step.pattern == Pattern.ROWS:
@@ -145,6 +147,8 @@ class Machine:
         if step.pattern == Pattern.LINES:
             lines = self.sram[step.source.line : step.source.line + step.count].reshape(-1)
             self._outer(step.address, len(lines))[:] = lines
+            return
+        if step.count == 0:
             return
         data: Bytes = self.read(step.source, step.count, step.chunks).reshape(step.count, step.chunks, engine.depth)
         for i in range(step.count):

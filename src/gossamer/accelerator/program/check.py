@@ -132,13 +132,19 @@ def _fits(step: Step, engine: IntegerEngine, most: Sequence[int]) -> str | None:
         case Gemm():
             return _gemm_fits(step, engine, highest[step.register])
         case Norm():
-            return _multiple({"parameters": step.parameters}, engine.lanes) or _multiple(
-                {"a.row": step.a.row, "out.row": step.out.row}, engine.norm_rows
-            )
+            rows = {"a.row": step.a.row, "out.row": step.out.row}
+            return _multiple({"parameters": step.parameters}, engine.lanes) or _first_rows(rows, engine)
         case Add():
-            rows = {"a.row": step.a.row, "out.row": step.out.row, "b.row": step.b.row}
-            return _multiple(rows, engine.norm_rows)
+            return _first_rows({"a.row": step.a.row, "out.row": step.out.row, "b.row": step.b.row}, engine)
     return None
+
+
+def _first_rows(rows: dict[str, int], engine: IntegerEngine) -> str | None:
+    """Vector units start at whole groups of rows, in a tensor's first line."""
+    for name, row in rows.items():
+        if row >= engine.line_rows:
+            return f"{name} is {row}; a line has {engine.line_rows} rows"
+    return _multiple(rows, engine.norm_rows)
 
 
 def _load_fits(step: Load, engine: IntegerEngine, most: int) -> str | None:

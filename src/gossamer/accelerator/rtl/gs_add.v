@@ -1,6 +1,6 @@
 // a + b of 16-bit rows, or a alone, saturated to 16 bits or requantised to 8: NORM_ROWS rows at once, LANES elements of
 // each a cycle. Numbered signals belong to the slice that left gs_slices so many cycles ago: 1 chunks come from memory,
-// 2 their slices are picked, 3 added, 4 multiplied, 5 rounded, 6 gathered, 7 written.
+// 2 their slices are picked, 3 added, 4 multiplied, 5 shifted, 6 rounded, 7 gathered, 8 written.
 `default_nettype none
 
 module gs_add #(
@@ -80,12 +80,12 @@ module gs_add #(
     assign x_line_o = b_line + {8'd0, chunk};
 
     // what goes along with a slice
-    reg [6:1] valid_q, first_q, last_q;
+    reg [7:1] valid_q, first_q, last_q;
     reg read_1;
     always @(posedge clk_i) begin
-        valid_q <= rst_i ? 6'd0 : {valid_q[5:1], valid};
-        first_q <= {first_q[5:1], first};
-        last_q <= {last_q[5:1], last};
+        valid_q <= rst_i ? 7'd0 : {valid_q[6:1], valid};
+        first_q <= {first_q[6:1], first};
+        last_q <= {last_q[6:1], last};
         read_1 <= read;
     end
 
@@ -110,7 +110,7 @@ module gs_add #(
         .take_i(valid_q[2]), .keep_i((tail | {LANES{!last_q[2]}}) & {LANES{has_b}}), .elements_o(b)
     );
 
-    // 3 … 5: zeros past n stay zeros
+    // 3 … 6: zeros past n stay zeros
     wire signed [16:0] factor = wide ? 17'd1 : {1'b0, multiplier};
     wire [5:0] places = wide ? 6'd0 : shift;
     wire [16*ELEMENTS-1:0] results;
@@ -121,21 +121,19 @@ module gs_add #(
             wire signed [15:0] right = b[16*e +: 16];
             reg signed [16:0] sum_q;
             reg signed [33:0] product_q;
-            reg [15:0] result_q;
-            wire [15:0] result;
-            gs_round #(.WIDTH(34)) round (.x_i(product_q), .shift_i(places), .wide_i(wide), .y_o(result));
+            gs_shift #(.IN(34), .OUT(16)) round (
+                .clk_i(clk_i), .x_i(product_q), .shift_i(places), .y_o(results[16*e +: 16])
+            );
             always @(posedge clk_i) begin
                 sum_q <= left + right;
                 product_q <= sum_q * factor;
-                result_q <= result;
             end
-            assign results[16*e +: 16] = result_q;
         end
     endgenerate
 
-    // 6
+    // 7
     gs_put #(.LINE_ROWS(LINE_ROWS), .NORM_ROWS(NORM_ROWS), .DEPTH(DEPTH), .LANES(LANES)) put (
-        .clk_i(clk_i), .rst_i(rst_i), .valid_i(valid_q[6]), .first_i(first_q[6]), .last_i(last_q[6]),
+        .clk_i(clk_i), .rst_i(rst_i), .valid_i(valid_q[7]), .first_i(first_q[7]), .last_i(last_q[7]),
         .wide_i(wide), .elements_i(results), .line_i(o_line), .row_i(o_row), .count_i(count),
         .o_en_o(o_en_o), .o_line_o(o_line_o), .o_rows_o(o_rows_o), .o_data_o(o_data_o), .done_o(written)
     );

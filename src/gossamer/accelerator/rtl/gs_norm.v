@@ -3,7 +3,7 @@
 //
 // A slice (LANES elements of all rows) goes down one pipeline in both passes; numbered signals belong to the slice that
 // left gs_slices so many cycles ago. 1 the chunk comes from memory, 2 its slice is picked, 3 times itself or n, 4 summed up or
-// less the sum, 5 … 8 gs_normalise, 9 gathered, 10 written.
+// less the sum, 5 … 9 gs_normalise, 10 gathered, 11 written.
 `default_nettype none
 
 module gs_norm #(
@@ -107,13 +107,13 @@ module gs_norm #(
     assign a_line_o = a_line + {8'd0, chunk};
 
     // what goes along with a slice
-    reg [9:1] valid_q, first_q, last_q;
+    reg [10:1] valid_q, first_q, last_q;
     reg read_1;
     wire write_pass = state_q == WRITE || state_q == FINISH;
     always @(posedge clk_i) begin
-        valid_q <= rst_i ? 9'd0 : {valid_q[8:1], valid};
-        first_q <= {first_q[8:1], first};
-        last_q <= {last_q[8:1], last};
+        valid_q <= rst_i ? 10'd0 : {valid_q[9:1], valid};
+        first_q <= {first_q[9:1], first};
+        last_q <= {last_q[9:1], last};
         read_1 <= read;
     end
 
@@ -171,18 +171,18 @@ module gs_norm #(
     wire [16*ELEMENTS-1:0] results;
     gs_normalise #(.NORM_ROWS(NORM_ROWS), .LANES(LANES)) normalise (
         .clk_i(clk_i), .products_i(products), .sums_i(sums), .roots_i(roots), .places_i(places),
-        .entries_i(entries_q), .shift_i(shift), .wide_i(wide), .results_o(results)
+        .entries_i(entries_q), .shift_i(shift), .results_o(results)
     );
 
-    // 9
+    // 10
     wire [16*ELEMENTS-1:0] masked;
     generate
         for (e = 0; e < ELEMENTS; e = e + 1) begin : mask
-            assign masked[16*e +: 16] = tail[e%LANES] || !last_q[9] ? results[16*e +: 16] : 16'd0;
+            assign masked[16*e +: 16] = tail[e%LANES] || !last_q[10] ? results[16*e +: 16] : 16'd0;
         end
     endgenerate
     gs_put #(.LINE_ROWS(LINE_ROWS), .NORM_ROWS(NORM_ROWS), .DEPTH(DEPTH), .LANES(LANES)) put (
-        .clk_i(clk_i), .rst_i(rst_i), .valid_i(valid_q[9] && write_pass), .first_i(first_q[9]), .last_i(last_q[9]),
+        .clk_i(clk_i), .rst_i(rst_i), .valid_i(valid_q[10] && write_pass), .first_i(first_q[10]), .last_i(last_q[10]),
         .wide_i(wide), .elements_i(masked), .line_i(o_line), .row_i(o_row), .count_i(count),
         .o_en_o(o_en_o), .o_line_o(o_line_o), .o_rows_o(o_rows_o), .o_data_o(o_data_o), .done_o(written)
     );

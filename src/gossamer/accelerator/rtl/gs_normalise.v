@@ -1,4 +1,5 @@
-// (n · q − sum) / sqrt(variance) · gain + offset of LANES elements of NORM_ROWS rows a cycle, five cycles later.
+// (n · q − sum) / sqrt(variance) · gain + offset of LANES elements of NORM_ROWS rows a cycle, saturated to 16 bits,
+// six cycles later.
 // entries_i belong to the slice whose products came three cycles before.
 `default_nettype none
 
@@ -13,8 +14,7 @@ module gs_normalise #(
     input  wire [ 5*NORM_ROWS-1:0]       places_i,
     input  wire [64*LANES-1:0]           entries_i,   // offset: bits 31:0, gain: bits 47:32
     input  wire [                   5:0] shift_i,
-    input  wire                          wide_i,
-    output reg  [16*NORM_ROWS*LANES-1:0] results_o
+    output wire [16*NORM_ROWS*LANES-1:0] results_o
 );
     genvar r, q;
     generate
@@ -35,10 +35,9 @@ module gs_normalise #(
                 reg signed [19:0] normal_q;
                 wire signed [36:0] scaled = normal_q * gain + offset;
                 reg signed [36:0] scaled_q;
-                wire [15:0] result;
 
-                gs_round #(.WIDTH(37)) round (
-                    .x_i(scaled_q), .shift_i(shift_i), .wide_i(wide_i), .y_o(result)
+                gs_shift #(.IN(37), .OUT(16)) round (
+                    .clk_i(clk_i), .x_i(scaled_q), .shift_i(shift_i), .y_o(results_o[16*(r*LANES+q) +: 16])
                 );
 
                 always @(posedge clk_i) begin
@@ -46,7 +45,6 @@ module gs_normalise #(
                     placed_q <= placed[46:21] == {26{placed[46]}} ? placed[21:0] : {placed[46], {21{!placed[46]}}};
                     normal_q <= rooted[38:36] == {3{rooted[38]}} ? rooted[36:17] : {rooted[38], {19{!rooted[38]}}};
                     scaled_q <= scaled;
-                    results_o[16*(r*LANES+q) +: 16] <= result;
                 end
 
                 wire unused = &{1'b0, rooted[16:0], entries_i[64*q + 48 +: 16]};

@@ -1,5 +1,5 @@
-// Elements into chunks: LANES results of NORM_ROWS rows a cycle are gathered, of 8 or 16 bits, and written a chunk at a time,
-// the first row to row row_i of the line. What a row's last chunk has beyond the last element is zero.
+// Elements into chunks: LANES results of NORM_ROWS rows a cycle are gathered, of 16 bits (wide) or saturated to 8, and written
+// a chunk at a time, the first row to row row_i of the line. What a row's last chunk has beyond the last element is zero.
 `default_nettype none
 
 module gs_put #(
@@ -41,18 +41,24 @@ module gs_put #(
         if (valid_i) o_line_o <= first_i ? line_i : o_line_o + {23'd0, slot_q == 7'd0};
     end
 
-    genvar r, b;
+    wire [8*NORM_ROWS*LANES-1:0] narrow;
+    genvar e, r, b;
     generate
+        for (e = 0; e < NORM_ROWS * LANES; e = e + 1) begin : elements
+            wire [15:0] element = elements_i[16*e +: 16];
+            wire fits = element[15:7] == {9{element[15]}};
+            assign narrow[8*e +: 8] = fits ? element[7:0] : {element[15], {7{!element[15]}}};
+        end
         for (r = 0; r < NORM_ROWS; r = r + 1) begin : rows
             for (b = 0; b < DEPTH; b = b + 1) begin : bytes
-                localparam NARROW = 16 * (r * LANES + b % LANES);
+                localparam NARROW = 8 * (r * LANES + b % LANES);
                 localparam WIDE = 16 * (r * LANES + b / 2 % LANES) + 8 * (b % 2);
                 localparam NARROW_SLOT = b / LANES;
                 localparam WIDE_SLOT = b / (2 * LANES);
                 wire hit = slot_q == (wide_i ? WIDE_SLOT[6:0] : NARROW_SLOT[6:0]);
                 always @(posedge clk_i)
                     if (valid_i && hit)
-                        chunks_q[r*ROW + 8*b +: 8] <= wide_i ? elements_i[WIDE +: 8] : elements_i[NARROW +: 8];
+                        chunks_q[r*ROW + 8*b +: 8] <= wide_i ? elements_i[WIDE +: 8] : narrow[NARROW +: 8];
                     else if (valid_i && slot_q == 7'd0) chunks_q[r*ROW + 8*b +: 8] <= 8'd0;
             end
         end

@@ -1,11 +1,10 @@
-// 2^23 / sqrt(x) in the middle of 256 steps of x. Written by gossamer.accelerator.rtl_tables_norm.
+// 2^23 / sqrt(x) in the middle of steps of 256, rounded: golden `SEEDS`. Written by gossamer.accelerator.rtl_tables.
 `default_nettype none
-
 module gs_root_seeds (
-    input  wire [ 7:0] index_i,  // x / 256, 64 … 255
+    input  wire [7:0]  index_i,  // x / 256, 64 or more
     output reg  [15:0] seed_o
 );
-    always @*
+    always @* begin
         case (index_i)
             8'd64: seed_o = 16'd65281;
             8'd65: seed_o = 16'd64781;
@@ -201,5 +200,6 @@ module gs_root_seeds (
             8'd255: seed_o = 16'd32800;
             default: seed_o = 16'd0;
         endcase
+    end
 endmodule
 `default_nettype wire

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from gossamer.dataflow.engine import IntegerEngine
 from gossamer.dataflow.schedule import Add, Norm, Tensor
 
-_NORM = 27
+_NORM = 28
 """A norm's way from the first element to the sums, through one inverse root, and from the last element to memory."""
-_ADD = 8
+_ADD = 9
 
 
 def norm_cycles(engine: IntegerEngine, step: Norm) -> int:

@@ -32,8 +32,8 @@ class Captured:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._recordings: OrderedDict[tuple[int, ...], Recording] = OrderedDict()
-        self.steady = _steady(model)
-        """Whether the model's code, but for its past, does the same at every step."""
+        self.not_recorded = _not_recorded(model)
+        """Why the model's code, its past aside, may not do the same at every step; None where it does."""
 
     def __call__(self, model: nn.Module) -> Stepper:
         """A stepper of the model. A twin with fewer of its blocks gets a plain one."""
@@ -215,23 +215,25 @@ class CapturedStepper(Stepper):
         """Whether each step is the one before it, at other values."""
         from transformers.cache_utils import DynamicLayer
 
-        if self._drafted or not self._recordings.steady or len(self._past) != 1:
+        if self._drafted or self._recordings.not_recorded is not None or len(self._past) != 1:
             return False
         layers = getattr(self._past.get("past_key_values"), "layers", None) or []
         return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
-def _steady(model: Any) -> bool:
-    if (
-        getattr(model.config, "is_encoder_decoder", False)
-        or "position_ids" not in inspect.signature(model.forward).parameters
-    ):
-        return False
+def _not_recorded(model: Any) -> str | None:
+    name = type(model).__name__
+    known = inspect.signature(model.forward).parameters
+    if getattr(model.config, "is_encoder_decoder", False) or "position_ids" not in known:
+        return f"{name} is given no positions"
     text = model.config.get_text_config(decoder=True)
+    if any(path.endswith("experts") for path, _ in model.named_modules()):
+        return f"{name} has experts: which of them compute depends on the token, and torch asks on the processor"
+    if not getattr(model.get_decoder(), "_can_compile_fullgraph", False):
+        return f"transformers does not say that {name} does the same at every step"
+    if getattr(text, "_attn_implementation", None) != "sdpa":  # others read a mask as numbers to add
+        return f"{name} attends by {getattr(text, '_attn_implementation', None)}, not by sdpa"
     kinds = [getattr(part, "rope_type", "default") for part in model.modules()]
     kinds = [kind for each in kinds for kind in (each.values() if isinstance(each, Mapping) else [each])]
-    return (
-        bool(getattr(model.get_decoder(), "_can_compile_fullgraph", False))
-        and getattr(text, "_attn_implementation", None) == "sdpa"  # others read a mask as numbers to add
-        and not {"dynamic", "longrope"} & set(kinds)  # whose rates depend on the length
-    )
+    lengthwise = {"dynamic", "longrope"} & set(kinds)
+    return f"the rates of {name}'s positions ({min(lengthwise)}) depend on the length" if lengthwise else None
