@@ -66,10 +66,10 @@ PARTS = (
     Part("products' control", "gs_drain", ({},), {}),
     Part("products' control", "gs_plan", ({},), {}),
     Part("norm", "gs_norm", ({}, {"lanes": 2}),
-         dict.fromkeys(("gs_norm", "gs_normalise", "gs_moments", "gs_round", "gs_shift"), ELEMENT)
+         dict.fromkeys(("gs_norm", "gs_normalise", "gs_moments", "gs_shift"), ELEMENT)
          | dict.fromkeys(("gs_take", "gs_put"), WINDOW)),
     Part("add", "gs_add", ({},),
-         dict.fromkeys(("gs_add", "gs_round", "gs_shift"), ELEMENT) | dict.fromkeys(("gs_take", "gs_put"), WINDOW)),
+         dict.fromkeys(("gs_add", "gs_shift"), ELEMENT) | dict.fromkeys(("gs_take", "gs_put"), WINDOW)),
     Part("post-processing", "gs_post", ({"lanes": 2},),
          dict.fromkeys(("gs_post", "gs_requant", "gs_shift", "gs_softmax", "gs_exponential", "gs_side", "gs_dual"),
                        ("lanes",)), "rows",
