@@ -5,7 +5,8 @@ import pytest
 from gossamer.accelerator.engine_files import load_engine
 from gossamer.accelerator.program import lower_prefill
 from gossamer.accelerator.shapes import SHAPES, Shape, hollow
-from gossamer.accelerator.table1 import LATENCY, Case, row
+from gossamer.accelerator.table1 import Case, row
+from gossamer.accelerator.whole import LATENCY
 from gossamer.dataflow.cycles.program import schedule_cycles
 from gossamer.dataflow.technology import energy_mj, load_technology
 

@@ -50,65 +50,74 @@ SHAPES = {
 TinyLLaVA 1.1B, Zhou et al. 2024), Zhang et al. 2024, Meta 2024."""
 
 
-def hollow(shape: Shape, blocks: int, positions: int = 1) -> Stack:
-    """A stack of `blocks` blocks of this shape whose weights are zeros that take no memory."""
-    return _stack(shape, blocks, positions, None)
+GROUP = 64
+"""Columns of a group of 4-bit weights."""
+
+
+def hollow(shape: Shape, blocks: int, positions: int = 1, bits: int = 8) -> Stack:
+    """A stack of `blocks` blocks of this shape whose weights, of 8 or 4 bits, are zeros that take no memory."""
+    return _stack(shape, blocks, positions, _Numbers(None, bits))
 
 
 def sample(shape: Shape, blocks: int, positions: int = 1, seed: int = 0) -> Stack:
     """A stack of random numbers in the ranges that calibrated models have."""
-    return _stack(shape, blocks, positions, np.random.default_rng(seed))
+    return _stack(shape, blocks, positions, _Numbers(np.random.default_rng(seed)))
 
 
-Source = np.random.Generator | None
+@dataclass(frozen=True)
+class _Numbers:
+    """Where a stack's numbers are from: random, or without a source all zeros."""
+
+    source: np.random.Generator | None
+    bits: int = 8
+
+    def draw(self, low: int, high: int, shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
+        if self.source is None:
+            return np.broadcast_to(kind(0), shape)
+        return self.source.integers(low, high, shape, endpoint=True).astype(kind)
+
+    def linear(self, rows: int, columns: int, wide: bool = False) -> Linear:
+        """Outputs fill 8 bits, or half of 14 (`wide`), for inputs of 8 bits."""
+        shift = 15 + 6 + int(np.ceil(np.log2(columns) / 2)) - (5 if wide else 0)
+        four = self.bits == 4
+        low, high = (-8, 7) if four else (-127, 127)
+        return Linear(
+            weight=self.draw(low, high, (rows, columns), np.int8),
+            bias=self.draw(-1000, 1000, (rows,), np.int32),
+            multiplier=self.draw(1 << 15, (1 << 16) - 1, (rows,), np.uint16),
+            shift=np.broadcast_to(np.uint8(shift), rows),
+            groups=self.draw(1, 15, (rows, -(-columns // GROUP)), np.uint8) if four else None,
+            group=GROUP if four else 0,
+        )
+
+    def norm(self, width: int, centred: bool) -> Norm:
+        return Norm(self.draw(64, 127, (width,), np.int16), self.draw(-9999, 9999, (width,), np.int32), 12, 1, centred)
 
 
-def _stack(shape: Shape, blocks: int, positions: int, source: Source) -> Stack:
-    made = tuple(_block(shape, positions, source) for _ in range(blocks if source else 1))
-    blocks_made = made if source else made * blocks
+def _stack(shape: Shape, blocks: int, positions: int, numbers: _Numbers) -> Stack:
+    made = tuple(_block(shape, positions, numbers) for _ in range(blocks if numbers.source else 1))
+    blocks_made = made if numbers.source else made * blocks
     return Stack(shape.name, shape.width, 1.0, blocks_made, convert=(1 << 15, 20) if shape.post else None)
 
 
-def _block(shape: Shape, positions: int, source: Source) -> Block:
+def _block(shape: Shape, positions: int, numbers: _Numbers) -> Block:
     queries, keys = shape.heads * shape.head, shape.kv_heads * shape.head
-    norms = [_norm(shape.width, shape.centred, source) for _ in range(4)]
+    linear = numbers.linear
+    norms = [numbers.norm(shape.width, shape.centred) for _ in range(4)]
     attention = Attention(
-        query=_linear(queries, shape.width, source), key=_linear(keys, shape.width, source),
-        value=_linear(keys, shape.width, source), output=_linear(shape.width, queries, source, wide=True),
+        query=linear(queries, shape.width), key=linear(keys, shape.width), value=linear(keys, shape.width),
+        output=linear(shape.width, queries, wide=True),
         heads=shape.heads, kv_heads=shape.kv_heads, head=shape.head,
         score_multiplier=1 << 15, score_shift=20, causal=shape.causal,
-        rotary=_numbers(source, -127, 127, (positions, shape.head), np.int8) if shape.rotary else None,
+        rotary=numbers.draw(-127, 127, (positions, shape.head), np.int8) if shape.rotary else None,
         rotary_shift=7,
     )  # fmt: skip
     mlp = Mlp(
-        up=_linear(shape.inner, shape.width, source), down=_linear(shape.width, shape.inner, source, wide=True),
-        table=_numbers(source, -127, 127, (256,), np.int8),
-        gate=_linear(shape.inner, shape.width, source) if shape.gated else None, multiplier=1 << 15, shift=21,
+        up=linear(shape.inner, shape.width), down=linear(shape.width, shape.inner, wide=True),
+        table=numbers.draw(-127, 127, (256,), np.int8),
+        gate=linear(shape.inner, shape.width) if shape.gated else None, multiplier=1 << 15, shift=21,
     )  # fmt: skip
     return Block(
         norms[0], attention, norms[1], mlp, post=shape.post,
         attention_norm_wide=norms[2] if shape.post else None, mlp_norm_wide=norms[3] if shape.post else None,
     )  # fmt: skip
-
-
-def _linear(rows: int, columns: int, source: Source, wide: bool = False) -> Linear:
-    """Outputs fill 8 bits, or half of 14 (`wide`), for inputs of 8 bits."""
-    shift = 15 + 6 + int(np.ceil(np.log2(columns) / 2)) - (5 if wide else 0)
-    return Linear(
-        weight=_numbers(source, -127, 127, (rows, columns), np.int8),
-        bias=_numbers(source, -1000, 1000, (rows,), np.int32),
-        multiplier=_numbers(source, 1 << 15, (1 << 16) - 1, (rows,), np.uint16),
-        shift=np.broadcast_to(np.uint8(shift), rows),
-    )
-
-
-def _norm(width: int, centred: bool, source: Source) -> Norm:
-    return Norm(
-        _numbers(source, 64, 127, (width,), np.int16), _numbers(source, -9999, 9999, (width,), np.int32), 12, 1, centred
-    )
-
-
-def _numbers(source: Source, low: int, high: int, shape: tuple[int, ...], kind: Any) -> NDArray[Any]:
-    if source is None:
-        return np.broadcast_to(kind(0), shape)
-    return source.integers(low, high, shape, endpoint=True).astype(kind)

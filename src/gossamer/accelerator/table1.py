@@ -1,26 +1,19 @@
 """Table I: published transformers on the engine by the cycle model, a GPU's roofline and SwiftTron's figures beside it.
 
-Cycles are the cycle model's (equal to the RTL's counters wherever both ran). Blocks of a model are alike, so the
-program of one and of two blocks gives that of all: first + (layers − 1) × (second − first). Nothing here is measured
-on silicon or on a GPU.
+Cycles are the cycle model's (equal to the RTL's counters wherever both ran), of all blocks (see `whole`). Nothing here
+is measured on silicon or on a GPU.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from gossamer.accelerator.program import Program, lower_decode, lower_prefill
-from gossamer.accelerator.shapes import SHAPES, Shape, hollow
+from gossamer.accelerator.shapes import SHAPES, Shape
+from gossamer.accelerator.whole import Phase, Whole, macs, whole
 from gossamer.core.errors import SettingError
 from gossamer.core.progress import SILENT, Progress
-from gossamer.dataflow.cycles.program import schedule_cycles
 from gossamer.dataflow.engine import IntegerEngine
-from gossamer.dataflow.technology import Technology, energy_mj
-
-LATENCY = 40
-"""Cycles to the first word of a burst."""
+from gossamer.dataflow.technology import Technology
 
 
 @dataclass(frozen=True)
@@ -28,7 +21,7 @@ class Case:
     """A row: `phase` prefill (of `sequence` tokens or patches at once) or decode (one token after `sequence` − 1)."""
 
     model: str
-    phase: str
+    phase: Phase
     sequence: int
     layers: int = 0
     """Blocks that are run; 0: all."""
@@ -63,29 +56,20 @@ def row(case: Case, engine: IntegerEngine, technology: Technology) -> dict[str, 
     """One case on the smallest unified memory, from the engine's on, that takes it."""
     shape = SHAPES[case.model]
     layers = case.layers or shape.layers
-    first, second = _fitted(case, shape, engine)
-    registers = (1, case.sequence - 1) if case.phase == "decode" else ()
-    cycles, energy = 0, dict.fromkeys(("array", "sram", "dram", "static"), 0.0)
-    for program, weight in ((first, 2 - layers), (second, layers - 1)):
-        taken = schedule_cycles(program.schedule, registers, LATENCY).total
-        cycles += weight * taken
-        for name, value in energy_mj(program.schedule, taken, technology, registers).items():
-            energy[name] += weight * value
-    decoding = case.phase == "decode"
-    macs = layers * (shape.macs(1, case.sequence - 1) if decoding else shape.macs(case.sequence))
-    used = second.engine
-    milliseconds = cycles / technology.clock_mhz / 1e3
+    found = _fitted(case, shape, engine, technology)
+    cycles, energy, used = found.cycles, found.energy_mj, found.engine
+    operations = macs(shape, case.phase, case.sequence, layers)
     return {
         "model": case.model,
         "phase": case.phase,
         "sequence": case.sequence,
         "layers": layers,
-        "macs": macs,
+        "macs": operations,
         "pes": used.multipliers,
         "sram_bytes": used.sram_bytes,
         "cycles": cycles,
-        "utilisation_percent": 100 * macs / (cycles * used.multipliers),
-        "latency_ms": milliseconds,
+        "utilisation_percent": 100 * operations / (cycles * used.multipliers),
+        "latency_ms": cycles / technology.clock_mhz / 1e3,
         "energy_mj": sum(energy.values()),
         "energy_parts_mj": energy,
         "compulsory_bytes": layers * _compulsory(case, shape, 1),
@@ -94,30 +78,20 @@ def row(case: Case, engine: IntegerEngine, technology: Technology) -> dict[str, 
     }
 
 
-def _fitted(case: Case, shape: Shape, engine: IntegerEngine) -> tuple[Program, Program]:
+def _fitted(case: Case, shape: Shape, engine: IntegerEngine, technology: Technology) -> Whole:
     while True:
         try:
-            return _lowered(case, hollow(shape, 1, case.sequence), engine), _lowered(
-                case, hollow(shape, 2, case.sequence), engine
-            )
+            return whole(shape, case.phase, case.sequence, engine, technology, case.layers)
         except SettingError:
             if engine.bank_lines >= 1 << 17:
                 raise
             engine = engine.model_copy(update={"bank_lines": 2 * engine.bank_lines})
 
 
-def _lowered(case: Case, stack: Any, engine: IntegerEngine) -> Program:
-    if case.phase == "prefill":
-        return lower_prefill(stack, engine, case.sequence)
-    table = np.broadcast_to(np.int16(0), (2, stack.width))
-    return lower_decode(replace(stack, table=table), engine, context=case.sequence)
-
-
 def _roofline_ms(case: Case, shape: Shape, layers: int) -> float:
     """The least time on `GPU` at 16 bits: operations or bytes of weights and cache at the peaks, the longer."""
-    decoding = case.phase == "decode"
-    macs = shape.macs(1, case.sequence - 1) if decoding else shape.macs(case.sequence)
-    seconds = max(2 * macs / GPU["flops"], _compulsory(case, shape, 2) / GPU["bytes_per_s"])  # type: ignore[operator]
+    operations = macs(shape, case.phase, case.sequence, 1)
+    seconds = max(2 * operations / GPU["flops"], _compulsory(case, shape, 2) / GPU["bytes_per_s"])  # type: ignore[operator]
     return layers * seconds * 1e3
 
 

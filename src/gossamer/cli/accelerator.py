@@ -1,12 +1,13 @@
 """`gossamer accelerator`: integer models, and the engine that runs them."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gossamer.cli.options import Data, Json, Model, Out, Seed, Task, Threads
-from gossamer.cli.terminal import Result, job, line, quantity, show
+from gossamer.cli.terminal import Result, job, line, quantity, show, table
 from gossamer.core.errors import RequirementError
 
 app = typer.Typer(help="Integer models, and the engine that runs them.", rich_markup_mode=None, no_args_is_help=True)
@@ -69,6 +70,24 @@ def draw(result: Result) -> None:
 
 Program = Annotated[Path, typer.Argument(metavar="PROGRAM", help="An integer model, made by quantize.")]
 Config = Annotated[str, typer.Option(metavar="ENGINE", help="The engine: a YAML file, or a preset (small, large).")]
+Technology = Annotated[
+    str, typer.Option(metavar="PROCESS", help="Clock and energies: a YAML file, or a preset (sg13g2).")
+]
+
+
+class Phase(StrEnum):
+    """What is run."""
+
+    prefill = "prefill"
+    decode = "decode"
+
+
+class Goal(StrEnum):
+    """What is to be least."""
+
+    latency = "latency"
+    area = "area"
+    energy = "energy"
 
 
 @app.command(
@@ -142,9 +161,7 @@ def draw_build(result: Result) -> None:
 @app.command("table1", epilog="Example: gossamer accelerator table1 --config large")
 def table1(
     config: Config = "large",
-    technology: Annotated[
-        str, typer.Option(metavar="PROCESS", help="Clock and energies: a YAML file, or a preset (sg13g2).")
-    ] = "sg13g2",
+    technology: Technology = "sg13g2",
     as_json: Json = False,
 ) -> None:
     """Published transformers on an engine, by the cycle model, beside a roofline of a GPU and SwiftTron."""
@@ -170,6 +187,98 @@ def draw_table1(result: Result) -> None:
             f"GPU at least {row['gpu_roofline_ms']:.3f} ms"
             + ("" if published is None else f"; SwiftTron, as published: {published} ms")
         )
+
+
+@app.command(
+    "explore", epilog="Example: gossamer accelerator explore deit-s --sequence 197 --budget area=100mm2 --out runs/deit"
+)
+def explore(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            show_default=False,
+            help="A published shape such as deit-s, an integer model, or whatever other verbs take.",
+        ),
+    ],
+    budget: Annotated[
+        str, typer.Option(metavar="LIMITS", show_default=False, help="Parts of area=40mm2,latency=5ms,energy=3mJ.")
+    ] = "",
+    phase: Annotated[Phase, typer.Option(help="All rows at once, or one token after them.")] = Phase.prefill,
+    sequence: Annotated[int, typer.Option(min=1, metavar="N", help="Rows (tokens, patches), or positions.")] = 128,
+    goal: Annotated[Goal, typer.Option(help="What is to be least within the budget.")] = Goal.latency,
+    part: Annotated[
+        str | None,
+        typer.Option(metavar="TOWER", show_default=False, help="Of a model with both: vision or text (the default)."),
+    ] = None,
+    config: Annotated[
+        str, typer.Option(metavar="ENGINE", help="What is not swept: a YAML file, or a preset (small, large).")
+    ] = "large",
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=V,V",
+            show_default=False,
+            help="Other values of rows, columns, depth, lanes, memory (bytes) or bits; may be given again.",
+        ),
+    ] = None,
+    technology: Technology = "sg13g2",
+    areas: Annotated[
+        str, typer.Option(metavar="AREAS", help="Area model: a YAML file, or a preset (sg13g2).")
+    ] = "sg13g2",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", show_default=False, help="Where engine, report and trace go.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Engines of many sizes for a model: latency, area, energy; the front; the best within a budget.
+
+    DIR gets report.html, engine.yaml for build and simulate, trace.json for Perfetto. Exit code 2 where no engine keeps
+    the budget; the nearest one is named.
+    """
+    with job(None) as progress:
+        from gossamer.accelerator.explore_job import explore_job
+
+        result = explore_job(
+            model, budget=budget, phase=phase.value, sequence=sequence, part=part, config=config, sweep=sweep or (),
+            technology=technology, areas=areas, goal=goal.value, out=out, progress=progress,
+        )  # fmt: skip
+        if out is not None:
+            from gossamer.report.exploration import write_exploration
+
+            result["report"] = str(write_exploration(out, result))
+    show(result, as_json, draw_exploration)
+
+
+def draw_exploration(result: Result) -> None:
+    """Prints the front, and what was chosen."""
+    table(
+        f"{result['shape']['name']}, {result['phase']} {result['sequence']}: beaten by no other of "
+        f"{len(result['points'])} engines (estimates)",
+        ("array", "lanes", "memory", "bits", "latency", "area, mm²", "energy", "in use"),
+        [
+            (
+                f"{point['rows']} × {point['columns']} × {point['depth']}", str(point["lanes"]),
+                quantity("_bytes", point["sram_bytes"]), str(point["bits"]), quantity("_ms", point["latency_ms"]),
+                f"{point['area_mm2']:.1f}", quantity("_mj", point["energy_mj"]),
+                f"{point['utilisation_percent']:.0f} %",
+            )
+            for point in result["pareto"]
+        ],
+    )  # fmt: skip
+    chosen = result["chosen"]
+    line(
+        f"chosen: {chosen['rows']} × {chosen['columns']} × {chosen['depth']}, {chosen['lanes']} lanes, "
+        f"{quantity('_bytes', chosen['sram_bytes'])}, {chosen['bits']} bits: {chosen['latency_ms']:.3g} ms, "
+        f"{chosen['area_mm2']:.3g} mm², {chosen['energy_mj']:.3g} mJ"
+    )
+    left_out = sum(result["skipped"].values())
+    if left_out:
+        reasons = "; ".join(f"{count} × {reason}" for reason, count in result["skipped"].items())
+        line(f"{left_out} of {result['tried']} left out: {reasons}")
+    for name in ("engine_file", "report", "trace"):
+        if name in result:
+            line(f"{name.replace('_', ' ')}: {result[name]}")
 
 
 @app.command("synthesize", epilog="Example: gossamer accelerator synthesize --config small --liberty cells.lib")

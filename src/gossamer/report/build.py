@@ -1,8 +1,6 @@
 """Building `report.html`: one file that holds everything and asks the network for nothing."""
 
-import json
 from collections.abc import Iterator, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,10 @@ from gossamer.core.errors import DataError
 from gossamer.core.files import write_text
 from gossamer.report import charts, sections, words
 from gossamer.report.bitmap import bit_map
+from gossamer.report.document import chart, document, section
 from gossamer.report.markup import el, text
 from gossamer.report.samples import samples
 from gossamer.report.schema import Result
-
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 
 def write_report(run_dir: Path, result: Result | Mapping[str, Any]) -> Path:
@@ -35,43 +32,37 @@ def page(run_dir: Path, result: Result) -> str:
     """The report as HTML. Files that `result` names (plan, images) are read relative to `run_dir`."""
     body = "".join(_sections(run_dir, result))
     title = f"{words.title(result)} compressed by Gossamer"
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{text(title)}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light">'
-        f"<style>{_own('page.css')}</style></head>\n<body><main>{sections.headline(result)}{body}{_FOOTER}</main>\n"
-        f"<script>{_plotly()}</script>\n<script>{_own('page.js')}</script></body></html>\n"
-    )
+    return document(title, f"{sections.headline(result)}{body}{_FOOTER}")
 
 
 def _sections(run_dir: Path, result: Result) -> Iterator[str]:
-    yield _section("compare", "Before and after", "", sections.comparison(result))
+    yield section("compare", "Before and after", "", sections.comparison(result))
     if result.notes:
-        yield _section("notes", "What to know", "", sections.notes(result.notes))
+        yield section("notes", "What to know", "", sections.notes(result.notes))
     if result.pareto:
         intro = (
             "The plans found, beside the same setting for all layers. Lower left is better, bars are 95 % intervals. "
             f"Loss is {result.pareto_loss}."
         )
-        yield _section("pareto", "Loss against size", intro, _chart("pareto-chart", charts.pareto(result)))
+        yield section("pareto", "Loss against size", intro, chart("pareto-chart", charts.pareto(result)))
     if result.layers:
         intro = "What the chosen plan does to every layer. Fewer bits went where the model minds least."
-        yield _section("bits", "Bits of the chosen plan", intro, bit_map(result.layers))
+        yield section("bits", "Bits of the chosen plan", intro, bit_map(result.layers))
     if result.sensitivity:
         intro = (
             "How far the output moves when one unit alone is quantised and all else stays at 16 bits. Each thin line "
             "is a unit, darker towards the last block; the black line is their median. Point at a line for its name."
         )
-        chart = _chart("sensitivity-chart", charts.sensitivity(result.sensitivity))
-        yield _section("sensitivity", "Sensitivity", intro, chart)
+        drawn = chart("sensitivity-chart", charts.sensitivity(result.sensitivity))
+        yield section("sensitivity", "Sensitivity", intro, drawn)
     if result.additivity and result.additivity.points:
         intro = "The allocation adds the losses of single units. Whole plans were measured to see how well that holds."
-        chart = _chart("additivity-chart", charts.additivity(result.additivity))
+        drawn = chart("additivity-chart", charts.additivity(result.additivity))
         facts = sections.additivity_text(result.additivity)
-        yield _section("additivity", "Do the losses add up?", intro, el("div", chart, el("div", facts), class_="split"))
+        yield section("additivity", "Do the losses add up?", intro, el("div", drawn, el("div", facts), class_="split"))
     if result.samples:
-        yield _section("samples", "Answers before and after", "", samples(result.samples, run_dir))
-    yield _section("provenance", "How this was made", "", _provenance(run_dir, result))
+        yield section("samples", "Answers before and after", "", samples(result.samples, run_dir))
+    yield section("provenance", "How this was made", "", _provenance(run_dir, result))
 
 
 def _provenance(run_dir: Path, result: Result) -> str:
@@ -91,19 +82,6 @@ def _provenance(run_dir: Path, result: Result) -> str:
     return "".join(pieces)
 
 
-def _section(name: str, title: str, intro: str, content: str) -> str:
-    return el("section", el("h2", text(title)), el("p", text(intro)) if intro else "", content, id=name) + "\n"
-
-
-def _chart(name: str, figure: Mapping[str, Any]) -> str:
-    data = json.dumps(figure, sort_keys=True, separators=(",", ":"), allow_nan=False).replace("</", "<\\/")
-    height = figure["layout"]["height"]
-    return (
-        f'<div class="chart" id="{name}" style="height:{height}px"></div>'
-        f'<script type="application/json" data-chart="{name}">{data}</script>'
-    )
-
-
 _FOOTER = (
     "<footer>Ratios are against the same model at 16 bits. Figures marked estimate come from a model of the device, "
     "all others were measured. Bytes are counted as stored, scales and padding included.</footer>"
@@ -117,15 +95,6 @@ def _checked(result: Mapping[str, Any]) -> Result:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise DataError(f"the result cannot be reported: field {field}: {first['msg']}") from error
-
-
-def _own(name: str) -> str:
-    return resources.files("gossamer.report").joinpath(name).read_text(encoding="utf-8")
-
-
-def _plotly() -> str:
-    library = resources.files("plotly").joinpath("package_data", "plotly.min.js")
-    return library.read_text(encoding="utf-8").replace("</script", "<\\/script")
 
 
 def _text(path: Path) -> str:

@@ -23,20 +23,20 @@ def sensitivity(points: Sequence[SensitivityPoint]) -> dict[str, Any]:
     modalities = list(dict.fromkeys(point.modality for point in points))
     across = len(modalities) if len(modalities) <= 4 else 3
     down = math.ceil(len(modalities) / across)
-    figure = _figure(height=(300 if across > 2 else 360) * down + 40)
+    figure = blank_figure(height=(300 if across > 2 else 360) * down + 40)
     layout = figure["layout"]
-    span = _log_range([point.kl for point in points])
+    span = log_range([point.kl for point in points])
     widths = sorted({point.bits for point in points})
     for number, modality in enumerate(modalities):
         suffix = str(number + 1) if number else ""
         row, column = divmod(number, across)
         left, right = _span(column, across, 0.055)
         bottom, top = _span(down - 1 - row, down, 0.2)
-        layout[f"xaxis{suffix}"] = _axis(
+        layout[f"xaxis{suffix}"] = axis(
             "bits per weight", domain=[left, right], anchor=f"y{suffix}", tickvals=widths, type="linear",
             range=[widths[0] - 0.4, widths[-1] + 0.4],
         )  # fmt: skip
-        layout[f"yaxis{suffix}"] = _log_axis(
+        layout[f"yaxis{suffix}"] = log_axis(
             "KL, nats" if column == 0 else "", span, domain=[bottom, top], anchor=f"x{suffix}",
             showticklabels=column == 0,
         )  # fmt: skip
@@ -94,12 +94,12 @@ def pareto(result: Result) -> dict[str, Any]:
     """
     positive = any(point.loss > 0 for point in result.pareto)
     points = [point for point in result.pareto if point.loss > 0 or not positive]
-    figure = _figure(height=430)
+    figure = blank_figure(height=430)
     layout = figure["layout"]
     unit, factor = _byte_unit(max(point.weight_bytes for point in points))
-    layout["xaxis"] = _axis(f"weights in the checkpoint, {unit}")
+    layout["xaxis"] = axis(f"weights in the checkpoint, {unit}")
     title, losses = result.pareto_loss.split(",")[0], [bound for point in points for bound in _bounds(point)]
-    layout["yaxis"] = _log_axis(title, _log_range(losses)) if positive else _axis(title)
+    layout["yaxis"] = log_axis(title, log_range(losses)) if positive else axis(title)
     layout["showlegend"] = True
     layout["legend"] = {"x": 1, "xanchor": "right", "y": 1, "bgcolor": "rgba(255,255,255,0.85)", "font": {"size": 13}}
     uniform = sorted((point for point in points if point.kind == "uniform"), key=lambda point: point.weight_bytes)
@@ -180,13 +180,13 @@ def _budget_line(layout: dict[str, Any], place: float) -> None:
 
 def additivity(check: Additivity) -> dict[str, Any]:
     """Measured against predicted loss of whole plans, with the line on which they would be equal."""
-    figure = _figure(height=330)
+    figure = blank_figure(height=330)
     values = [value for point in check.points for value in (point.predicted, point.measured)]
     positive = all(value > 0 for value in values)
-    span = _log_range(values) if positive else (min(values), max(values))
+    span = log_range(values) if positive else (min(values), max(values))
     ends = [10**end for end in span] if positive else list(span)
-    for axis, title in (("xaxis", "sum of the units' losses"), ("yaxis", "measured")):
-        figure["layout"][axis] = _log_axis(title, span) if positive else _axis(title, range=list(span))
+    for name, title in (("xaxis", "sum of the units' losses"), ("yaxis", "measured")):
+        figure["layout"][name] = log_axis(title, span) if positive else axis(title, range=list(span))
     figure["data"] = [
         {
             "type": "scatter", "mode": "lines", "x": ends, "y": ends, "hoverinfo": "skip", "showlegend": False,
@@ -208,7 +208,8 @@ def additivity(check: Additivity) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------- parts
 
 
-def _figure(height: int) -> dict[str, Any]:
+def blank_figure(height: int) -> dict[str, Any]:
+    """A figure in the page's style, without data."""
     return {
         "data": [],
         "layout": {
@@ -220,7 +221,8 @@ def _figure(height: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _axis(title: str, **settings: Any) -> dict[str, Any]:
+def axis(title: str, **settings: Any) -> dict[str, Any]:
+    """An axis in the page's style."""
     return {
         "title": {"text": title, "font": {"size": 13, "color": MUTED}, "standoff": 10}, "gridcolor": LINE,
         "zeroline": False, "linecolor": GREY, "showline": True, "ticks": "outside", "ticklen": 4, "tickcolor": GREY,
@@ -228,12 +230,12 @@ def _axis(title: str, **settings: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _log_axis(title: str, span: tuple[float, float], **settings: Any) -> dict[str, Any]:
+def log_axis(title: str, span: tuple[float, float], **settings: Any) -> dict[str, Any]:
     """A logarithmic axis over `span` (exponents of 10) with a labelled tick at every decade, or every few."""
     first, last = math.ceil(span[0]), math.floor(span[1])
     decades = range(first, last + 1, max(1, (last - first) // 6))
     ticks = {"tickvals": [10.0**power for power in decades], "ticktext": [decade(power) for power in decades]}
-    return _axis(title, type="log", range=list(span), **ticks, **settings)
+    return axis(title, type="log", range=list(span), **ticks, **settings)
 
 
 def _caption(text: str, x: float, y: float) -> dict[str, Any]:
@@ -243,7 +245,8 @@ def _caption(text: str, x: float, y: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _log_range(values: Iterable[float]) -> tuple[float, float]:
+def log_range(values: Iterable[float]) -> tuple[float, float]:
+    """Exponents of 10 around the positive values, with some room."""
     positive = [value for value in values if value > 0] or [1.0]
     low, high = math.log10(min(positive)), math.log10(max(positive))
     room = max(0.15, 0.06 * (high - low))

@@ -18,13 +18,25 @@ class Cycles:
     busy: Mapping[str, int]
 
 
-def schedule_cycles(
+@dataclass(frozen=True)
+class Span:
+    """A step at work: issued in cycle `issued`; its unit (none for `Fence` and `End`) is busy from cycle `start` until
+    before `end`."""
+
+    step: Step
+    unit: str | None
+    issued: int
+    start: int
+    end: int
+
+
+def timeline(
     schedule: Schedule, registers: Sequence[int] = (), read_latency: int = 40, write_latency: int = 20
-) -> Cycles:
-    """Cycles of a program on its engine when the bus never stalls.
+) -> tuple[Span, ...]:
+    """When each step of a program is at work, on its engine, when the bus never stalls.
 
     A step is fetched in one cycle and issued in the next, or when its unit is free, in order; the unit starts in the
-    cycle after.
+    cycle after and is busy from the next one on.
 
     Args:
         schedule: ends with an `End`; what follows the first one is not run.
@@ -34,18 +46,28 @@ def schedule_cycles(
     """
     values = (0, *registers)
     free = dict.fromkeys(UNITS, 0)
-    busy = dict.fromkeys(UNITS, 0)
+    spans = []
     now = 0
     for step in schedule:
         now = max([now + 1, *(free[name] for name in _awaited(step))])
+        start = end = now + 2
         if name := unit(step):
-            taken = step_cycles(schedule.engine, step, values, read_latency, write_latency)
-            free[name] = now + 1 + max(taken, 1)
-            busy[name] += max(taken - 1, 0)
+            end += max(step_cycles(schedule.engine, step, values, read_latency, write_latency) - 1, 0)
+            free[name] = end
+        spans.append(Span(step, name, now, start, end))
         now += 1
         if isinstance(step, End):
             break
-    return Cycles(now, busy)
+    return tuple(spans)
+
+
+def schedule_cycles(
+    schedule: Schedule, registers: Sequence[int] = (), read_latency: int = 40, write_latency: int = 20
+) -> Cycles:
+    """Cycles of a program: the end of its `timeline`, whose arguments it takes."""
+    spans = timeline(schedule, registers, read_latency, write_latency)
+    busy = {name: sum(span.end - span.start for span in spans if span.unit == name) for name in UNITS}
+    return Cycles(spans[-1].issued + 1 if spans else 0, busy)
 
 
 def step_cycles(
