@@ -52,12 +52,14 @@ ENGINES = {
     "bus 32, more than a line has rows": IntegerEngine(**SMALL, rows=4, columns=8, depth=8, norm_rows=4, bus_bytes=32),
 }
 ODD = {
-    "bus 4, a whole line": IntegerEngine(**SMALL | NARROW, rows=2, columns=2, depth=2, bus_bytes=4),
+    "bus 4, a whole line": IntegerEngine(
+        **SMALL | NARROW | {"bank_lines": 256}, rows=2, columns=2, depth=2, bus_bytes=4
+    ),
     "bus 128": IntegerEngine(**SMALL, rows=32, columns=16, depth=8, bus_bytes=128),
     "bus 64, a whole line, 16 banks": IntegerEngine(**SMALL, rows=4, columns=8, depth=8, bus_bytes=64, banks=16),
     "bus 8, two chunks": IntegerEngine(**SMALL, rows=32, columns=4, depth=4, bus_bytes=8, banks=4),
 }
-SOURCE, TARGET, DUMP, SIZE = 1 << 16, 2 << 16, 3 << 16, 5 << 16
+SOURCE, TARGET, DUMP, SIZE = 1 << 16, 4 << 16, 6 << 16, 10 << 16
 """Where random bytes lie in the outer memory, where stores go to, and the unified memory is written at the end."""
 
 
