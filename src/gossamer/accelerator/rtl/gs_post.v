@@ -53,13 +53,14 @@ module gs_post #(
     wire [16*LANES-1:0] u, a;                         // stage 6: what the sums have become, and aux
     wire [16*LANES-1:0] words;                        // results of 16 bits, and of 8
     wire [8*LANES-1:0] bytes, exponentials;
+    wire [8*DEPTH+16*LANES-1:0] shifted_x = {{(16 * LANES){1'b0}}, x_q};
     wire [8*DEPTH+16*LANES-1:0] joined_words = {words, chunk_o};
     wire [8*DEPTH+8*LANES-1:0] joined_bytes = {score_i ? exponentials : bytes, chunk_o};
     /* verilator lint_on UNUSEDSIGNAL */
 
     always @(posedge clk_i) begin
         if (load_i) x_q <= x_i;
-        else x_q <= wide_i ? x_q >> (16 * LANES) : x_q >> (8 * LANES);
+        else x_q <= wide_i ? shifted_x[16*LANES +: 8*DEPTH] : shifted_x[8*LANES +: 8*DEPTH];
         chunk_o <= wide_i ? joined_words[16*LANES +: 8*DEPTH] : joined_bytes[8*LANES +: 8*DEPTH];
     end
 
