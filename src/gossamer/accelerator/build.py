@@ -13,7 +13,6 @@ import yaml
 
 from gossamer.accelerator.engine_files import load_engine
 from gossamer.accelerator.golden.machine import Machine
-from gossamer.accelerator.isa import verilog_header
 from gossamer.accelerator.program import Program, check, lower_prefill
 from gossamer.accelerator.shapes import Shape, sample
 from gossamer.accelerator.simulate import parameters, sources
@@ -48,7 +47,6 @@ def build_job(config: str, out: Path, clock_mhz: float = 200.0) -> dict[str, Any
         (folder / "bench").mkdir()
         for path in sources():
             shutil.copyfile(path, folder / "rtl" / path.name)
-        write_text(folder / "rtl" / "gs_isa.vh", verilog_header())
         write_text(folder / "rtl" / f"{TOP}.v", instance(engine))
         shutil.copyfile(BENCH, folder / "bench" / BENCH.name)
         write_text(folder / "bench" / "gs_instance.vh", _constants(engine, program, len(memory), 20 * cycles))

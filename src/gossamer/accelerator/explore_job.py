@@ -12,7 +12,7 @@ from gossamer.accelerator.engine_files import load_engine
 from gossamer.accelerator.explore import GOALS, Goal, Grid, Point, choose, explore, front, parse_sweep
 from gossamer.accelerator.limits import parse_limits
 from gossamer.accelerator.shape_of import shape_of
-from gossamer.accelerator.whole import LATENCY, Phase, whole
+from gossamer.accelerator.whole import Phase, whole
 from gossamer.core.errors import SettingError
 from gossamer.core.files import refuse_foreign, write_json, write_text, writing_directory
 from gossamer.core.progress import SILENT, Progress
@@ -70,7 +70,7 @@ def explore_job(
     chosen = choose(points, limits, goal)
     units = area_um2(chosen.engine, area_model)
     taken = whole(shape, phase, sequence, chosen.engine, process, bits=chosen.bits)
-    spans = timeline(taken.program.schedule, taken.registers, LATENCY)
+    spans = timeline(taken.program.schedule, taken.registers)
     best = front(points)
     result: dict[str, Any] = {
         "model": model, "shape": asdict(shape), "phase": phase, "sequence": sequence, "budget": limits.given,

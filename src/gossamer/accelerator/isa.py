@@ -14,7 +14,8 @@ from gossamer.core.errors import SettingError
 from gossamer.dataflow.schedule import Add, End, Fence, Gemm, Load, Mode, Norm, Pattern, Space, Step, Store, Tensor
 
 WORDS = 16
-"""32-bit words of an instruction (64 bytes, little endian)."""
+"""32-bit words of an instruction, little endian."""
+BYTES = 4 * WORDS
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def encode(step: Step) -> np.ndarray:
         if not least <= value <= most:
             raise SettingError(f"{type(step).__name__}: {name} is {value}; {least} … {most} can be encoded")
         bits |= (value & (1 << place.width) - 1) << place.low
-    return np.frombuffer(bits.to_bytes(4 * WORDS, "little"), dtype="<u4")
+    return np.frombuffer(bits.to_bytes(BYTES, "little"), dtype="<u4")
 
 
 def decode(words: np.ndarray) -> Step:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gossamer.accelerator.isa import WORDS
+from gossamer.accelerator.isa import BYTES
 from gossamer.accelerator.mapping import AddressMap
 from gossamer.core.errors import GossamerError, SettingError
+from gossamer.dataflow.cycles.transfer import READ_LATENCY, WRITE_LATENCY
 from gossamer.dataflow.engine import REGISTERS, UNITS, IntegerEngine
 from gossamer.eda.compiling import build
 from gossamer.eda.design import Design
@@ -79,8 +80,8 @@ class Simulation:
     def __init__(
         self,
         engine: IntegerEngine,
-        read_latency: int = 40,
-        write_latency: int = 20,
+        read_latency: int = READ_LATENCY,
+        write_latency: int = WRITE_LATENCY,
         stalls: float = 0.0,
         seed: int = 0,
         rtl: Sequence[Path] | None = None,
@@ -172,7 +173,7 @@ class Simulation:
             raise SettingError("the outer memory must be a writable, contiguous uint8 array (bytes,)")
         if not 1 <= count <= self.engine.instructions:
             raise SettingError(f"{count} instructions; the engine starts with 1 … {self.engine.instructions}")
-        if program % self.engine.bus_bytes or not 0 <= program <= memory.nbytes - 4 * WORDS * count:
+        if program % self.engine.bus_bytes or not 0 <= program <= memory.nbytes - BYTES * count:
             raise SettingError(
                 f"a program of {count} instructions at {program}: a multiple of {self.engine.bus_bytes} inside the "
                 f"{memory.nbytes} bytes of the outer memory is needed"

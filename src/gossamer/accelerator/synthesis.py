@@ -23,8 +23,8 @@ UNITS = (
 )
 """Modules directly below the top: the report's rows."""
 SRAM_UM2_PER_BIT = 4.5
-"""Stated model of an SRAM's area at 130 nm: SG13G2's 1-port macro RM_IHPSG13_1P_1024x64 takes about 4.5 µm² a bit with
-its periphery. Given per bit, whatever the shape; use a memory compiler's figures before tape-out."""
+"""An SRAM's area at 130 nm with its periphery: assumed, from no data sheet, and the same for every shape. Use a memory
+compiler's figures before tape-out."""
 
 
 def synthesize_job(config: str, liberty: Path, progress: Progress = SILENT) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def synthesize_job(config: str, liberty: Path, progress: Progress = SILENT) -> d
         "estimated": {"sram_area_um2": bits * SRAM_UM2_PER_BIT, "clock_mhz": 1e3 / found.critical_path_ns},
         "notes": [
             "paths end at module borders and have no wires: a bound, not a sign-off",
-            f"SRAM area by a stated model of {SRAM_UM2_PER_BIT} µm² a bit",
+            f"SRAM area by an assumed {SRAM_UM2_PER_BIT} µm² a bit",
         ],
     }
 

@@ -7,6 +7,7 @@ each by one run of the same program, greedily.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -94,12 +95,11 @@ class _Bench:
         self, model: IntegerModel, engine: IntegerEngine, rtl: bool, stalls: float, seed: int, progress: Progress
     ) -> None:
         self.model, self.engine, self.progress = model, engine, progress
-        self.latency = 40
         self.found = Verified()
         self.simulation: Simulation | None = None
         if rtl:
             progress.say("compiling the engine")
-            self.simulation = Simulation(engine, read_latency=self.latency, stalls=stalls, seed=seed)
+            self.simulation = Simulation(engine, stalls=stalls, seed=seed)
         self.golden = self.outer = np.zeros(0, np.uint8)
 
     def run(self, example: Mapping[str, Tensor], new_tokens: int, end: Sequence[int]) -> Verified:
@@ -187,7 +187,7 @@ class _Bench:
     def _run(self, name: str, program: Program, registers: Sequence[int] = ()) -> None:
         phase = self.found.phases.setdefault(name, Phase())
         Machine(self.engine, self.golden, registers).run(program.schedule)
-        modelled = schedule_cycles(program.schedule, registers, self.latency)
+        modelled = schedule_cycles(program.schedule, registers)
         ran = Run(modelled.total, modelled.busy, 0, 0)
         if self.simulation is not None:
             ran = self.simulation.run(self.outer, program.address, program.count, registers)
@@ -211,8 +211,5 @@ class _Bench:
 def multiplies(program: Program, registers: Sequence[int] = ()) -> int:
     """Multiply-accumulates of a program's products, without the padding of tiles."""
     values = (0, *registers)
-    return sum(
-        step.m * (step.n + values[step.register] * step.add_n) * (step.k + values[step.register] * step.add_k)
-        for step in program.schedule
-        if isinstance(step, Gemm)
-    )
+    steps = [step for step in program.schedule if isinstance(step, Gemm)]
+    return sum(step.m * prod(step.sizes(values[step.register])) for step in steps)

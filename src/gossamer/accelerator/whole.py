@@ -16,8 +16,6 @@ from gossamer.dataflow.engine import IntegerEngine
 from gossamer.dataflow.technology import Technology, energy_mj
 
 Phase = Literal["prefill", "decode"]
-LATENCY = 40
-"""Cycles to the first word of a burst."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def utilisation(shape: Shape, phase: Phase, sequence: int, taken: Whole, bits: i
 
 
 def _cost(program: Program, registers: tuple[int, ...], technology: Technology) -> tuple[int, dict[str, float]]:
-    cycles = schedule_cycles(program.schedule, registers, LATENCY).total
+    cycles = schedule_cycles(program.schedule, registers).total
     return cycles, energy_mj(program.schedule, cycles, technology, registers)
 
 

@@ -41,14 +41,11 @@ class IntegerEngine(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        for name in ("rows", "columns", "depth", "lanes", "norm_rows", "banks", "bank_lines", "bus_bytes"):
+        for name in type(self).model_fields:
             value = getattr(self, name)
-            if value & (value - 1):
-                raise ValueError(f"{name} is {value}; a power of two is needed")
-        for name in ("parameters", "groups", "chunks", "instructions"):
-            value = getattr(self, name)
-            if value & (value - 1):
-                raise ValueError(f"{name} is {value}; a power of two is needed")
+            if name not in ("four_bit", "tables") and value & (value - 1):
+                below = 1 << value.bit_length() - 1
+                raise ValueError(f"{name} is {value}; a power of two is needed, such as {below} or {2 * below}")
         if 2 * self.lanes > self.depth:
             raise ValueError(
                 f"lanes is {self.lanes}; at most half of depth, {self.depth // 2}, can be written in a cycle"

@@ -84,6 +84,14 @@ class Load:
     count_step: int = 0
     add_count: bool = False
 
+    def words(self, line_rows: int, given: int) -> int:
+        """Bus words of a LINES load where R[register] is `given`."""
+        return self.count + (given + line_rows) // line_rows * self.count_step
+
+    def rows(self, given: int) -> int:
+        """Rows of any other load."""
+        return self.count + given * self.add_count
+
 
 @dataclass(frozen=True)
 class Store:
@@ -141,6 +149,10 @@ class Gemm:
     add_n: bool = False
     add_k: bool = False
     add_limit: bool = False
+
+    def sizes(self, given: int) -> tuple[int, int]:
+        """`n` and `k` where R[register] is `given`."""
+        return self.n + given * self.add_n, self.k + given * self.add_k
 
 
 @dataclass(frozen=True)

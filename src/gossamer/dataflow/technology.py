@@ -58,7 +58,7 @@ def energy_mj(
     for step in schedule:
         if isinstance(step, Gemm):
             given = values[step.register]
-            n, k = step.n + given * step.add_n, step.k + given * step.add_k
+            n, k = step.sizes(given)
             tile = engine.columns * (2 if step.four_bit else 1)
             chunks = -(-step.m // engine.rows) * -(-n // tile) * -(-k // engine.depth)
             macs += chunks * engine.multipliers
@@ -82,7 +82,6 @@ def transfer_bytes(schedule: Schedule, step: Load | Store, registers: Sequence[i
         return step.count * size
     given = registers[step.register]
     if step.pattern == Pattern.LINES:
-        blocks = (given + engine.line_rows) // engine.line_rows
-        return (step.count + blocks * step.count_step) * engine.bus_bytes
+        return step.words(engine.line_rows, given) * engine.bus_bytes
     words = -(-step.chunks * engine.depth // engine.bus_bytes)
-    return (step.count + given * step.add_count) * words * engine.bus_bytes
+    return step.rows(given) * words * engine.bus_bytes

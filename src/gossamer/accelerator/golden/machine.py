@@ -21,7 +21,7 @@ from gossamer.accelerator.golden.arithmetic import (
     scale_norm,
     settle,
 )
-from gossamer.accelerator.isa import WORDS, decode
+from gossamer.accelerator.isa import BYTES, decode
 from gossamer.core.errors import SettingError
 from gossamer.dataflow.engine import REGISTERS, IntegerEngine
 from gossamer.dataflow.schedule import (
@@ -60,7 +60,7 @@ class Machine:
             Space.PARAMETERS: np.zeros(8 * engine.parameters, np.uint8),
             Space.GROUPS: np.zeros(engine.columns * engine.groups, np.uint8),
             Space.TABLES: np.zeros(256 * engine.tables, np.uint8),
-            Space.INSTRUCTIONS: np.zeros(4 * WORDS * engine.instructions, np.uint8),
+            Space.INSTRUCTIONS: np.zeros(BYTES * engine.instructions, np.uint8),
         }
         self._softmax = Softmax.start(engine.rows)
 
@@ -71,9 +71,8 @@ class Machine:
 
     def boot(self, address: int, count: int) -> None:
         """As the engine itself does it: `count` instructions loaded from `address` to the ring, run from the first."""
-        size = 4 * WORDS
-        ring = self.side[Space.INSTRUCTIONS].reshape(-1, size)
-        ring[:count] = self.memory[address : address + count * size].reshape(count, size)
+        ring = self.side[Space.INSTRUCTIONS].reshape(-1, BYTES)
+        ring[:count] = self.memory[address : address + count * BYTES].reshape(count, BYTES)
         at = 0
         while not isinstance(step := decode(ring[at % len(ring)].view("<u4")), End):
             self.do(step)
@@ -121,16 +120,14 @@ class Machine:
         engine, given = self.engine, self.registers[step.register]
         address = step.address + given * step.address_step
         if step.pattern == Pattern.LINES:
-            rows = engine.line_rows
-            words = step.count + (given + rows) // rows * step.count_step
             target = self.sram.reshape(-1) if step.space == Space.SRAM else self.side[step.space]
             first = step.to.line * (engine.line_bytes if step.space == Space.SRAM else engine.bus_bytes)
-            size = words * engine.bus_bytes
+            size = step.words(engine.line_rows, given) * engine.bus_bytes
             if first + size > len(target):
                 raise SettingError(f"a load of {size} bytes to {step.space.name} at {first} passes its end")
             target[first : first + size] = self._outer(address, size)
             return
-        count = step.count + given * step.add_count
+        count = step.rows(given)
         if count == 0:
             return
         width = step.chunks * engine.depth
@@ -159,7 +156,7 @@ class Machine:
 
     def _gemm(self, step: Gemm) -> None:
         engine, given = self.engine, self.registers[step.register]
-        n, k = step.n + given * step.add_n, step.k + given * step.add_k
+        n, k = step.sizes(given)
         tile = engine.columns * (2 if step.four_bit else 1)
         chunks, padded = -(-k // engine.depth), -(-n // tile) * tile
         left = self.read(step.a, step.m, chunks)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from gossamer.accelerator.isa import WORDS
+from gossamer.accelerator.isa import BYTES
 from gossamer.dataflow.engine import REGISTERS, IntegerEngine
 from gossamer.dataflow.schedule import Add, Gemm, Load, Mode, Norm, Pattern, Space, Step, Store, Tensor
 
@@ -88,8 +88,7 @@ def _tensor(
 def _load(step: Load, engine: IntegerEngine, most: int) -> Iterator[Access]:
     far = step.address + most * step.address_step
     if step.pattern == Pattern.LINES:
-        words = step.count + (most + engine.line_rows) // engine.line_rows * step.count_step
-        size = words * engine.bus_bytes
+        size = step.words(engine.line_rows, most) * engine.bus_bytes
         yield Access(Where.OUTER, step.address, far + size, False, "address")
         if step.space == Space.SRAM:
             yield Access(Where.SRAM, step.to.line, step.to.line - (-size // engine.line_bytes), True, "to")
@@ -99,11 +98,11 @@ def _load(step: Load, engine: IntegerEngine, most: int) -> Iterator[Access]:
             Space.PARAMETERS: 8,
             Space.GROUPS: engine.columns,
             Space.TABLES: 256,
-            Space.INSTRUCTIONS: 4 * WORDS,
+            Space.INSTRUCTIONS: BYTES,
         }[step.space]
         yield Access(Where(int(step.space)), first // unit, -(-(first + size) // unit), True, "to")
         return
-    count = step.count + most * step.add_count
+    count = step.rows(most)
     width = step.chunks * engine.depth
     whole = -(-width // engine.bus_bytes) * engine.bus_bytes
     yield Access(Where.OUTER, step.address, far + (count - 1) * step.row_pitch + whole, False, "address")
@@ -132,7 +131,7 @@ def _store(step: Store, engine: IntegerEngine, most: int) -> Iterator[Access]:
 
 
 def _gemm(step: Gemm, engine: IntegerEngine, most: int) -> Iterator[Access]:
-    n, k = step.n + most * step.add_n, step.k + most * step.add_k
+    n, k = step.sizes(most)
     tile = engine.columns * (2 if step.four_bit else 1)
     chunks, tiles = -(-k // engine.depth), -(-n // tile)
     wide = 2 if step.mode == Mode.INT16 else 1

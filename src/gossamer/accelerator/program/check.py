@@ -161,7 +161,7 @@ def _load_fits(step: Load, engine: IntegerEngine, most: int) -> str | None:
 
 
 def _gemm_fits(step: Gemm, engine: IntegerEngine, most: int) -> str | None:
-    n, k = step.n + most * step.add_n, step.k + most * step.add_k
+    n, k = step.sizes(most)
     wrong = _multiple(
         {f"{name}.row": getattr(step, name).row for name in ("a", "out", "aux")}, engine.rows
     ) or _multiple({"w.row": step.w.row}, engine.columns)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossamer.accelerator.integer import Stack
-from gossamer.accelerator.isa import assemble
+from gossamer.accelerator.isa import BYTES, assemble
 from gossamer.accelerator.program.attention import POSITION, TOKEN, decode_attention, self_attention
 from gossamer.accelerator.program.blocks import blocks
 from gossamer.accelerator.program.check import check
@@ -17,7 +17,7 @@ from gossamer.accelerator.program.fences import fenced
 from gossamer.accelerator.program.fit import fitted
 from gossamer.accelerator.program.images import AttentionImages, StackImages, images
 from gossamer.accelerator.program.outer import Layout, OuterMemory, Place
-from gossamer.accelerator.program.pages import SIZE, paged
+from gossamer.accelerator.program.pages import paged
 from gossamer.accelerator.program.products import Work, load_rows, load_table, narrow, norm, product, store_rows
 from gossamer.core.errors import SettingError
 from gossamer.dataflow.engine import IntegerEngine
@@ -222,7 +222,7 @@ def _program(
     steps = [*fenced(fitted(engine, build, rows, most), engine, most), End()]
     outer = held.outer
     count = len(paged(steps, engine, 0))
-    address = outer.reserve(count * SIZE)
+    address = outer.reserve(count * BYTES)
     schedule = Schedule(engine, tuple(paged(steps, engine, address)), registers)
     outer.fill(address, np.frombuffer(assemble(schedule.steps), np.uint8))
     check(schedule, outer.size, most)

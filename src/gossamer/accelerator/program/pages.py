@@ -2,12 +2,9 @@
 
 from collections.abc import Sequence
 
-from gossamer.accelerator.isa import WORDS
+from gossamer.accelerator.isa import BYTES
 from gossamer.dataflow.engine import IntegerEngine
 from gossamer.dataflow.schedule import Fence, Load, Space, Step, Tensor
-
-SIZE = 4 * WORDS
-"""Bytes of an instruction."""
 
 
 def paged(steps: Sequence[Step], engine: IntegerEngine, address: int) -> list[Step]:
@@ -34,9 +31,9 @@ def paged(steps: Sequence[Step], engine: IntegerEngine, address: int) -> list[St
         half = (number + 1) % 2 * page
         out.append(
             Load(
-                address=address + (number + 1) * page * SIZE,
-                to=Tensor(half * SIZE // engine.bus_bytes, 0),
-                count=-(-following * SIZE // engine.bus_bytes),
+                address=address + (number + 1) * page * BYTES,
+                to=Tensor(half * BYTES // engine.bus_bytes, 0),
+                count=-(-following * BYTES // engine.bus_bytes),
                 space=Space.INSTRUCTIONS,
             )
         )

@@ -26,7 +26,7 @@ def gemm_cycles(engine: IntegerEngine, step: Gemm, registers: Sequence[int] = ()
         registers: R[0], R[1] …; only the step's own is read, missing ones are 0.
     """
     register = registers[step.register] if 0 < step.register < len(registers) else 0
-    n, k = step.n + register * step.add_n, step.k + register * step.add_k
+    n, k = step.sizes(register)
     chunks = -(-k // engine.depth)
     tile = engine.columns * (1 + step.four_bit)
     tiles = -(-n // tile)

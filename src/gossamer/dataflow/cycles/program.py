@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gossamer.dataflow.cycles.gemm import gemm_cycles
-from gossamer.dataflow.cycles.transfer import load_cycles, store_cycles
+from gossamer.dataflow.cycles.transfer import READ_LATENCY, WRITE_LATENCY, load_cycles, store_cycles
 from gossamer.dataflow.cycles.vector import add_cycles, norm_cycles
 from gossamer.dataflow.engine import UNITS, IntegerEngine
 from gossamer.dataflow.schedule import Add, End, Fence, Gemm, Load, Norm, Schedule, Step, Store, unit
@@ -31,7 +31,10 @@ class Span:
 
 
 def timeline(
-    schedule: Schedule, registers: Sequence[int] = (), read_latency: int = 40, write_latency: int = 20
+    schedule: Schedule,
+    registers: Sequence[int] = (),
+    read_latency: int = READ_LATENCY,
+    write_latency: int = WRITE_LATENCY,
 ) -> tuple[Span, ...]:
     """When each step of a program is at work, on its engine, when the bus never stalls.
 
@@ -62,7 +65,10 @@ def timeline(
 
 
 def schedule_cycles(
-    schedule: Schedule, registers: Sequence[int] = (), read_latency: int = 40, write_latency: int = 20
+    schedule: Schedule,
+    registers: Sequence[int] = (),
+    read_latency: int = READ_LATENCY,
+    write_latency: int = WRITE_LATENCY,
 ) -> Cycles:
     """Cycles of a program: the end of its `timeline`, whose arguments it takes."""
     spans = timeline(schedule, registers, read_latency, write_latency)

@@ -10,6 +10,10 @@ from collections.abc import Sequence
 from gossamer.dataflow.engine import IntegerEngine
 from gossamer.dataflow.schedule import Load, Pattern, Space, Store
 
+READ_LATENCY = 40
+"""Cycles from the address of a burst to its first word, where nothing else is said."""
+WRITE_LATENCY = 20
+"""Cycles from the last word of a burst to its answer, where nothing else is said."""
 _NOTHING = 4
 """A transfer of nothing."""
 _LOAD = 6
@@ -39,8 +43,8 @@ def load_pieces(engine: IntegerEngine, step: Load, registers: Sequence[int]) -> 
     """Writes to memory that a load makes."""
     value = registers[step.register] if 0 < step.register < len(registers) else 0
     if step.pattern is Pattern.LINES or step.space is not Space.SRAM:
-        return step.count + (value + engine.line_rows) // engine.line_rows * step.count_step
-    count = step.count + value * step.add_count
+        return step.words(engine.line_rows, value)
+    count = step.rows(value)
     if step.pattern is Pattern.ROWS:
         return count * step.chunks
     width = step.chunks * engine.depth
