@@ -23,6 +23,7 @@ class _Backend(_DummyBackendModule):
 
 _setup_privateuseone_for_python_backend(NAME, _Backend())
 DEVICE = torch.device(NAME, 0)
+INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index")
 
 
 class Elsewhere(Tensor):
@@ -96,12 +97,15 @@ def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _check(name: str, leaves: list[Any], there: bool, goes: bool) -> None:
-    """Raises `RuntimeError`, as a GPU would, for tensors and generators of the processor beside those elsewhere."""
+    """Raises `RuntimeError`, as a GPU would, for tensors and generators of the processor beside those elsewhere.
+
+    In a backward pass torch ends Python instead, with no word of the error: its guard of such a device cannot unwind.
+    """
     if (there or goes) and any(isinstance(leaf, torch.Generator) for leaf in leaves):
         raise RuntimeError(f"{name}: a generator of the processor cannot draw elsewhere")
     for leaf in leaves if there else ():
         here = isinstance(leaf, Tensor) and not isinstance(leaf, Elsewhere) and leaf.dim() > 0
-        is_place = name in ("index", "index_put_", "_index_put_impl_", "_unsafe_index") and leaf is not leaves[0]
+        is_place = name in INDEXING and leaf is not leaves[0]
         if here and not (is_place and leaf.dtype in (torch.int64, torch.bool)):
             raise RuntimeError(f"{name}: a tensor {tuple(leaf.shape)} of the processor meets one elsewhere")
 
