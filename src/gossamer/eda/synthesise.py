@@ -17,8 +17,12 @@ from gossamer.eda.liberty import Library, plain, read_liberty
 from gossamer.eda.tools import ToolError
 
 Goal = Literal["area", "delay"]
-_MAP = "strash; &get -n; &fraig -x; &put; scorr; dc2; dch -f; &get -n; &nf; &put; buffer -c; topo"
-_ABC = {"area": f"{_MAP}; stime -p", "delay": f"{_MAP}; upsize; dnsize; stime -p"}
+_ABC = {
+    "area": "strash; dc2; dc2; dch -f; amap -m; buffer -c; topo; dnsize; stime -p",
+    "delay": "strash; dc2; dc2; dch; dch -f; &get -n; &nf; &put; buffer -c; topo; upsize; dnsize; stime -p",
+}
+"""Without SAT sweeping (`&fraig`), which takes hours on multipliers and finds nothing in them."""
+
 _MODULE = "gossamer synthesises "
 _DELAY = re.compile(r"ABC: .*Delay = *([\d.]+) ps")
 _GATE = re.compile(r"ABC: Path +\d+ -- .*? : +\d+ +\d+ +(\S+) +A =")
@@ -165,7 +169,7 @@ def synthesise(
                 f"submod -name {_sram(index)} {_glob(sram['module'])}/{_glob(sram['cell'])}",
                 f"blackbox {_sram(index)}",
             ]
-        script += [f"synth -top {design.top} -noalumacc -run fine:check", "dfflibmap -liberty cells.lib"]
+        script += [f"synth -top {design.top} -noalumacc -noabc -run fine:check", "dfflibmap -liberty cells.lib"]
         for name in modules:
             script += [f"log {_MODULE}{name}", f"abc -liberty cells.lib -script map.abc {_glob(name)}"]
         script += ["opt_clean -purge", "tee -q -o stat.json stat -json", "write_verilog -noattr -noexpr netlist.v"]

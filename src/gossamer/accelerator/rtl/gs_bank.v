@@ -1,5 +1,5 @@
 // One single-port bank of the unified memory: a line read, or some bytes of a line written, in a cycle.
-// The line read appears in the next cycle and stays until the next read.
+// The line read appears in the next cycle and stays until the next read. SRAMs of at most 16 bytes lie side by side.
 `default_nettype none
 module gs_bank #(
     parameter BYTES = 64,
@@ -13,17 +13,24 @@ module gs_bank #(
     input  wire [8*BYTES-1:0]       data_i,
     output wire [8*BYTES-1:0]       data_o
 );
-  reg [8*BYTES-1:0] mem[0:LINES-1];
-  reg [8*BYTES-1:0] data_q;
-  integer i;
+  localparam WIDTH = BYTES < 16 ? BYTES : 16;  // a line's bytes are a power of two
 
-  always @(posedge clk_i)
-    if (en_i) begin
-      if (write_i) begin
-        for (i = 0; i < BYTES; i = i + 1) if (bytes_i[i]) mem[line_i][8*i+:8] <= data_i[8*i+:8];
-      end else data_q <= mem[line_i];
+  genvar b;
+  generate
+    for (b = 0; b < BYTES; b = b + WIDTH) begin : slice
+      gs_sram #(
+          .BYTES(WIDTH),
+          .WORDS(LINES)
+      ) sram (
+          .clk_i(clk_i),
+          .en_i(en_i),
+          .write_i(write_i),
+          .word_i(line_i),
+          .bytes_i(bytes_i[b+:WIDTH]),
+          .data_i(data_i[8*b+:8*WIDTH]),
+          .data_o(data_o[8*b+:8*WIDTH])
+      );
     end
-
-  assign data_o = data_q;
+  endgenerate
 endmodule
 `default_nettype wire
