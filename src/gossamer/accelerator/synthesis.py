@@ -8,7 +8,7 @@ from gossamer.accelerator.engine_files import load_engine
 from gossamer.accelerator.simulate import parameters, sources
 from gossamer.core.progress import SILENT, Progress
 from gossamer.eda.design import Design
-from gossamer.eda.synthesise import Synthesis, synthesise
+from gossamer.eda.synthesise import Goal, Synthesis, synthesise
 
 UNITS = (
     "gs_control",
@@ -27,20 +27,22 @@ SRAM_UM2_PER_BIT = 4.5
 compiler's figures before tape-out."""
 
 
-def synthesize_job(config: str, liberty: Path, progress: Progress = SILENT) -> dict[str, Any]:
-    """Area by unit, cells, critical path and memories of the engine `config` in the cells of `liberty`.
+def synthesize_job(config: str, liberty: Path, goal: Goal = "area", progress: Progress = SILENT) -> dict[str, Any]:
+    """Area by unit, cells, critical path and memories of the engine `config` in the cells of `liberty`, which are
+    chosen for the least area, or made larger for the least delay.
 
     Raises:
         GossamerError: an engine or liberty file that is none, a tool that is missing.
     """
     engine = load_engine(config)
     progress.say("synthesising")
-    found = synthesise(Design(sources(), "gs_top", parameters(engine)), liberty, seconds=7200)
+    found = synthesise(Design(sources(), "gs_top", parameters(engine)), liberty, goal=goal, seconds=7200)
     slow = found.slowest
     bits = sum(use.bits for use in found.srams)
     return {
         "engine": engine.model_dump(),
         "liberty": liberty.name,
+        "goal": goal,
         "logic_area_um2": found.area_um2,
         "sequential_percent": 100 * found.sequential_share,
         "units": {name: {"area_um2": area} for name, area in _units(found)},

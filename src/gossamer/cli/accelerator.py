@@ -281,17 +281,25 @@ def draw_exploration(result: Result) -> None:
             line(f"{name.replace('_', ' ')}: {result[name]}")
 
 
+class Least(StrEnum):
+    """What gates are chosen for."""
+
+    area = "area"
+    delay = "delay"
+
+
 @app.command("synthesize", epilog="Example: gossamer accelerator synthesize --config small --liberty cells.lib")
 def synthesize(
     liberty: Annotated[Path, typer.Option(metavar="FILE", help="The process: a .lib or .lib.gz file.")],
     config: Config = "small",
+    goal: Annotated[Least, typer.Option(help="What the gates are chosen for.")] = Least.area,
     as_json: Json = False,
 ) -> None:
     """Area by unit, cells and longest paths of an engine, by Yosys and ABC."""
     with job(None) as progress:
         from gossamer.accelerator.synthesis import synthesize_job
 
-        result = synthesize_job(config, liberty, progress)
+        result = synthesize_job(config, liberty, goal.value, progress)
     show(result, as_json, draw_synthesis)
 
 

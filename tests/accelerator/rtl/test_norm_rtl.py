@@ -31,6 +31,7 @@ NAMES = (
     "moments",
     "variance",
     "normalise",
+    "product",
     "root",
     "root_seeds",
 )

@@ -111,7 +111,7 @@ module gs_add #(
     );
 
     // 3 … 6: zeros past n stay zeros
-    wire signed [16:0] factor = wide ? 17'd1 : {1'b0, multiplier};
+    wire [16:0] factor = wide ? 17'd1 : {1'b0, multiplier};
     wire [5:0] places = wide ? 6'd0 : shift;
     wire [16*ELEMENTS-1:0] results;
     genvar e;
@@ -120,14 +120,12 @@ module gs_add #(
             wire signed [15:0] left = a[16*e +: 16];
             wire signed [15:0] right = b[16*e +: 16];
             reg signed [16:0] sum_q;
-            reg signed [33:0] product_q;
+            wire [33:0] product;
+            always @(posedge clk_i) sum_q <= left + right;
+            gs_product #(.A(17), .B(17)) times (.clk_i(clk_i), .a_i(sum_q), .b_i(factor), .product_o(product));
             gs_shift #(.IN(34), .OUT(16)) round (
-                .clk_i(clk_i), .x_i(product_q), .shift_i(places), .y_o(results[16*e +: 16])
+                .clk_i(clk_i), .x_i(product), .shift_i(places), .y_o(results[16*e +: 16])
             );
-            always @(posedge clk_i) begin
-                sum_q <= left + right;
-                product_q <= sum_q * factor;
-            end
         end
     endgenerate
 

@@ -140,12 +140,12 @@ module gs_norm #(
     genvar e;
     generate
         for (e = 0; e < ELEMENTS; e = e + 1) begin : multipliers
-            wire signed [15:0] element = elements[16*e +: 16];
-            wire signed [16:0] factor = write_pass ? {1'b0, n} : {element[15], element};
-            reg signed [32:0] product_q;
-            always @(posedge clk_i) product_q <= element * factor;
-            assign products[33*e +: 33] = product_q;
-            assign squares[32*e +: 32] = product_q[31:0];
+            wire [15:0] element = elements[16*e +: 16];
+            wire [16:0] factor = write_pass ? {1'b0, n} : {element[15], element};
+            gs_product #(.A(16), .B(17)) times (
+                .clk_i(clk_i), .a_i(element), .b_i(factor), .product_o(products[33*e +: 33])
+            );
+            assign squares[32*e +: 32] = products[33*e +: 32];
         end
     endgenerate
 
@@ -168,17 +168,18 @@ module gs_norm #(
         entries_q <= p_data_i;
     end
 
-    wire [16*ELEMENTS-1:0] results;
-    gs_normalise #(.NORM_ROWS(NORM_ROWS), .LANES(LANES)) normalise (
-        .clk_i(clk_i), .products_i(products), .sums_i(sums), .roots_i(roots), .places_i(places),
-        .entries_i(entries_q), .shift_i(shift), .results_o(results)
-    );
-
-    // 10
     wire [16*ELEMENTS-1:0] masked;
     generate
-        for (e = 0; e < ELEMENTS; e = e + 1) begin : mask
-            assign masked[16*e +: 16] = tail[e%LANES] || !last_q[10] ? results[16*e +: 16] : 16'd0;
+        for (e = 0; e < ELEMENTS; e = e + 1) begin : elementwise
+            localparam ROW = e / LANES;
+            localparam LANE = e % LANES;
+            wire [15:0] result;
+            gs_normalise normalise (
+                .clk_i(clk_i), .product_i(products[33*e +: 33]), .sum_i(sums[32*ROW +: 32]),
+                .root_i(roots[16*ROW +: 16]), .places_i(places[5*ROW +: 5]), .gain_i(entries_q[64*LANE + 32 +: 16]),
+                .offset_i(entries_q[64*LANE +: 32]), .shift_i(shift), .result_o(result)
+            );
+            assign masked[16*e +: 16] = tail[LANE] || !last_q[10] ? result : 16'd0;  // 10
         end
     endgenerate
     gs_put #(.LINE_ROWS(LINE_ROWS), .NORM_ROWS(NORM_ROWS), .DEPTH(DEPTH), .LANES(LANES)) put (
@@ -187,6 +188,6 @@ module gs_norm #(
         .o_en_o(o_en_o), .o_line_o(o_line_o), .o_rows_o(o_rows_o), .o_data_o(o_data_o), .done_o(written)
     );
 
-    wire unused = &{1'b0, instruction_i, registers_i, no_line, no_row};
+    wire unused = &{1'b0, instruction_i, registers_i, no_line, no_row, entries_q};
 endmodule
 `default_nettype wire

@@ -10,17 +10,18 @@ module gs_requant #(
     input  wire [5:0]     shift_i,
     output wire [OUT-1:0] y_o
 );
-    localparam PRODUCT = IN + 16;
-    wire signed [PRODUCT-1:0] x = {{16{x_i[IN-1]}}, x_i};
-    wire signed [PRODUCT-1:0] multiplier = {{IN{1'b0}}, multiplier_i};
-    reg signed [PRODUCT-1:0] product_q;
+    wire [IN+16:0] product;
     reg [5:0] shift_q;
 
-    gs_shift #(.IN(PRODUCT), .OUT(OUT)) rest (.clk_i(clk_i), .x_i(product_q), .shift_i(shift_q), .y_o(y_o));
+    gs_product #(.A(IN), .B(17)) times (
+        .clk_i(clk_i), .a_i(x_i), .b_i({1'b0, multiplier_i}), .product_o(product)
+    );
+    gs_shift #(.IN(IN + 16), .OUT(OUT)) rest (
+        .clk_i(clk_i), .x_i(product[IN+15:0]), .shift_i(shift_q), .y_o(y_o)
+    );
 
-    always @(posedge clk_i) begin
-        product_q <= x * multiplier;
-        shift_q   <= shift_i;
-    end
+    always @(posedge clk_i) shift_q <= shift_i;
+
+    wire unused = &{1'b0, product[IN+16]};  // as the one below
 endmodule
 `default_nettype wire
