@@ -47,41 +47,40 @@ class Part:
     points: tuple[Mapping[str, Any], ...]
     terms: Mapping[str, tuple[str, ...]]
     instances: str = "one"
-    earlier: tuple[Mapping[str, Any], Mapping[str, float]] | None = None
-    """A point and its areas from an earlier state of the RTL, taken where no point finishes in time."""
 
 
 DEPTHS = tuple({"depth": depth, "four_bit": split} for depth in (4, 8, 16) for split in (False, True))
 EIGHT = {"rows": 8, "depth": 8, "lanes": 4, "four_bit": True}
+WALKS = ({}, {"lanes": 2}, {"norm_rows": 4}, {"depth": 8, "norm_rows": 8, "lanes": 4})
+LANES = ({"lanes": 2}, {"lanes": 4, "depth": 8}, {"lanes": 4, "depth": 16})
+BUSES = ({}, {"columns": 16}, {"bus_bytes": 16}, {"columns": 16, "bus_bytes": 16}, {"columns": 32, "bus_bytes": 32})
 ELEMENT = ("norm_rows*lanes",)
-WINDOW = ("norm_rows*line_bytes",)
+WINDOW = ("one", "norm_rows*line_bytes")
 PARTS = (
     Part("array", "gs_cell", DEPTHS, {"gs_cell": ("one", "depth", "split", "split*depth")}, "rows*columns"),
     Part("control", "gs_control", ({},), {}),
     Part("unified memory's ports", "gs_memory", ({}, {"banks": 8}, {"columns": 8}, {"columns": 8, "banks": 8}),
-         {"gs_memory": ("one", "banks", "line_bytes", "banks*line_bytes"), "gs_bank": ("banks", "banks*line_bytes")}),
+         {"gs_memory": ("one", "banks", "line_bytes", "banks*line_bytes"),
+          "gs_bank": ("banks", "banks*line_bytes"), "gs_sram": ("banks", "banks*line_bytes")}),
     Part("post-processing", "gs_reciprocal", ({},), {}, "rows"),
-    Part("post-processing", "gs_feed", ({}, {"depth": 8}), {"gs_feed": ("one", "depth")}, "rows"),
+    Part("post-processing", "gs_feed", ({}, {"depth": 8}, {"depth": 16}), {"gs_feed": ("one", "depth")}, "rows"),
     Part("products' control", "gs_issue", ({},), {}),
     Part("products' control", "gs_drain", ({},), {}),
     Part("products' control", "gs_plan", ({},), {}),
-    Part("norm", "gs_norm", ({}, {"lanes": 2}),
-         dict.fromkeys(("gs_norm", "gs_normalise", "gs_moments", "gs_shift"), ELEMENT)
-         | dict.fromkeys(("gs_take", "gs_put"), WINDOW)),
-    Part("add", "gs_add", ({},),
-         dict.fromkeys(("gs_add", "gs_shift"), ELEMENT) | dict.fromkeys(("gs_take", "gs_put"), WINDOW)),
-    Part("post-processing", "gs_post", ({"lanes": 2},),
-         dict.fromkeys(("gs_post", "gs_requant", "gs_shift", "gs_softmax", "gs_exponential", "gs_side", "gs_dual"),
-                       ("lanes",)), "rows",
-         (EIGHT, {"gs_post": 167325, "gs_requant": 4 * (48921 + 37928), "gs_softmax": 33311, "gs_exponential": 4 * 775,
-                  "gs_side": 4 * 1800})),
-    Part("load", "gs_load", ({}, {"columns": 16}, {"bus_bytes": 16}, {"columns": 16, "bus_bytes": 16}),
-         {"gs_load": ("one", "line_bytes", "bus_bytes")}),
-    Part("store", "gs_store", ({}, {"columns": 16}, {"bus_bytes": 16}, {"columns": 16, "bus_bytes": 16}),
-         {"gs_store": ("one", "line_bytes*levels", "bus_bytes")}),
-    Part("sequencer", "gs_sequencer", ({"bus_bytes": 16},), {}),
-    Part("products' shifters", "gs_gemm", (EIGHT,), {"gs_gemm": ("line_bytes*levels",)},
-         earlier=(EIGHT, {"gs_gemm": 207532})),
+    Part("norm", "gs_norm", WALKS,
+         dict.fromkeys(("gs_norm", "gs_normalise", "gs_product", "gs_shift"), ELEMENT)
+         | {"gs_moments": ("norm_rows", "norm_rows*lanes")} | dict.fromkeys(("gs_take", "gs_put"), WINDOW)),
+    Part("add", "gs_add", WALKS,
+         dict.fromkeys(("gs_add", "gs_product", "gs_shift"), ELEMENT) | dict.fromkeys(("gs_take", "gs_put"), WINDOW)),
+    Part("post-processing", "gs_post", LANES,
+         dict.fromkeys(("gs_requant", "gs_product", "gs_shift", "gs_exponential", "gs_side", "gs_dual"), ("lanes",))
+         | {"gs_post": ("depth", "lanes"), "gs_softmax": ("depth", "lanes")}, "rows"),
+    Part("load", "gs_load", BUSES, {"gs_load": ("one", "line_bytes", "bus_bytes")}),
+    Part("store", "gs_store", BUSES, {"gs_store": ("one", "line_bytes*levels", "bus_bytes")}),
+    Part("sequencer", "gs_sequencer", ({"bus_bytes": 4}, {"bus_bytes": 16}, {"bus_bytes": 32}),
+         {"gs_sequencer": ("one", "bus_bytes")}),
+    Part("products' shifters", "gs_gemm", (EIGHT, EIGHT | {"rows": 4, "lanes": 2}, EIGHT | {"rows": 16}),
+         {"gs_gemm": ("rows*lanes", "line_bytes*levels")}),
 )  # fmt: skip
 OWN = ("gs_gemm",)
 """Tops whose modules are other parts: only their own cells count."""
@@ -150,8 +149,6 @@ def main() -> None:
             except ToolError as error:
                 print(f"{part.top} {dict(point)}: {error}", flush=True)
                 points.append({"module": part.top, **point, "area_um2": None, "limit_s": seconds, "said": str(error)})
-        if not found and part.earlier is not None:
-            found.append((part.earlier[0], dict(part.earlier[1])))
         at = [point for point, _ in found]
         modelled = [0.0] * len(found)
         for module in [name for name, area in found[0][1].items() if area > 0] if found else []:
@@ -168,7 +165,6 @@ def main() -> None:
                 "area_um2": sum(areas.values()),
                 "model_um2": model,
                 "modules": areas,
-                "earlier": part.earlier is not None and point is part.earlier[0],
             }
             for (point, areas), model in zip(found, modelled, strict=True)
         ]
@@ -192,7 +188,6 @@ def _write(units: Mapping[str, Mapping[str, float]], points: list[dict[str, Any]
         at = _words({name: value for name, value in each.items() if name in SMALL})
         figures = [f"{each[key]:,.0f}" if each.get(key) else "" for key in ("area_um2", "model_um2")]
         figures[0] = figures[0] or f"not within {each['limit_s']:g} s"
-        figures[0] += " (earlier RTL)" if each.get("earlier") else ""
         lines.append(f"| `{each['module']}` | {at} | {figures[0]} | {figures[1]} |")
     write_text(RESULTS / "accelerator_area.md", "\n".join(lines) + "\n")
 

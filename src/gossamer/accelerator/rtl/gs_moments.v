@@ -1,5 +1,5 @@
 // What a norm needs to know of its rows: sums of the elements and 1 / sqrt(variance), of NORM_ROWS rows at once.
-// Sums are gathered a slice a cycle; then the rows go one by one through gs_variance and gs_root, ten cycles deep.
+// Sums are gathered a slice a cycle; then the rows go one by one through gs_variance and gs_root, eleven cycles deep.
 `default_nettype none
 
 module gs_moments #(
@@ -22,6 +22,8 @@ module gs_moments #(
     output reg  [ 5*NORM_ROWS-1:0]       places_o,
     output reg                           done_o       // one cycle: all of them are there
 );
+    localparam WIDER = $clog2(LANES) + 1;
+
     reg valid_q, first_q, last_q;
     reg [46*NORM_ROWS-1:0] squares_q;
     reg feeding_q;
@@ -67,17 +69,21 @@ module gs_moments #(
     genvar r;
     generate
         for (r = 0; r < NORM_ROWS; r = r + 1) begin : rows
-            reg [31:0] sum_d;
-            reg [45:0] squares_d;
+            // the slice is summed up first, in fewer bits than the row's sums have: a shorter way
+            reg [15+WIDER:0] slice_sum;
+            reg [31+WIDER:0] slice_squares;
             integer q;
             always @* begin
-                sum_d = first_i ? 32'd0 : sums_o[32*r +: 32];
-                squares_d = first_q ? 46'd0 : squares_q[46*r +: 46];
+                slice_sum = {(16 + WIDER){1'b0}};
+                slice_squares = {(32 + WIDER){1'b0}};
                 for (q = 0; q < LANES; q = q + 1) begin
-                    if (centred_i) sum_d = sum_d + {{16{elements_i[16*(r*LANES+q) + 15]}}, elements_i[16*(r*LANES+q) +: 16]};
-                    squares_d = squares_d + {14'd0, squares_i[32*(r*LANES+q) +: 32]};
+                    slice_sum = slice_sum + {{WIDER{elements_i[16*(r*LANES+q) + 15]}}, elements_i[16*(r*LANES+q) +: 16]};
+                    slice_squares = slice_squares + {{WIDER{1'b0}}, squares_i[32*(r*LANES+q) +: 32]};
                 end
+                if (!centred_i) slice_sum = {(16 + WIDER){1'b0}};
             end
+            wire [31:0] sum_d = (first_i ? 32'd0 : sums_o[32*r +: 32]) + {{(16 - WIDER){slice_sum[15+WIDER]}}, slice_sum};
+            wire [45:0] squares_d = (first_q ? 46'd0 : squares_q[46*r +: 46]) + {{(14 - WIDER){1'b0}}, slice_squares};
             always @(posedge clk_i) begin
                 if (valid_i) sums_o[32*r +: 32] <= sum_d;
                 if (valid_q) squares_q[46*r +: 46] <= squares_d;

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from gossamer.dataflow.engine import IntegerEngine
 from gossamer.dataflow.schedule import Add, Norm, Tensor
 
-_NORM = 28
+_NORM = 29
 """A norm's way from the first element to the sums, through one inverse root, and from the last element to memory."""
 _ADD = 9
 
