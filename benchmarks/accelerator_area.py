@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 from scipy.optimize import nnls
 
-from gossamer.accelerator.area import MODELS, sizes
+from gossamer.accelerator.area import AREAS, sizes
 from gossamer.accelerator.simulate import parameters, sources
 from gossamer.accelerator.synthesis import SRAM_UM2_PER_BIT
 from gossamer.core.files import write_json, write_text
@@ -77,7 +77,7 @@ PARTS = (
          | {"gs_post": ("depth", "lanes"), "gs_softmax": ("depth", "lanes")}, "rows"),
     Part("load", "gs_load", BUSES, {"gs_load": ("one", "line_bytes", "bus_bytes")}),
     Part("store", "gs_store", BUSES, {"gs_store": ("one", "line_bytes*levels", "bus_bytes")}),
-    Part("sequencer", "gs_sequencer", ({"bus_bytes": 4}, {"bus_bytes": 16}, {"bus_bytes": 32}),
+    Part("sequencer", "gs_sequencer", ({"bus_bytes": 4}, {"bus_bytes": 16}, {"columns": 8, "bus_bytes": 32}),
          {"gs_sequencer": ("one", "bus_bytes")}),
     Part("products' shifters", "gs_gemm", (EIGHT, EIGHT | {"rows": 4, "lanes": 2}, EIGHT | {"rows": 16}),
          {"gs_gemm": ("rows*lanes", "line_bytes*levels")}),
@@ -168,7 +168,7 @@ def main() -> None:
             }
             for (point, areas), model in zip(found, modelled, strict=True)
         ]
-        _write(units, points)
+    _write(units, points)
 
 
 def _write(units: Mapping[str, Mapping[str, float]], points: list[dict[str, Any]]) -> None:
@@ -178,8 +178,7 @@ def _write(units: Mapping[str, Mapping[str, float]], points: list[dict[str, Any]
         "sram_um2_per_bit": SRAM_UM2_PER_BIT,
         "source": f"{COMMAND}: Yosys and ABC with IHP SG13G2's typical corner; cells alone, without wires",
     }
-    MODELS.mkdir(exist_ok=True)
-    write_text(MODELS / "sg13g2.yaml", yaml.safe_dump(model, sort_keys=False))
+    write_text(AREAS.folder / "sg13g2.yaml", yaml.safe_dump(model, sort_keys=False))
     RESULTS.mkdir(exist_ok=True)
     write_json(RESULTS / "accelerator_area.json", {"smallest": SMALL, "points": points, "units": rounded})
     lines = [f"`{COMMAND}`; sizes that differ from {_words(SMALL)}.", ""]

@@ -11,13 +11,13 @@ follows from its released RTL: K / (K + C + 1) for one tile.
 from pathlib import Path
 from typing import Any
 
-from gossamer.accelerator.engine_files import load_engine
+from gossamer.accelerator.engine_files import ENGINES
 from gossamer.accelerator.table1 import CASES, GPU, row
 from gossamer.core.files import write_json, write_text
 from gossamer.dataflow.cycles.gemm import gemm_cycles
 from gossamer.dataflow.engine import IntegerEngine
 from gossamer.dataflow.schedule import Gemm, Mode, Tensor
-from gossamer.dataflow.technology import load_technology
+from gossamer.dataflow.technology import TECHNOLOGIES
 
 RESULTS = Path(__file__).resolve().parent / "results"
 COMMAND = "python benchmarks/accelerator_cycles.py"
@@ -85,7 +85,7 @@ def targets(rows: list[dict[str, Any]], engine: IntegerEngine) -> list[tuple[str
 
 
 def main() -> None:
-    engine, technology = load_engine("large"), load_technology("sg13g2")
+    engine, technology = ENGINES.load("large"), TECHNOLOGIES.load("sg13g2")
     rows = []
     for case in CASES:
         rows.append(row(case, engine, technology))

@@ -12,8 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gossamer.accelerator.area import load_areas, units_um2
-from gossamer.accelerator.engine_files import load_engine
+from gossamer.accelerator.area import AREAS, units_um2
+from gossamer.accelerator.engine_files import ENGINES
 from gossamer.accelerator.simulate import sources
 from gossamer.accelerator.synthesis import SRAM_UM2_PER_BIT, synthesize_job
 from gossamer.core.files import write_json, write_text
@@ -62,7 +62,7 @@ def main() -> None:
         for unit, what, each in ours
     ]
     engine = {goal: synthesize_job(ENGINE, liberty, goal) for goal in ("area", "delay")}
-    modelled = sum(units_um2(load_engine(ENGINE), load_areas("sg13g2")).values())
+    modelled = sum(units_um2(ENGINES.load(ENGINE), AREAS.load("sg13g2")).values())
     splits = {depth: area("gs_cell", DEPTH=depth) / area("gs_cell", DEPTH=depth, FOUR_BIT=0) for depth in (4, 8, 16)}
     write_json(
         RESULTS.with_suffix(".json"),

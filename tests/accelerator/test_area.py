@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from gossamer.accelerator.area import AreaModel, area_um2, load_areas, memory_bits, units_um2
-from gossamer.accelerator.engine_files import load_engine
+from gossamer.accelerator.area import AREAS, AreaModel, area_um2, memory_bits, units_um2
+from gossamer.accelerator.engine_files import ENGINES
 from gossamer.core.errors import SettingError
 from gossamer.dataflow.engine import IntegerEngine
 
-SMALL = load_engine("small")
+SMALL = ENGINES.load("small")
 
 
 def test_terms_are_products_of_sizes() -> None:
@@ -40,8 +40,8 @@ def test_memories_are_those_that_synthesis_finds() -> None:
 
 
 def test_the_process_that_ships() -> None:
-    model = load_areas("sg13g2")
-    small, large = area_um2(SMALL, model), area_um2(load_engine("large"), model)
+    model = AREAS.load("sg13g2")
+    small, large = area_um2(SMALL, model), area_um2(ENGINES.load("large"), model)
     assert small.keys() == large.keys()
     assert all(0 < small[name] <= large[name] for name in small)
     cells = 64 * 70_300  # gs_cell of depth 8, split, synthesised
@@ -54,7 +54,7 @@ def test_the_process_that_ships() -> None:
         ("units: {a: {wings: 1}}\nsource: x", "wings"),
         ("units: {}", "source"),
         ("[]", "mapping"),
-        (None, "no area model"),
+        (None, "area model .* does not exist"),
     ],
 )
 def test_what_is_no_area_model(tmp_path: Path, text: str | None, said: str) -> None:
@@ -62,4 +62,4 @@ def test_what_is_no_area_model(tmp_path: Path, text: str | None, said: str) -> N
     if text is not None:
         path.write_text(text, encoding="utf-8")
     with pytest.raises(SettingError, match=said):
-        load_areas(str(path))
+        AREAS.load(str(path))

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from gossamer.accelerator.area import AreaModel, load_areas
-from gossamer.accelerator.engine_files import load_engine
+from gossamer.accelerator.area import AREAS, AreaModel
+from gossamer.accelerator.engine_files import ENGINES
 from gossamer.accelerator.explore import Grid, Point, choose, explore, front, parse_sweep
 from gossamer.accelerator.explore_job import explore_job
 from gossamer.accelerator.limits import Limits, parse_limits
@@ -18,16 +18,16 @@ from gossamer.accelerator.shapes import SHAPES, Shape, hollow
 from gossamer.accelerator.whole import whole
 from gossamer.cli.main import app
 from gossamer.core.errors import BudgetError, GossamerError, ModelError, SettingError
-from gossamer.dataflow.technology import load_technology
+from gossamer.dataflow.technology import TECHNOLOGIES
 
 SHAPE = Shape("little", 4, 64, 4, 2, 128, 16, gated=True, rotary=True, causal=True, centred=False)
 GRID = Grid(rows=(8, 16), columns=(8,), depth=(8, 16), lanes=(4,), memory=(16 << 10, 256 << 10), bits=(8, 4))
-BASE, PROCESS = load_engine("small"), load_technology("sg13g2")
+BASE, PROCESS = ENGINES.load("small"), TECHNOLOGIES.load("sg13g2")
 
 
 @pytest.fixture(scope="module")
 def found() -> tuple[list[Point], dict[str, int]]:
-    return explore(SHAPE, "prefill", 24, BASE, PROCESS, load_areas("sg13g2"), GRID)
+    return explore(SHAPE, "prefill", 24, BASE, PROCESS, AREAS.load("sg13g2"), GRID)
 
 
 def test_every_engine_is_a_point_or_counted(found: tuple[list[Point], dict[str, int]]) -> None:
@@ -42,7 +42,7 @@ def test_every_engine_is_a_point_or_counted(found: tuple[list[Point], dict[str, 
 
 def test_what_does_not_fit_is_counted_by_reason() -> None:
     grid = Grid((8, 16), (16,), (16,), (4,), (64 << 10,), (8,))
-    points, skipped = explore(SHAPES["deit-s"], "prefill", 24, BASE, PROCESS, load_areas("sg13g2"), grid)
+    points, skipped = explore(SHAPES["deit-s"], "prefill", 24, BASE, PROCESS, AREAS.load("sg13g2"), grid)
     assert not points
     assert sum(skipped.values()) == 2
     assert all("…" in reason and "memory" in reason for reason in skipped)
@@ -134,7 +134,7 @@ SWEEP = ["rows=8", "columns=8", "depth=8", "lanes=2,4", "memory=256KiB", "bits=8
 def test_the_job_writes_an_engine_and_a_trace(tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = explore_job("tiny-lm", sequence=16, sweep=SWEEP, out=out)
-    assert load_engine(str(out / "engine.yaml")).model_dump() == result["chosen"]["engine"]
+    assert ENGINES.load(str(out / "engine.yaml")).model_dump() == result["chosen"]["engine"]
     slices = [event for event in json.loads((out / "trace.json").read_text())["traceEvents"] if event["ph"] == "X"]
     assert len(slices) == sum(bar["steps"] for bar in result["timeline"]["bars"])
     assert sum(result["chosen"]["area_um2"].values()) == pytest.approx(1e6 * result["chosen"]["area_mm2"])
@@ -145,7 +145,7 @@ def test_the_job_writes_an_engine_and_a_trace(tmp_path: Path) -> None:
     ("model", "settings", "said"),
     [
         ("deit-s", {"phase": "decode"}, "no decoder"),
-        ("deit-s", {"technology": "none"}, "no technology"),
+        ("deit-s", {"technology": "none"}, "technology none does not exist"),
         ("tiny-lm", {"sweep": ["memory=16KiB"], "sequence": 16}, "no engine of the grid"),
         ("tiny-lm", {"goal": "fame"}, "goal"),
     ],

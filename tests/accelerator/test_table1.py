@@ -2,14 +2,14 @@
 
 import pytest
 
-from gossamer.accelerator.engine_files import load_engine
+from gossamer.accelerator.engine_files import ENGINES
 from gossamer.accelerator.program import lower_prefill
 from gossamer.accelerator.shapes import SHAPES, Shape, hollow
 from gossamer.accelerator.table1 import Case, row
 from gossamer.dataflow.cycles.program import schedule_cycles
-from gossamer.dataflow.technology import energy_mj, load_technology
+from gossamer.dataflow.technology import TECHNOLOGIES, energy_mj
 
-PROCESS = load_technology("sg13g2")
+PROCESS = TECHNOLOGIES.load("sg13g2")
 
 
 def test_operations_of_published_models() -> None:
@@ -21,7 +21,7 @@ def test_operations_of_published_models() -> None:
 
 
 def test_more_blocks_are_more_of_the_same() -> None:
-    engine = load_engine("large")
+    engine = ENGINES.load("large")
     shape = Shape("tiny", 3, 96, 4, 4, 192, 24, post=True)
     taken = [schedule_cycles(lower_prefill(hollow(shape, n), engine, 40).schedule).total for n in (1, 2, 3)]
     assert taken[2] - taken[1] == pytest.approx(taken[1] - taken[0], rel=0.01)
@@ -29,7 +29,7 @@ def test_more_blocks_are_more_of_the_same() -> None:
 
 @pytest.mark.parametrize("case", [Case("deit-s", "prefill", 197), Case("deit-s", "prefill", 64)])
 def test_a_row(case: Case) -> None:
-    engine = load_engine("large")
+    engine = ENGINES.load("large")
     found = row(case, engine, PROCESS)
     assert found["macs"] == 12 * SHAPES["deit-s"].macs(case.sequence)
     assert found["cycles"] * found["pes"] > found["macs"]
@@ -39,7 +39,7 @@ def test_a_row(case: Case) -> None:
 
 
 def test_energy_of_the_array_is_that_of_its_tiles() -> None:
-    engine = load_engine("large")
+    engine = ENGINES.load("large")
     program = lower_prefill(hollow(SHAPES["deit-s"], 1), engine, 32)
     spent = energy_mj(program.schedule, 1000, PROCESS)
     least = SHAPES["deit-s"].macs(32) * PROCESS.mac_pj * 1e-9

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gossamer.core.device import device_names, load_device
+from gossamer.core.device import DEVICES
 from gossamer.core.errors import DeviceError
 
 GOOD = """
@@ -19,22 +19,22 @@ disk_bytes_per_s: 1.0e+8
 """
 
 
-@pytest.mark.parametrize("name", device_names())
+@pytest.mark.parametrize("name", DEVICES.names)
 def test_presets_are_whole(name: str) -> None:
-    device = load_device(name)
+    device = DEVICES.load(name)
     assert device.name == name
     assert device.rate("float32") <= device.rate("int8")
     assert device.source
 
 
 def test_the_named_presets_ship() -> None:
-    assert {"laptop-cpu", "server-cpu", "jetson-orin-nano", "rtx-3050-6gb"} <= set(device_names())
+    assert {"laptop-cpu", "server-cpu", "jetson-orin-nano", "rtx-3050-6gb"} <= set(DEVICES.names)
 
 
 def test_a_users_file(tmp_path: Path) -> None:
     path = tmp_path / "board.yaml"
     path.write_text(GOOD)
-    device = load_device(str(path))
+    device = DEVICES.load(str(path))
     assert device.name == "board"
     assert device.memory_bytes == 4_000_000_000
     assert device.rate("int4") == device.rate("int8") == 4e11
@@ -43,7 +43,7 @@ def test_a_users_file(tmp_path: Path) -> None:
 
 def test_a_missing_device_lists_the_presets() -> None:
     with pytest.raises(DeviceError, match=r"device abacus does not exist: .*laptop-cpu"):
-        load_device("abacus")
+        DEVICES.load("abacus")
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_malformed_files_name_the_field(tmp_path: Path, text: str, said: str) ->
     path = tmp_path / "board.yaml"
     path.write_text(text)
     with pytest.raises(DeviceError, match=said) as caught:
-        load_device(str(path))
+        DEVICES.load(str(path))
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 

@@ -49,8 +49,9 @@ def test_a_plan_survives_the_disk_and_is_always_spelled_alike(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "not a Gossamer plan"),
-        ("- a\n- b\n", "not a Gossamer plan"),
+        ("", "is not a mapping: write a mapping with gossamer_plan: 1"),
+        ("a: 1\n", "not a Gossamer plan"),
+        ("- a\n- b\n", "is not a mapping"),
         ("gossamer_plan: [1\n", "not valid YAML"),
         ("gossamer_plan: 1\n", "field model"),
         (HEADER.replace("_plan: 1", "_plan: 2"), "version 2"),

@@ -43,14 +43,14 @@ def plainly(logits: list[float], sampling: Sampling) -> np.ndarray:
     return found
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(LOGITS, SAMPLINGS)
 def test_the_law_is_its_definition(logits: list[float], sampling: Sampling) -> None:
     found = law(torch.tensor(logits, dtype=torch.float64), sampling).numpy()
     np.testing.assert_allclose(found, plainly(logits, sampling), atol=1e-9)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 2**31), SAMPLINGS)
 def test_the_law_is_that_of_transformers_row_by_row(seed: int, sampling: Sampling) -> None:
     logits = 3 * torch.randn(4, 17, generator=torch.Generator().manual_seed(seed))
@@ -66,7 +66,7 @@ def test_the_law_is_that_of_transformers_row_by_row(seed: int, sampling: Samplin
     torch.testing.assert_close(found, torch.stack([law(row, sampling) for row in logits]))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(LOGITS, st.integers(0, 10**6), st.floats(0.5, 2), st.floats(-2, 2), st.floats(-2, 2))
 def test_penalties_are_their_definitions(logits, seed, repetition, presence, frequency) -> None:
     chooser = np.random.default_rng(seed)
@@ -93,7 +93,7 @@ def test_the_smallest_temperature_is_greedy() -> None:
     assert law(torch.tensor([1.0, 1.5, -2.0]), Sampling(temperature=1e-12)).tolist() == [0, 1, 0]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.sampled_from([0.0, 0.1, 0.5, 3.0]), min_size=1, max_size=8).filter(any), st.data())
 def test_a_draw_is_where_the_cumulated_law_passes_its_number(weights, data) -> None:
     number = data.draw(st.one_of(st.sampled_from([0.0, 1 - 2**-53]), st.floats(0, 1, exclude_max=True)))

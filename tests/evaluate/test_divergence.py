@@ -9,7 +9,7 @@ from gossamer.evaluate import divergence
 from gossamer.evaluate.divergence import example_means, kl_per_position
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(1, 30), st.integers(2, 40), st.floats(0.01, 30))
 def test_kl_is_never_negative_and_zero_only_for_itself(seed, positions, classes, scale):
     torch.manual_seed(seed)

@@ -51,7 +51,7 @@ def test_the_bootstrap_of_a_ratio_weighs_examples_by_their_denominator():
     assert m.high == pytest.approx(np.exp(1.0))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=50), st.floats(-5, 5))
 def test_bootstrap_moves_with_its_data(values, shift):
     base = intervals.bootstrap_mean(values, draws=100)

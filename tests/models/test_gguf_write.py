@@ -52,7 +52,7 @@ SYMMETRIC = [
 
 
 @pytest.mark.parametrize(("bits", "group", "kind", "bytes_per_weight"), SYMMETRIC)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**20), rows=st.integers(1, 5))
 def test_symmetric_grids_are_kept_bit_for_bit(
     bits: int, group: int | None, kind: str, bytes_per_weight: float, seed: int, rows: int
@@ -65,7 +65,7 @@ def test_symmetric_grids_are_kept_bit_for_bit(
     assert torch.equal(encoded.decoded(), tensor.dequantize())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**20), bits=st.integers(2, 7), whole=st.booleans())
 def test_grids_with_zero_points_are_exact_or_round_the_least_value_only(seed: int, bits: int, whole: bool) -> None:
     tensor = on_grid(Scheme(bits, None if whole else 32, symmetric=False), 3, 256, seed)
@@ -122,7 +122,7 @@ def test_grids_without_a_format_are_left_to_their_values() -> None:
     assert encode(far) is None
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 2**20), kind=st.sampled_from(["F16", "BF16", "F32", "wide", "rounded"]))
 def test_dense_values_take_the_type_that_holds_them(seed: int, kind: str) -> None:
     values = torch.randn(4, 64, generator=torch.Generator().manual_seed(seed)) + 1e-3

@@ -45,7 +45,7 @@ def test_codes_and_numbers_are_one_to_one(form):
 
 @pytest.mark.parametrize("form", FORMS)
 @given(values=st.lists(st.floats(-1000, 1000, width=32), min_size=1, max_size=50))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_rounding_finds_the_nearest_number(form, values):
     wanted = torch.tensor(values)
     known = numbers(form)
@@ -58,7 +58,7 @@ def test_rounding_finds_the_nearest_number(form, values):
 
 @pytest.mark.parametrize("form", FORMS)
 @given(seed=st.integers(0, 99), size=st.sampled_from([1e-6, 1e-3, 0.02, 1.0, 900.0]), rows=st.integers(1, 5))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_what_compressed_tensors_unpacks_is_what_was_meant(form, seed, size, rows):
     _, tensor = tensor_of(form, seed, rows, 64, size)
     kind = container("linear", tensor.scheme)

@@ -43,7 +43,7 @@ def stored(nodes: list[Any]) -> dict[str, int]:
     return dict(sizes)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seed=st.integers(0, 2**20), bits=st.integers(2, 8), group=st.sampled_from([None, 8, 24]),
     symmetric=st.booleans(), looked_up=st.booleans(), rows=st.integers(1, 5),

@@ -37,7 +37,7 @@ def tensors(draw: st.DrawFn) -> QuantizedTensor:
     return random_tensor(draw(st.integers(0, 999)), scheme, (draw(st.integers(1, 40)), columns))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(tensors())
 def test_state_keeps_every_bit_and_takes_the_bytes_it_says(tensor: QuantizedTensor) -> None:
     state = tensor.to_state("a.")
@@ -53,7 +53,7 @@ def test_state_keeps_every_bit_and_takes_the_bytes_it_says(tensor: QuantizedTens
     assert tensor.bytes == packed_bytes(tensor.shape, tensor.scheme) == held
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(tensors())
 def test_compressed_tensors_reads_the_same_weights(tensor: QuantizedTensor) -> None:
     scheme = tensor.scheme
@@ -79,7 +79,7 @@ def test_compressed_tensors_reads_the_same_weights(tensor: QuantizedTensor) -> N
     assert torch.equal(theirs["weight"], tensor.dequantize())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(tensors())
 def test_encoding_a_weight_on_its_own_grid_returns_its_codes(tensor: QuantizedTensor) -> None:
     again = QuantizedTensor.encode(tensor.dequantize(), tensor.scheme, tensor.scales, tensor.zeros)

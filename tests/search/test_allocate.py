@@ -22,7 +22,7 @@ def within(options, room):
     return all(cost <= most for cost, most in zip(totals(options), room, strict=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(UNITS, st.floats(0, 1), st.floats(0, 1))
 def test_equals_brute_force(units, share, other):
     ranges = [

@@ -6,7 +6,7 @@ import pytest
 from tests.models.tiny import build
 
 from gossamer.core.budget import Budget
-from gossamer.core.device import Device, load_device
+from gossamer.core.device import DEVICES, Device
 from gossamer.core.errors import BudgetError
 from gossamer.dataflow.inference import Inference
 from gossamer.models.accounting import account
@@ -63,7 +63,7 @@ def test_a_decoded_token_reads_the_decoder_the_head_and_the_cache():
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "whisper", "owlv2", "vit", "bert", "rwkv", "mixtral"])
 def test_every_family_has_estimates_that_fall_with_the_bits(name):
-    _, units, limits, _ = limited(name, device=load_device("jetson-orin-nano"))
+    _, units, limits, _ = limited(name, device=DEVICES.load("jetson-orin-nano"))
     dense, least = taken(limits, units, [0] * len(units)), limits.estimates(least_costs(units))
     assert dense.keys() == {"peak_memory_bytes", "latency_ms", "energy_mj"}
     assert all(0 < least[key] <= dense[key] for key in dense)

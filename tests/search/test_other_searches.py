@@ -25,7 +25,7 @@ def loss(options, chosen):
     return sum(options[u][c].loss for u, c in enumerate(chosen))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.floats(0.01, 100.0), min_size=4, max_size=12), st.integers(22, 120), st.integers(0, 3))
 def test_both_keep_the_budget_and_improve_on_the_uniform_start(weights, tenths, seed):
     units, options = problem(3, weights)

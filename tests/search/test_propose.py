@@ -14,7 +14,7 @@ OPTIONS = [
 ]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.integers(20, 120), st.integers(1, 20), st.integers(0, 3))
 def test_the_population_is_diverse_and_affordable(budget, count, seed):
     found = population(OPTIONS, (budget,), count, seed)

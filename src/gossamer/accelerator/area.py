@@ -9,15 +9,13 @@ from math import log2, prod
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from gossamer.accelerator.engine_files import load_engine
+from gossamer.accelerator.engine_files import ENGINES
 from gossamer.accelerator.synthesis import SRAM_UM2_PER_BIT
+from gossamer.core.described import Described
 from gossamer.core.errors import SettingError
 from gossamer.dataflow.engine import IntegerEngine
-
-MODELS = Path(__file__).parent / "areas"
 
 
 class AreaModel(BaseModel):
@@ -29,23 +27,18 @@ class AreaModel(BaseModel):
     sram_um2_per_bit: float = Field(SRAM_UM2_PER_BIT, gt=0)
     source: str
 
+    @field_validator("units")
+    @classmethod
+    def _known(cls, units: Mapping[str, Mapping[str, float]]) -> Mapping[str, Mapping[str, float]]:
+        known = sizes(ENGINES.load("small").model_dump())
+        for term in (term for terms in units.values() for term in terms):
+            if odd := sorted(set(term.split("*")) - set(known)):
+                raise ValueError(f"{term} has {odd[0]}: terms are products of {', '.join(known)}")
+        return units
 
-def load_areas(ref: str) -> AreaModel:
-    """The area model of a process: a preset's name or a YAML file.
 
-    Raises:
-        SettingError: no such file, or not of this form.
-    """
-    names = sorted(path.stem for path in MODELS.glob("*.yaml"))
-    path = MODELS / f"{ref}.yaml" if ref in names else Path(ref).expanduser()
-    if not path.is_file():
-        raise SettingError(f"no area model {ref!r}: give a YAML file or one of {', '.join(names)}")
-    try:
-        model = AreaModel(**yaml.safe_load(path.read_text(encoding="utf-8")))
-        units_um2(load_engine("small"), model)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError, KeyError) as error:
-        raise SettingError(f"area model {path}: {' '.join(str(error).split())}") from error
-    return model
+AREAS = Described("area model", AreaModel, Path(__file__).parent / "areas", SettingError)
+"""Processes: the presets, and how a user's own file is read; raises `SettingError`."""
 
 
 def area_um2(engine: IntegerEngine, model: AreaModel) -> dict[str, float]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from gossamer.accelerator.engine_files import load_engine
+from gossamer.accelerator.engine_files import ENGINES
 from gossamer.accelerator.golden.machine import Machine
 from gossamer.accelerator.program import Program, check, lower_prefill
 from gossamer.accelerator.shapes import Shape, sample
@@ -32,7 +32,7 @@ def build_job(config: str, out: Path, clock_mhz: float = 200.0) -> dict[str, Any
         GossamerError: an engine that cannot be, one too small for the bench's program, a place that cannot be
         written.
     """
-    engine = load_engine(config)
+    engine = ENGINES.load(config)
     refuse_foreign(out, MARK)
     program = bench_program(engine)
     memory = program.image()

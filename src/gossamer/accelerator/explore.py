@@ -16,6 +16,7 @@ from gossamer.accelerator.area import AreaModel, area_um2
 from gossamer.accelerator.limits import Limits
 from gossamer.accelerator.shapes import Shape
 from gossamer.accelerator.whole import Phase, utilisation, whole
+from gossamer.core.described import fault
 from gossamer.core.errors import BudgetError, SettingError
 from gossamer.core.progress import SILENT, Progress
 from gossamer.core.units import format_bytes, parse_bytes
@@ -184,9 +185,7 @@ def _candidates(base: IntegerEngine, grid: Grid) -> Iterator[tuple[IntegerEngine
         try:
             yield IntegerEngine(**{**base.model_dump(), **numbers}), bits
         except ValidationError as error:
-            first = error.errors()[0]
-            where = "".join(f"{part}: " for part in first["loc"])
-            yield _plain(where + first["msg"].removeprefix("Value error, ")), bits
+            yield _plain(fault(error)), bits
 
 
 def _plain(said: str) -> str:

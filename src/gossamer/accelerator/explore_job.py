@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from gossamer.accelerator.area import area_um2, load_areas
-from gossamer.accelerator.engine_files import load_engine
+from gossamer.accelerator.area import AREAS, area_um2
+from gossamer.accelerator.engine_files import ENGINES
 from gossamer.accelerator.explore import GOALS, Goal, Grid, Point, choose, explore, front, parse_sweep
 from gossamer.accelerator.limits import parse_limits
 from gossamer.accelerator.shape_of import shape_of
@@ -18,7 +18,7 @@ from gossamer.core.files import refuse_foreign, write_json, write_text, writing_
 from gossamer.core.progress import SILENT, Progress
 from gossamer.dataflow.cycles.program import timeline
 from gossamer.dataflow.cycles.trace import bars, chrome_trace
-from gossamer.dataflow.technology import load_technology
+from gossamer.dataflow.technology import TECHNOLOGIES
 
 MARK = "exploration.json"
 ENGINE = "engine.yaml"
@@ -56,8 +56,8 @@ def explore_job(
         raise SettingError(f"goal is {goal!r}: {', '.join(GOALS)}")
     if sequence < 1:
         raise SettingError(f"sequence is {sequence}: at least 1 row")
-    grid, base = parse_sweep(sweep, Grid()), load_engine(config)
-    process, area_model = load_technology(technology), load_areas(areas)
+    grid, base = parse_sweep(sweep, Grid()), ENGINES.load(config)
+    process, area_model = TECHNOLOGIES.load(technology), AREAS.load(areas)
     if out is not None:
         refuse_foreign(out, MARK)
     shape = shape_of(model, part)

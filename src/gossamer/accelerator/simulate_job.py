@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gossamer.accelerator.engine_files import load_engine
+from gossamer.accelerator.engine_files import ENGINES
 from gossamer.accelerator.integer_files import load_integer
 from gossamer.accelerator.integer_model import IntegerModel
 from gossamer.accelerator.verify import Phase, verify
@@ -34,7 +34,7 @@ def simulate_job(
     Raises:
         GossamerError: what cannot be opened, does not fit the engine, or is not what the model reads.
     """
-    engine = load_engine(config)
+    engine = ENGINES.load(config)
     model = load_integer(program)
     opened = open_model(model.source)
     example = read_example(model, opened, prompt, image)

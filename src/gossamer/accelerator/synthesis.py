@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from gossamer.accelerator.engine_files import load_engine
+from gossamer.accelerator.engine_files import ENGINES
 from gossamer.accelerator.simulate import parameters, sources
 from gossamer.core.progress import SILENT, Progress
 from gossamer.eda.design import Design
@@ -34,7 +34,7 @@ def synthesize_job(config: str, liberty: Path, goal: Goal = "area", progress: Pr
     Raises:
         GossamerError: an engine or liberty file that is none, a tool that is missing.
     """
-    engine = load_engine(config)
+    engine = ENGINES.load(config)
     progress.say("synthesising")
     found = synthesise(Design(sources(), "gs_top", parameters(engine)), liberty, goal=goal, seconds=7200)
     slow = found.slowest

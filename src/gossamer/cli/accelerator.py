@@ -166,12 +166,12 @@ def table1(
 ) -> None:
     """Published transformers on an engine, by the cycle model, beside a roofline of a GPU and SwiftTron."""
     with job(None) as progress:
-        from gossamer.accelerator.engine_files import load_engine
+        from gossamer.accelerator.engine_files import ENGINES
         from gossamer.accelerator.table1 import GPU, table1
-        from gossamer.dataflow.technology import load_technology
+        from gossamer.dataflow.technology import TECHNOLOGIES
 
-        process = load_technology(technology)
-        rows = table1(load_engine(config), process, progress=progress)
+        process = TECHNOLOGIES.load(technology)
+        rows = table1(ENGINES.load(config), process, progress=progress)
     show({"rows": rows, "technology": process.model_dump(), "gpu": GPU}, as_json, draw_table1)
 
 

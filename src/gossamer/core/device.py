@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
+from gossamer.core.described import Described
 from gossamer.core.errors import DeviceError
 
 Precision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
-PRESETS = Path(__file__).parent / "devices"
 
 
 class Device(BaseModel):
@@ -63,34 +62,5 @@ def _nearest(table: Mapping[Precision, float], precision: Precision) -> float:
     return next(table[name] for name in (*order[start:], *reversed(order[:start])) if name in table)
 
 
-def device_names() -> tuple[str, ...]:
-    """The presets, sorted."""
-    return tuple(sorted(path.stem for path in PRESETS.glob("*.yaml")))
-
-
-def load_device(ref: str) -> Device:
-    """The preset or YAML file that `ref` names.
-
-    Raises `DeviceError` naming the file and the field at fault and what is accepted.
-    """
-    path = PRESETS / f"{ref}.yaml" if ref in device_names() else Path(ref).expanduser()
-    if not path.is_file():
-        raise DeviceError(f"device {ref} does not exist: give a YAML file or one of {', '.join(device_names())}")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DeviceError(f"device file {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}" if mark is not None else ""
-        raise DeviceError(
-            f"device file {path} is not valid YAML{line}: write a mapping of the device's fields"
-        ) from error
-    if not isinstance(data, dict):
-        raise DeviceError(f"device file {path} is not a mapping: it needs {', '.join(Device.model_fields)}")
-    try:
-        return Device.model_validate({"name": path.stem, **data})
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise DeviceError(f"device file {path}, field {field}: {str(first['msg']).lower()}") from error
+DEVICES = Described("device", Device, Path(__file__).parent / "devices", DeviceError)
+"""The presets, and how a user's own file is read; raises `DeviceError`."""

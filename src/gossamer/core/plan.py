@@ -1,6 +1,5 @@
 """The plan: every decision of a job, immutable, serialisable, bound to one model by a fingerprint."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from gossamer.core.budget import Budget
+from gossamer.core.described import fault, mapping_in
 from gossamer.core.errors import PlanError
 from gossamer.core.files import write_text
 from gossamer.core.paths import compile_pattern
@@ -112,22 +112,12 @@ def _plain(value: Any) -> Any:
 
 def load_plan(path: Path) -> Plan:
     """Reads and validates a plan. Raises `PlanError` naming the file and the field at fault."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PlanError(f"plan {path} does not exist: give a plan file or a preset such as gptq-w4g64") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"plan {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f" at line {where.line + 1}" if where is not None else ""
-        raise PlanError(f"plan {path} is not valid YAML{line}: write a mapping with gossamer_plan: 1") from error
-    if not isinstance(data, dict) or "gossamer_plan" not in data:
+    if not path.exists():
+        raise PlanError(f"plan {path} does not exist: give a plan file or a preset such as gptq-w4g64")
+    data = mapping_in(path, "plan", "a mapping with gossamer_plan: 1", PlanError)
+    if "gossamer_plan" not in data:
         raise PlanError(f"plan {path} is not a Gossamer plan: it must be a mapping with gossamer_plan: 1")
     try:
         return Plan.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"]) or "plan"
-        message = re.sub(r"^Value error, ", "", str(first["msg"]))
-        raise PlanError(f"plan {path}, field {field}: {message}") from error
+        raise PlanError(f"plan {path}, {fault(error)}") from error

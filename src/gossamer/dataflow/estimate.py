@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gossamer.core.device import Device, load_device
+from gossamer.core.device import DEVICES, Device
 from gossamer.core.errors import PlanError
 from gossamer.core.plan import Plan, load_plan
 from gossamer.core.technique import build, known_techniques
@@ -48,7 +48,7 @@ def estimate(
         raise PlanError("give either a plan (--plan PLAN.yaml) or one width for all blocks (--bits 4)")
     if plan is not None and (group is not None or keep):
         raise PlanError("--group and --keep go with --bits; a plan already says which layer gets what")
-    machine = device if isinstance(device, Device) else load_device(device or DEFAULT_DEVICE)
+    machine = device if isinstance(device, Device) else DEVICES.load(device or DEFAULT_DEVICE)
     rules = [parse_rule(text) for text in keep]
     opened = open_model(ref, weights=False)
     warnings: list[str] = []

@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
+from gossamer.core.described import Described
 from gossamer.core.errors import SettingError
 from gossamer.dataflow.schedule import Gemm, Load, Pattern, Schedule, Store
-
-PRESETS = Path(__file__).parent / "technologies"
 
 
 class Technology(BaseModel):
@@ -28,21 +26,8 @@ class Technology(BaseModel):
     source: str
 
 
-def load_technology(ref: str) -> Technology:
-    """A preset's name or a YAML file.
-
-    Raises:
-        SettingError: no such file, or not of this form.
-    """
-    names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
-    path = PRESETS / f"{ref}.yaml" if ref in names else Path(ref).expanduser()
-    if not path.is_file():
-        raise SettingError(f"no technology {ref!r}: give a YAML file or one of {', '.join(names)}")
-    try:
-        return Technology(name=path.stem, **yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError) as error:
-        said = " ".join(str(error).split())
-        raise SettingError(f"technology {path}: {said}") from error
+TECHNOLOGIES = Described("technology", Technology, Path(__file__).parent / "technologies", SettingError)
+"""The presets, and how a user's own file is read; raises `SettingError`."""
 
 
 def energy_mj(

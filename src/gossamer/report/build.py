@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from gossamer.core.described import fault
 from gossamer.core.errors import DataError
 from gossamer.core.files import write_text
 from gossamer.report import charts, sections, words
@@ -92,9 +93,7 @@ def _checked(result: Mapping[str, Any]) -> Result:
     try:
         return Result.model_validate(result)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise DataError(f"the result cannot be reported: field {field}: {first['msg']}") from error
+        raise DataError(f"the result cannot be reported: {fault(error)}") from error
 
 
 def _text(path: Path) -> str:

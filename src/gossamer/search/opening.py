@@ -5,7 +5,7 @@ from dataclasses import replace
 from gossamer.compress.apply import apply_steps
 from gossamer.compress.presets import preset_steps
 from gossamer.core.budget import Budget
-from gossamer.core.device import Device, load_device
+from gossamer.core.device import DEVICES, Device
 from gossamer.core.errors import ModelError
 from gossamer.core.progress import SILENT, Progress
 from gossamer.core.runfolder import check_run_folder
@@ -45,7 +45,7 @@ def open_job(request: OptimizeRequest, progress: Progress = SILENT) -> Job:
         architecture_of(opened)
     dense = account(opened, {}).weight_bytes
     budget = request.budget(dense)
-    device = load_device(request.device) if request.device is not None else None
+    device = DEVICES.load(request.device) if request.device is not None else None
     units, fixed, limits = _problem(request, opened, runtime, budget, device)
     sizes = sizes_for(request.task or str(opened.defaults.get("task")), request.effort)
     if is_thrifty(request, opened):

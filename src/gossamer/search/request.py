@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from gossamer.core.budget import Budget
-from gossamer.core.device import device_names
+from gossamer.core.device import DEVICES
 from gossamer.core.errors import BudgetError
 
 Effort = Literal["quick", "standard", "thorough"]
@@ -68,7 +68,7 @@ class OptimizeRequest:
         if self.device is None and (self.latency_ms is not None or self.energy_mj is not None):
             raise BudgetError(
                 f"--latency and --energy are estimated on a device: name it by --device, a YAML file or one of "
-                f"{', '.join(device_names())}"
+                f"{', '.join(DEVICES.names)}"
             )
         for name, limit in estimated.items():
             if limit is not None and not (limit > 0 and isfinite(limit)):

@@ -10,7 +10,7 @@ from gossamer.core.errors import PlanError
 from gossamer.core.technique import build
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 9999), st.sampled_from([2, 3]), st.sampled_from([None, 8]), st.integers(1, 12))
 def test_after_gptq_it_always_lowers_the_output_error(seed: int, bits: int, group: int | None, rank: int) -> None:
     weight, statistics = layer(seed)

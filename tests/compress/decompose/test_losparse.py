@@ -29,7 +29,7 @@ def pruned(weight: Tensor, statistics: Statistics, keep: int) -> Tensor:
     return weight * (scores >= scores.topk(keep, dim=1).values[:, -1:])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 149))
 def test_both_parts_together_beat_either_alone_at_the_same_bytes(seed: int) -> None:
     """Values at 16 bits each; a sparse matrix has a bit more for every place."""
@@ -44,7 +44,7 @@ def test_both_parts_together_beat_either_alone_at_the_same_bytes(seed: int) -> N
     assert both.loss <= 0.75 * min(sparse_alone, low_rank_alone)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 99), st.sampled_from([0.3, 0.5, 0.9]), st.booleans())
 def test_the_parts_are_what_they_say(seed: int, sparsity: float, data: bool) -> None:
     weight, statistics = both_structures(seed)

@@ -21,7 +21,7 @@ def best_loss(weight: Tensor, hessian: Tensor, rank: int) -> tuple[float, Tensor
     return float(singular[rank:].square().sum()), matrix
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(shapes, st.integers(0, 99), st.data())
 def test_it_is_the_best_of_its_rank_under_the_damped_hessian(
     shape: tuple[int, int], seed: int, data: st.DataObject
@@ -40,7 +40,7 @@ def test_it_is_the_best_of_its_rank_under_the_damped_hessian(
     assert float((gap @ damped * gap).sum()) <= 1e-5 * whole
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(shapes, st.integers(0, 99))
 def test_the_loss_falls_with_the_rank_until_the_weight_is_back(shape: tuple[int, int], seed: int) -> None:
     weight, statistics = layer(seed, *shape)
@@ -55,7 +55,7 @@ def test_the_loss_falls_with_the_rank_until_the_weight_is_back(shape: tuple[int,
     assert float((weight - whole).abs().max()) < 4e-3 * float(weight.abs().max())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 99), st.integers(1, 12))
 def test_it_lowers_the_error_on_inputs_that_calibration_did_not_see(seed: int, rank: int) -> None:
     weight, statistics = layer(seed)
@@ -93,7 +93,7 @@ def test_factors_fit_16_bits_whatever_the_scales(size: float, shape: tuple[int, 
     assert output_loss(weight - found.dense(), weight, seen) < 1e-5
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 99), st.integers(1, 40), st.integers(0, 40))
 def test_singular_hessians_work_and_are_told(seed: int, tokens: int, dead: int) -> None:
     weight, _ = layer(seed)

@@ -11,7 +11,7 @@ from gossamer.core.errors import ModelError, PlanError
 from gossamer.core.technique import build
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 99), st.integers(1, 12))
 def test_the_loss_is_that_of_the_outputs(seed: int, rank: int) -> None:
     weight, statistics = layer(seed)
@@ -32,7 +32,7 @@ def test_it_loses_less_than_the_plain_svd_at_every_rank() -> None:
             assert aware.loss < relative_loss(weight - plain.low_rank.dense(), weight, statistics)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.floats(0.12, 1.0), st.integers(8, 40), st.integers(12, 40))
 def test_a_ratio_bounds_the_bytes_and_wastes_less_than_one_rank(ratio: float, rows: int, columns: int) -> None:
     weight, _ = layer(0, rows, columns)

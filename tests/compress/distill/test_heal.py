@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.models.feeds import inputs_for
 from tests.models.tiny import build
@@ -353,7 +353,6 @@ def test_a_new_matrix_changes_nothing_at_first():
     assert all(float(parts.low_rank.dense().abs().max()) == 0 for parts in student.parts().values())
 
 
-@settings(deadline=None)
 @given(exponent=st.floats(-7, 4), change=st.floats(-3, 3))
 def test_a_free_number_is_a_float16_that_is_never_lost(exponent, change):
     base = torch.tensor([10.0**exponent, -(10.0**exponent), 0.0]).half().float()

@@ -11,7 +11,7 @@ from gossamer.compress.prune.permutation import find_permutation, retained
 from gossamer.core.errors import PlanError
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from([(1, 2), (2, 4), (4, 8), (1, 4), (3, 5)]), st.integers(1, 6), st.integers(1, 8), st.integers(0, 99)
 )

@@ -19,7 +19,7 @@ patterns = st.tuples(st.integers(1, 7), st.integers(2, 8)).filter(lambda pair: p
 
 
 @every
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(patterns, st.integers(1, 5), st.integers(1, 6), st.integers(0, 99))
 def test_patterns_hold_in_every_group(make, pattern, rows, groups, seed):
     kept, width = pattern
@@ -30,7 +30,7 @@ def test_patterns_hold_in_every_group(make, pattern, rows, groups, seed):
 
 
 @every
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.floats(0.02, 0.98), st.integers(1, 6), st.integers(1, 150), st.integers(0, 99))
 def test_the_share_is_exact(make, sparsity, rows, columns, seed):
     weight, statistics = layer(seed, rows, columns, 50)
@@ -43,7 +43,7 @@ def test_the_share_is_exact(make, sparsity, rows, columns, seed):
     assert bool(torch.isfinite(found.weight).all())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.data())
 def test_of_equal_scores_the_leftmost_go(values, data):
     count = data.draw(st.integers(0, len(values)))

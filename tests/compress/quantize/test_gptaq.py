@@ -44,7 +44,7 @@ def by_the_paper(weight, statistics, technique, scales, zeros, mask=None):
     return codes.to(torch.int8)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 99), st.integers(2, 4), st.booleans(), st.booleans(), st.sampled_from([0.25, 1.0]), st.booleans())
 def test_codes_are_those_of_the_papers_update(seed, bits, symmetric, act_order, alpha, pruned):
     weight, _, _, statistics = problem(seed)

@@ -22,7 +22,7 @@ def layer(seed: int, rows: int = 12, columns: int = 96, tokens: int = 400) -> tu
     return weight, Statistics((hessian + hessian.T) / 2, tokens)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(bits_and_group, st.integers(0, 99), st.booleans(), st.sampled_from(["none", "mse"]))
 def test_uncorrelated_inputs_leave_plain_rounding(
     setting: tuple[int, int | None, bool], seed: int, act_order: bool, clip: str
@@ -36,7 +36,7 @@ def test_uncorrelated_inputs_leave_plain_rounding(
     assert found.notes == ()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(bits_and_group, st.integers(0, 99), st.booleans())
 def test_output_error_is_below_rounding(setting: tuple[int, int | None, bool], seed: int, act_order: bool) -> None:
     bits, group, symmetric = setting

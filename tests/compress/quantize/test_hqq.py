@@ -24,7 +24,7 @@ def powered(weight, tensor):
     return error.double().abs().pow(POWER).sum(-1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 99), st.integers(2, 8), st.sampled_from([None, 16, 32]), st.booleans(), st.integers(1, 20))
 def test_no_group_is_worse_than_at_the_start(seed, bits, group, symmetric, iterations):
     weight, scheme = weights(seed), Scheme(bits, group, symmetric)

@@ -20,7 +20,7 @@ def weight_of(seed: int, rows: int, columns: int, exponent: int = 0) -> torch.Te
     return torch.randn(rows, columns, generator=draw) * 10.0**exponent
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(schemes, st.integers(0, 99), st.integers(1, 9), st.integers(1, 4), st.integers(-9, 3))
 def test_unclipped_values_are_off_by_half_a_step_at_most(
     scheme: Scheme, seed: int, rows: int, blocks: int, exponent: int
@@ -35,7 +35,7 @@ def test_unclipped_values_are_off_by_half_a_step_at_most(
     assert bool((grouped.abs() <= step * (slack + 2.0 ** (scheme.bits - 11))).all())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(schemes, st.integers(0, 99), st.integers(1, 9), st.integers(1, 4))
 def test_every_value_goes_to_the_nearest_point_of_its_grid(scheme: Scheme, seed: int, rows: int, blocks: int) -> None:
     weight = weight_of(seed, rows, 16 * blocks)
@@ -50,7 +50,7 @@ def test_every_value_goes_to_the_nearest_point_of_its_grid(scheme: Scheme, seed:
     torch.testing.assert_close(found, nearest, rtol=1e-4, atol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(schemes, st.integers(0, 99))
 def test_mse_search_never_loses_to_the_full_range(scheme: Scheme, seed: int) -> None:
     weight = weight_of(seed, 6, 48)

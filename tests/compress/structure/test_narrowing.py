@@ -96,7 +96,7 @@ def test_the_ridge_lowers_the_error(technique):
     assert errors[0.01][1] < errors[None][1]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.integers(1, 9), st.sampled_from([1e-4, 0.01, 1.0]))
 def test_refitted_columns_are_never_worse_and_solve_the_ridge_problem(seed, count, ridge):
     generator = torch.Generator().manual_seed(seed)
@@ -244,7 +244,7 @@ def test_what_cannot_be_is_refused_in_one_sentence():
             PruneChannels(**wrong)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 10_000), st.integers(1, 5), st.integers(2, 20), st.sampled_from([1, 3, 8]), st.floats(0, 1),
     st.floats(0, 1),

@@ -23,7 +23,7 @@ def test_sizes_that_no_construction_here_gives(size):
     assert hadamard(size) is None
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 80), st.sampled_from(["hadamard", "random"]), st.integers(0, 5), st.booleans())
 def test_every_size_is_orthogonal_and_keeps_the_mean_if_asked(size, kind, seed, keeps_mean):
     found = drawn(size, kind, seed, keeps_mean)

@@ -44,7 +44,7 @@ def quantised(rows: int, columns: int, scheme: Scheme, seed: int = 0, unit: bool
 
 
 @pytest.mark.parametrize("isa", HERE)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     bits=st.sampled_from(BITS),
     symmetric=st.booleans(),
@@ -116,7 +116,7 @@ def test_float_weights(isa: str, rows: int, columns: int, tokens: int, dtype: to
 
 
 @pytest.mark.skipif("amx" not in HERE, reason="this processor has no matrix units")
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     bits=st.sampled_from(BITS),
     group=st.sampled_from([None, 24, 64]),

@@ -11,7 +11,7 @@ from gossamer.operate.cache import POLICIES, KeyValues
 from gossamer.operate.cache.packing import Grid, Packed
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     bits=st.sampled_from([8, 4, 2]),
     group=st.integers(1, 40),
