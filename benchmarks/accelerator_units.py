@@ -1,4 +1,5 @@
-"""Area of the engine's units beside SwiftTron's, in gate equivalents, and of a whole engine beside the area model.
+"""Area of the engine's units beside SwiftTron's, in gate equivalents, that of a whole engine beside the area model, and
+the energy of a multiply-accumulate on real and on random operands.
 
 Run: GOSSAMER_DATA=FOLDER python benchmarks/accelerator_units.py
 FOLDER holds liberty/sg13g2_stdcell_typ_1p20V_25C.lib (IHP SG13G2, Apache 2.0). Writes
@@ -12,14 +13,22 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from gossamer.accelerator.area import AREAS, units_um2
 from gossamer.accelerator.engine_files import ENGINES
+from gossamer.accelerator.quantize.quantize import examples_of
 from gossamer.accelerator.simulate import sources
 from gossamer.accelerator.synthesis import SRAM_UM2_PER_BIT, synthesize_job
 from gossamer.core.files import write_json, write_text
 from gossamer.eda.design import Design
 from gossamer.eda.liberty import read_liberty
+from gossamer.eda.power import estimate_power
 from gossamer.eda.synthesise import synthesise
+from gossamer.evaluate.tasks import open_task
+from gossamer.models.open import open_model
 
 RESULTS = Path(__file__).resolve().parent / "results" / "accelerator_units"
 LIBERTY = "liberty/sg13g2_stdcell_typ_1p20V_25C.lib"
@@ -37,6 +46,7 @@ SWIFTTRON_UM2: dict[str, tuple[float, ...]] = {
 SWIFTTRON_NS = 14.9
 """Its longest path in Nangate45: a 32-bit division in one cycle."""
 TABLE_BITS = 256 * 8
+HERTZ, CYCLES = 100e6, 3000
 
 
 def main() -> None:
@@ -63,15 +73,74 @@ def main() -> None:
     ]
     engine = {goal: synthesize_job(ENGINE, liberty, goal) for goal in ("area", "delay")}
     modelled = sum(units_um2(ENGINES.load(ENGINE), AREAS.load("sg13g2")).values())
+    joules = {"random operands": cell_pj(liberty, *random_operands()), "tiny-lm": cell_pj(liberty, *real_operands())}
     splits = {depth: area("gs_cell", DEPTH=depth) / area("gs_cell", DEPTH=depth, FOUR_BIT=0) for depth in (4, 8, 16)}
     write_json(
         RESULTS.with_suffix(".json"),
-        {"command": COMMAND, "units": units, "four_bit_by_depth": splits, "model_um2": modelled, ENGINE: engine},
+        {
+            "command": COMMAND,
+            "units": units,
+            "four_bit_by_depth": splits,
+            "mac_pj": joules,
+            "model_um2": modelled,
+            ENGINE: engine,
+        },
     )
-    write_text(RESULTS.with_suffix(".md"), "\n".join(told(units, splits, engine, modelled)) + "\n")
+    write_text(RESULTS.with_suffix(".md"), "\n".join(told(units, splits, joules, engine, modelled)) + "\n")
 
 
-def told(units: list[dict[str, Any]], splits: dict[int, float], engine: dict[str, Any], modelled: float) -> list[str]:
+def cell_pj(liberty: Path, left: NDArray[np.int8], right: NDArray[np.int8], chunks: int) -> float:
+    """Picojoules of one of a cell's 8 products and its share of the rest, on operands (cycles, 8), `chunks` a tile."""
+    cycles = len(left)
+    at = np.arange(cycles) % chunks
+    nine = left.astype(np.int64) & 0x1FF
+    words = np.zeros((cycles, 3), np.uint32)
+    for bit in range(72):
+        words[:, bit // 32] |= ((nine[:, bit // 9] >> bit % 9 & 1) << bit % 32).astype(np.uint32)
+    inputs = {
+        "a_i": words,
+        "w_i": np.ascontiguousarray(right).view(np.uint64).ravel(),
+        "add_i": np.ones(cycles, int),
+        "first_i": (at == 1 % chunks).astype(int),
+        "last_i": (at == 0).astype(int),
+        **{name: np.zeros(cycles, int) for name in ("four_bit_i", "drain_i", "low_i", "high_i")},
+        "scale_i": np.ones(cycles, int),
+    }
+    design = Design(sources(), "gs_cell", {"DEPTH": 8, "FOUR_BIT": 1})
+    return estimate_power(design, liberty, inputs, HERTZ, clock="clk_i").total_w / HERTZ / 8 * 1e12
+
+
+def random_operands() -> tuple[NDArray[np.int8], NDArray[np.int8], int]:
+    """Even bytes, 24 chunks a tile."""
+    left, right = np.random.default_rng(0).integers(-128, 128, (2, CYCLES, 8)).astype(np.int8)
+    return left, right, 24
+
+
+def real_operands() -> tuple[NDArray[np.int8], NDArray[np.int8], int]:
+    """What a cell sees of a matrix of tiny-lm: rows of its inputs by one column of weights, both rounded to 8 bits."""
+    opened = open_model("tiny-lm")
+    seen: list[torch.Tensor] = []
+    layer = opened.model.model.layers[2].mlp.up_proj
+    handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    task = open_task("text", opened.defaults["data"], opened, limit=1)
+    with torch.no_grad():
+        opened.model(examples_of(task, 1)[0]["input_ids"][None])
+    handle.remove()
+    rows = seen[0].flatten(0, -2)
+    width = rows.shape[1] // 8 * 8
+    left = (rows[:, :width] / rows.abs().max() * 127).round().to(torch.int8).numpy().reshape(-1, 8)[:CYCLES]
+    column = layer.weight[0, :width].detach()
+    right = (column / column.abs().max() * 127).round().to(torch.int8).numpy().reshape(-1, 8)
+    return left, np.tile(right, (-(-len(left) // len(right)), 1))[: len(left)], len(right)
+
+
+def told(
+    units: list[dict[str, Any]],
+    splits: dict[int, float],
+    joules: dict[str, float],
+    engine: dict[str, Any],
+    modelled: float,
+) -> list[str]:
     """The tables."""
     lines = [f"`{COMMAND}`", "", "| unit | ours | gate equivalents | SwiftTron's |", "|---|---|---:|---:|"]
     for each in units:
@@ -79,6 +148,8 @@ def told(units: list[dict[str, Any]], splits: dict[int, float], engine: dict[str
         lines.append(f"| {each['unit']} | {each['ours']} | {each['ge']:,.0f} | {theirs} |")
     said = ", ".join(f"{ratio:.2f} at depth {depth}" for depth, ratio in splits.items())
     lines += ["", f"A cell that splits for 4 bits (twice the rate) by one that does not: {said}.", ""]
+    said = ", ".join(f"{each:.2f} pJ on {name}" for name, each in joules.items())
+    lines += [f"A multiply-accumulate of a cell of 8, split for 4 bits, at 8 bits: {said} (toggles × liberty).", ""]
     lines += [f"| whole engine `{ENGINE}` | least area | least delay |", "|---|---:|---:|"]
     rows = {
         "gates, mm²": [f"{each['logic_area_um2'] / 1e6:.2f}" for each in engine.values()],

@@ -44,7 +44,7 @@ def test_the_process_that_ships() -> None:
     small, large = area_um2(SMALL, model), area_um2(ENGINES.load("large"), model)
     assert small.keys() == large.keys()
     assert all(0 < small[name] <= large[name] for name in small)
-    cells = 64 * 70_300  # gs_cell of depth 8, split, synthesised
+    cells = 64 * 64_200  # gs_cell of depth 8, split, synthesised
     assert small["array"] == pytest.approx(cells, rel=0.05)
 
 

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gossamer.accelerator.isa import BYTES
-from gossamer.accelerator.mapping import AddressMap
 from gossamer.core.errors import GossamerError, SettingError
+from gossamer.dataflow.bursts import Bursts
 from gossamer.dataflow.cycles.transfer import READ_LATENCY, WRITE_LATENCY
 from gossamer.dataflow.engine import REGISTERS, UNITS, IntegerEngine
+from gossamer.dataflow.mapping import AddressMap
 from gossamer.eda.compiling import build
 from gossamer.eda.design import Design
 
@@ -48,12 +49,14 @@ class EngineError(GossamerError):
 @dataclass(frozen=True)
 class Run:
     """What the engine counted, from the fetch of the first instruction to End: cycles, cycles in which each unit was
-    busy, bus words read and written (the program's own loading is not among them)."""
+    busy, bus words read and written (the program's own loading is not among them). `bursts`, where they were recorded,
+    are all requests of the AXI4 port in order, that loading included, each in the cycle in which it was taken."""
 
     cycles: int
     busy: Mapping[str, int]
     beats_read: int
     beats_written: int
+    bursts: Bursts | None = None
 
 
 def sources() -> list[Path]:
@@ -104,6 +107,7 @@ class Simulation:
         count: int,
         registers: Sequence[int] = (),
         limit_cycles: int = 100_000_000,
+        record: bool = False,
     ) -> Run:
         """Runs the `count` instructions at address `program` of the outer memory, which is read and written in place.
 
@@ -113,6 +117,7 @@ class Simulation:
             count: instructions; later ones than the ring holds are to be loaded by the program.
             registers: R[1], R[2], …: 32 bits each; those not given are 0.
             limit_cycles: clock cycles after which it is given up.
+            record: keep every burst, too.
 
         Raises:
             SettingError: arguments that are out of range.
@@ -125,6 +130,7 @@ class Simulation:
             self._write(Register.REGISTERS + 4 * index, value % (1 << 32))
         self._write(Register.PROGRAM_ADDRESS, program)
         self._write(Register.PROGRAM_COUNT, count)
+        self._library.gossamer_record(self._handle, record)
         self._write(Register.CONTROL, 1)
         ended = ctypes.c_int()
         self._check(self._library.gossamer_wait(self._handle, limit_cycles, ctypes.byref(ended)))
@@ -137,7 +143,14 @@ class Simulation:
             {unit: self._counter(register) for unit, register in zip(UNITS, busy, strict=True)},
             self._counter(Register.BEATS_READ),
             self._counter(Register.BEATS_WRITTEN),
+            self._recorded() if record else None,
         )
+
+    def _recorded(self) -> Bursts:
+        first = ctypes.POINTER(ctypes.c_int64)()
+        count = self._library.gossamer_recorded(self._handle, ctypes.byref(first))
+        numbers = np.array(first[:count], np.int64).reshape(-1, 4)
+        return Bursts(numbers[:, 1], numbers[:, 2], numbers[:, 3].astype(bool), numbers[:, 0])
 
     def read(self, register: int) -> int:
         """A control register, by its byte address."""
@@ -199,5 +212,8 @@ def _library(path: Path) -> Any:
     library.gossamer_memory.argtypes, library.gossamer_memory.restype = [pointer, pointer, ctypes.c_uint64], None
     library.gossamer_write.argtypes = [pointer, word, word]
     library.gossamer_read.argtypes = [pointer, word, pointer]
+    library.gossamer_record.argtypes, library.gossamer_record.restype = [pointer, number], None
+    library.gossamer_recorded.argtypes = [pointer, pointer]
+    library.gossamer_recorded.restype = ctypes.c_uint64
     library.gossamer_wait.argtypes = [pointer, ctypes.c_uint64, pointer]
     return library

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,12 @@ import pytest
 from gossamer.accelerator import simulate
 from gossamer.accelerator.golden.machine import Machine
 from gossamer.accelerator.isa import WORDS, assemble, verilog_header
-from gossamer.accelerator.mapping import AddressMap
 from gossamer.accelerator.simulate import EngineError, Register, Run, Simulation
 from gossamer.core.errors import SettingError
+from gossamer.dataflow.bursts import program_bursts, step_bursts
 from gossamer.dataflow.cycles.program import Cycles, schedule_cycles
 from gossamer.dataflow.engine import IntegerEngine
+from gossamer.dataflow.mapping import AddressMap
 from gossamer.dataflow.schedule import (
     Add,
     End,
@@ -335,6 +337,41 @@ def test_broken_bus_rules_are_found(tmp_path: Path) -> None:
     steps = [Load(SOURCE + 4096 - 64, Tensor(0, 0), 64), End()]
     with pytest.raises(EngineError, match="AR: a burst of 64 words at 69568 crosses 4 KB"):
         Simulation(engine, rtl=[*rtl, broken]).run(outer(engine, steps), 0, len(steps))
+
+
+@pytest.mark.parametrize(
+    ("engine", "settings"),
+    [
+        ("bus 8", {}),
+        ("bus 16, more rows", {"stalls": 0.4}),
+        (
+            "bus 32, more than a line has rows",
+            {"mapping": AddressMap(burst=7, column=3, bank=2, bank_at=7, column_at=9)},
+        ),
+    ],
+)
+def test_bursts_are_those_of_the_model(engine: str, settings: dict[str, Any]) -> None:
+    """Every request on the AXI4 port, channel by channel."""
+    shape = ENGINES[engine]
+    own = Simulation(shape, rtl=simulation_sources(), **settings)
+    mapping = settings.get("mapping", AddressMap())
+    for seed in range(6):
+        steps, registers = random_program(shape, seed)
+        memory = np.zeros(SIZE, np.uint8)
+        memory[mapping.apply(np.arange(SIZE))] = outer(shape, steps)
+        seen = own.run(memory, 0, len(steps), registers, record=True).bursts
+        model = program_bursts(Schedule(shape, tuple(steps)), registers, mapping)
+        fetch = step_bursts(
+            shape, Load(0, Tensor(0, 0), INSTRUCTION * len(steps) // shape.bus_bytes), most=1 << mapping.burst
+        )
+        assert len(model) > 0
+        for write in (False, True):
+            address, words = model.address[model.write == write], model.words[model.write == write]
+            if not write:
+                address = np.concatenate([mapping.apply(fetch[0]), address])
+                words = np.concatenate([fetch[1], words])
+            assert (seen.address[seen.write == write] == address).all()
+            assert (seen.words[seen.write == write] == words).all()
 
 
 @pytest.mark.slow

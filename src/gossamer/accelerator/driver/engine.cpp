@@ -7,6 +7,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "Vtop.h"
 #include "verilated.h"
@@ -139,6 +140,8 @@ class Engine {
   uint64_t now() const { return now_; }
 
   std::string error;
+  bool recording = false;
+  std::vector<int64_t> recorded;  // four numbers a burst: cycle, address, words, whether it is a write
 
  private:
   bool stall() {
@@ -195,10 +198,12 @@ class Engine {
     if (top.m_axi_bvalid_i && top.m_axi_bready_o) answers_.pop_front();
     if (top.m_axi_arvalid_o && top.m_axi_arready_i) {
       legal("AR", top.m_axi_araddr_o, top.m_axi_arlen_o, top.m_axi_arsize_o, top.m_axi_arburst_o);
+      record(top.m_axi_araddr_o, top.m_axi_arlen_o, 0);
       reads_.push_back({top.m_axi_araddr_o, top.m_axi_arlen_o + 1, now_ + read_latency_});
     }
     if (top.m_axi_awvalid_o && top.m_axi_awready_i) {
       legal("AW", top.m_axi_awaddr_o, top.m_axi_awlen_o, top.m_axi_awsize_o, top.m_axi_awburst_o);
+      record(top.m_axi_awaddr_o, top.m_axi_awlen_o, 1);
       writes_.push_back({top.m_axi_awaddr_o, top.m_axi_awlen_o + 1, 0});
     }
     if (top.m_axi_wvalid_o && top.m_axi_wready_i) {
@@ -220,6 +225,11 @@ class Engine {
     if (burst.left) return;
     writes_.pop_front();
     answers_.push_back(now_ + write_latency_);
+  }
+
+  void record(uint64_t address, int length, int write) {
+    if (!recording) return;
+    recorded.insert(recorded.end(), {static_cast<int64_t>(now_), static_cast<int64_t>(address), length + 1, write});
   }
 
   void legal(const char* channel, uint64_t address, int length, int size, int burst) {
@@ -285,6 +295,18 @@ int gossamer_wait(Engine* engine, uint64_t limit, int* ended) {
 }
 
 uint64_t gossamer_now(Engine* engine) { return engine->now(); }
+
+// From now on bursts are recorded, or no more; what was is forgotten.
+void gossamer_record(Engine* engine, int on) {
+  engine->recording = on;
+  engine->recorded.clear();
+}
+
+// Numbers recorded, four a burst; `recorded` gives the first of them.
+uint64_t gossamer_recorded(Engine* engine, const int64_t** recorded) {
+  *recorded = engine->recorded.data();
+  return engine->recorded.size();
+}
 
 }  // extern "C"
 #pragma GCC visibility pop

@@ -216,10 +216,14 @@ class _Placer:
         if linear.groups is None:
             return Matrix(name, n, k, chunks, self.outer.put(weight_image(linear.weight, engine)), address)
         if not engine.four_bit:
-            raise SettingError(f"{name}: weights of 4 bits; this engine has none (four_bit is false)")
-        if linear.group % engine.depth or not 0 < linear.group // engine.depth < 256:
             raise SettingError(
-                f"{name}: groups of {linear.group}; the engine takes multiples of its depth {engine.depth}"
+                f"{name}: weights of 4 bits; this engine has none: set four_bit to true, or quantise to 8 bits"
+            )
+        if linear.group % engine.depth or not 0 < linear.group // engine.depth < 256:
+            nearest = min(max(round(linear.group / engine.depth), 1), 255) * engine.depth
+            raise SettingError(
+                f"{name}: groups of {linear.group}; the engine takes multiples of its depth {engine.depth}, "
+                f"{nearest} for instance"
             )
         group = linear.group // engine.depth
         return Matrix(
@@ -370,9 +374,12 @@ def _check_sums(name: str, linear: Linear, engine: IntegerEngine) -> None:
     weight = np.abs(linear.weight.astype(np.int16))
     if linear.groups is not None:
         weight = weight * np.repeat(linear.groups.astype(np.int16), linear.group, axis=1)[:, : weight.shape[1]]
-    most = int(weight.sum(axis=1, dtype=np.int64).max()) * 128
-    if most >= 1 << 31:
-        raise SettingError(f"{name}: sums can reach {most}; 32 bits hold less than {1 << 31}")
+    most = weight.cumsum(axis=1, dtype=np.int64).max(axis=0) * 128
+    if most[-1] >= 1 << 31:
+        raise SettingError(
+            f"{name}: sums can reach {most[-1]}; 32 bits hold less than {1 << 31}, those of {(most < 1 << 31).sum()} "
+            f"of its {len(most)} columns: split it in parts whose results are added"
+        )
 
 
 def _up(x: int, step: int) -> int:

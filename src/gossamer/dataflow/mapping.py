@@ -46,6 +46,18 @@ class AddressMap:
             mapped = mapped | (address >> low & (1 << width) - 1) << at
         return mapped
 
+    def bank_of(self, mapped: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The bank of addresses as the memory sees them."""
+        return self._digit("bank", mapped)
+
+    def row_of(self, mapped: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The row of addresses as the memory sees them."""
+        return self._digit("row", mapped)
+
+    def _digit(self, wanted: str, mapped: NDArray[np.int64]) -> NDArray[np.int64]:
+        width, at = next((width, at) for name, _, width, at in self._digits() if name == wanted)
+        return mapped >> at & (1 << width) - 1
+
     def parameters(self) -> dict[str, int]:
         """As parameters of `gs_top`; none where addresses stay as they are."""
         if self == AddressMap():
