@@ -52,6 +52,32 @@ def test_simulate_on_the_golden_machine(gossamer, program: Path, config: Path) -
     assert result["phases"]["decode"]["runs"] == len(result["tokens"]) == 2
 
 
+def test_an_engine_that_was_looked_for_runs_the_model(gossamer, program: Path, tmp_path: Path) -> None:
+    out = tmp_path / "found"
+    values = ("rows=4,8", "columns=8", "depth=4", "lanes=2", "bits=8", "memory=64KiB,128KiB")
+    sweep = [word for value in values for word in ("--sweep", value)]
+    found = gossamer("accelerator", "explore", program, "--sequence", 8, *sweep, "--out", out, "--json").json
+    assert len(found["points"]) + sum(found["skipped"].values()) == found["tried"] == 4
+    engine = out / "engine.yaml"
+    assert yaml.safe_load(engine.read_text()) == found["chosen"]["engine"]
+    ran = (
+        "accelerator",
+        "simulate",
+        program,
+        "--config",
+        engine,
+        "--golden",
+        "--prompt",
+        "The cat",
+        "--tokens",
+        1,
+        "--json",
+    )
+    result = gossamer(*ran).json
+    assert result["mismatches"] == 0
+    assert result["cycles"] == result["model_cycles"] > 0
+
+
 def test_what_simulate_refuses(gossamer, program: Path, config: Path, tmp_path: Path) -> None:
     run = ("accelerator", "simulate")
     gossamer(*run, tmp_path / "none", "--prompt", "a").refused("none", "make one with quantize")

@@ -115,7 +115,7 @@ def explore(
     """Every engine of the grid that can be and takes the model; and why others were left out, counted.
 
     What the grid does not say is `base`'s; norms treat as many rows as the array has, and the bus is at least as wide
-    as a chunk. Engines for 8-bit weights have cells without a split.
+    as a chunk and at most as a line. Engines for 8-bit weights have cells without a split.
     """
     points: list[Point] = []
     skipped: Counter[str] = Counter()
@@ -180,7 +180,7 @@ def _candidates(base: IntegerEngine, grid: Grid) -> Iterator[tuple[IntegerEngine
         numbers = {
             "rows": rows, "columns": columns, "depth": depth, "lanes": lanes, "norm_rows": rows,
             "four_bit": bits == 4, "bank_lines": memory // (base.banks * line_bytes),
-            "bus_bytes": max(base.bus_bytes, depth),
+            "bus_bytes": min(max(base.bus_bytes, depth), line_bytes),
         }  # fmt: skip
         try:
             yield IntegerEngine(**{**base.model_dump(), **numbers}), bits
