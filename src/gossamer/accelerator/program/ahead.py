@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 from gossamer.accelerator.program.access import Access, Where, accesses
-from gossamer.accelerator.program.draft import Draft
+from gossamer.accelerator.program.draft import Buffer, Draft, View
+from gossamer.dataflow.cycles.program import step_cycles
+from gossamer.dataflow.cycles.transfer import READ_LATENCY, WRITE_LATENCY
 from gossamer.dataflow.engine import IntegerEngine
-from gossamer.dataflow.schedule import Load, Step, Store, unit
+from gossamer.dataflow.schedule import Load, Space, Step, Store, unit
 
 
 def constants_first(draft: Draft, most: Sequence[int] = ()) -> Draft:
@@ -26,9 +28,54 @@ def constants_first(draft: Draft, most: Sequence[int] = ()) -> Draft:
     for i, (step, _) in enumerate(draft.steps):
         computed += unit(step) == "compute"
         places.append((computed, unit(step) != "compute" and not constant(step), i))
+    line = _Line(engine, most)
+    for step, views in (draft.steps[i] for *_, i in sorted(places)):
+        line.add(step, views, constant(step))
     out = Draft(engine)
-    out.steps = [draft.steps[i] for *_, i in sorted(places)]
+    out.steps = line.steps
     return out
+
+
+class _Line:
+    """Steps in order, to which loads of constants come as early as they can without holding others up.
+
+    A computation that needs what was loaded waits for every load before it. So a load passes none that does, no other
+    load, and only as many as take its time. Entries of side memories are few, and come with the load before.
+    """
+
+    def __init__(self, engine: IntegerEngine, most: Sequence[int]) -> None:
+        self.engine, self.most = engine, most
+        self.steps: list[tuple[Step, dict[str, View]]] = []
+        self._waits: list[bool] = []  # computations that wait for loads: that need what was loaded since the last
+        self._fresh: set[Buffer] = set()
+        self._last = -1  # the last load
+
+    def add(self, step: Step, views: dict[str, View], early: bool) -> None:
+        """Adds a step, at the end if it is not to be early."""
+        buffers = {view.buffer for view in views.values()}
+        at = self._early(step) if early else len(self.steps)
+        self.steps.insert(at, (step, views))
+        self._waits.insert(at, unit(step) == "compute" and not self._fresh.isdisjoint(buffers))
+        if isinstance(step, Load):
+            self._last = at
+            if not any(self._waits[at:]):
+                self._fresh |= buffers
+        elif self._waits[at]:
+            self._fresh.clear()
+
+    def _early(self, step: Step) -> int:
+        if self._last >= 0 and isinstance(step, Load) and step.space is not Space.SRAM:
+            return self._last + 1
+        left = self._cycles(step)
+        for i in range(len(self.steps) - 1, self._last, -1):
+            if unit(self.steps[i][0]) == "compute":
+                left -= self._cycles(self.steps[i][0])
+                if left <= 0 or self._waits[i]:
+                    return i + 1
+        return len(self.steps) if self._last < 0 else self._last + 1
+
+    def _cycles(self, step: Step) -> int:
+        return step_cycles(self.engine, step, (0, *self.most), READ_LATENCY, WRITE_LATENCY)
 
 
 def _outer(step: Step, engine: IntegerEngine, most: Sequence[int]) -> list[Access]:

@@ -68,7 +68,8 @@ def product(
 
 
 def _pieces(work: Work, matrix: Matrix, unit: int) -> list[tuple[int, int]]:
-    """First column and number of columns of every piece."""
+    """First column and number of columns of every piece. They are alike, as the load of a long one would outlast the
+    product of a short one."""
     engine = work.engine
     block = engine.line_rows * (2 if matrix.four_bit else 1)
     step = lcm(block, unit)
@@ -80,7 +81,9 @@ def _pieces(work: Work, matrix: Matrix, unit: int) -> list[tuple[int, int]]:
         step = lcm(step, block * aligned)
         most = min(most, engine.groups // 2 // words * block)
     most = max(most // step * step, step)
-    return [(first, min(most, matrix.n - first)) for first in range(0, matrix.n, most)]
+    count = -(-matrix.n // most)
+    each = -(-matrix.n // (count * step)) * step
+    return [(first, min(each, matrix.n - first)) for first in range(0, matrix.n, each)]
 
 
 def _load_piece(work: Work, matrix: Matrix, first: int, columns: int) -> dict[str, Any]:
