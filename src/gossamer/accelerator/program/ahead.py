@@ -1,4 +1,4 @@
-"""Loads of constants come before stores and what waits for these, so that the memory port does not rest."""
+"""Loads of constants come early, so that the memory port does not rest and no product waits for its weights."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,8 @@ def constants_first(draft: Draft, most: Sequence[int] = ()) -> Draft:
     """The draft with, between two computations, the loads of what no step stores moved to the front.
 
     Behind a store they would wait at a fence that has nothing to do with them. They keep their order; what they write
-    to is not in use yet. `most`: greatest value of each register.
+    to is not in use yet. Then each comes before those computations that would not have to wait for it (`_Line`).
+    `most`: greatest value of each register.
     """
     engine = draft.engine
     stored = [a for step, _ in draft.steps if isinstance(step, Store) for a in _outer(step, engine, most)]
