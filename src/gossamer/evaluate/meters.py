@@ -211,6 +211,11 @@ def process_peak_bytes() -> int:
     import resource
     import sys
 
+    status = Path("/proc/self/status")
+    if status.exists():  # Linux counts in `ru_maxrss` also what the process that started this one held then
+        return 1024 * next(
+            int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")
+        )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
