@@ -131,13 +131,19 @@ def _term(instances: str, term: str) -> str:
     return "*".join(size for size in (*instances.split("*"), *term.split("*")) if size != "one") or "one"
 
 
+def sg13g2() -> Path:
+    """The liberty file; ends the script where there is none."""
+    folder = os.environ.get("GOSSAMER_DATA")
+    if not folder or not (liberty := Path(folder) / LIBERTY).is_file():
+        raise SystemExit(f"skipped: GOSSAMER_DATA names no folder that holds {LIBERTY}")
+    return liberty
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=600.0)
     seconds = parser.parse_args().seconds
-    folder = os.environ.get("GOSSAMER_DATA")
-    if not folder or not (liberty := Path(folder) / LIBERTY).is_file():
-        raise SystemExit(f"GOSSAMER_DATA names no folder that holds {LIBERTY}")
+    liberty = sg13g2()
     units: dict[str, dict[str, float]] = {}
     points: list[dict[str, Any]] = []
     for part in PARTS:

@@ -9,7 +9,6 @@ SwiftTron's RTL (arXiv 2304.03986) was synthesised by Yosys and ABC with Nangate
 is the area of the smallest two-input NAND of either library, 0.798 and 7.2576 µm². Both without wires.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from accelerator_area import sg13g2
 from gossamer.accelerator.area import AREAS, units_um2
 from gossamer.accelerator.engine_files import ENGINES
 from gossamer.accelerator.quantize.quantize import examples_of
@@ -31,7 +31,6 @@ from gossamer.evaluate.tasks import open_task
 from gossamer.models.open import open_model
 
 RESULTS = Path(__file__).resolve().parent / "results" / "accelerator_units"
-LIBERTY = "liberty/sg13g2_stdcell_typ_1p20V_25C.lib"
 COMMAND = "python benchmarks/accelerator_units.py"
 ENGINE = "small"
 NAND_UM2 = 0.798
@@ -50,9 +49,7 @@ HERTZ, CYCLES = 100e6, 3000
 
 
 def main() -> None:
-    folder = os.environ.get("GOSSAMER_DATA")
-    if not folder or not (liberty := Path(folder) / LIBERTY).is_file():
-        raise SystemExit(f"skipped: GOSSAMER_DATA names no folder that holds {LIBERTY}")
+    liberty = sg13g2()
     nand = read_liberty(liberty).cells["sg13g2_nand2_1"].area
 
     def area(top: str, **numbers: int) -> float:
@@ -93,10 +90,9 @@ def cell_pj(liberty: Path, left: NDArray[np.int8], right: NDArray[np.int8], chun
     """Picojoules of one of a cell's 8 products and its share of the rest, on operands (cycles, 8), `chunks` a tile."""
     cycles = len(left)
     at = np.arange(cycles) % chunks
-    nine = left.astype(np.int64) & 0x1FF
-    words = np.zeros((cycles, 3), np.uint32)
-    for bit in range(72):
-        words[:, bit // 32] |= ((nine[:, bit // 9] >> bit % 9 & 1) << bit % 32).astype(np.uint32)
+    bits = np.zeros((cycles, 96), np.uint8)  # eight operands of nine bits, in words of 32
+    bits[:, :72] = (left.astype(np.int64)[:, :, None] >> np.arange(9) & 1).reshape(cycles, 72)
+    words = np.packbits(bits, axis=1, bitorder="little").view(np.uint32)
     inputs = {
         "a_i": words,
         "w_i": np.ascontiguousarray(right).view(np.uint64).ravel(),

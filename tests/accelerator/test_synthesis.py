@@ -29,6 +29,5 @@ def test_a_whole_engine_is_synthesised(tmp_path: Path) -> None:
     assert cells["instances"] == LEAST.rows * LEAST.columns
     assert result["units"]["gs_gemm"]["area_um2"] > cells["instances"] * cells["area_um2"]
     assert result["logic_area_um2"] > sum(unit["area_um2"] for unit in result["units"].values())
-    expected = memory_bits(LEAST)
-    assert result["sram_bits"] == sum(expected.values())
+    assert result["sram_bits"] == sum(memory_bits(LEAST).values())
     assert result["critical_path_ns"] > max(module["path_ns"] or 0 for module in result["modules"].values()) > 0

@@ -60,20 +60,8 @@ def test_an_engine_that_was_looked_for_runs_the_model(gossamer, program: Path, t
     assert len(found["points"]) + sum(found["skipped"].values()) == found["tried"] == 4
     engine = out / "engine.yaml"
     assert yaml.safe_load(engine.read_text()) == found["chosen"]["engine"]
-    ran = (
-        "accelerator",
-        "simulate",
-        program,
-        "--config",
-        engine,
-        "--golden",
-        "--prompt",
-        "The cat",
-        "--tokens",
-        1,
-        "--json",
-    )
-    result = gossamer(*ran).json
+    asked = ("--golden", "--prompt", "The cat", "--tokens", 1, "--json")
+    result = gossamer("accelerator", "simulate", program, "--config", engine, *asked).json
     assert result["mismatches"] == 0
     assert result["cycles"] == result["model_cycles"] > 0
 

@@ -149,7 +149,8 @@ class Simulation:
     def _recorded(self) -> Bursts:
         first = ctypes.POINTER(ctypes.c_int64)()
         count = self._library.gossamer_recorded(self._handle, ctypes.byref(first))
-        numbers = np.array(first[:count], np.int64).reshape(-1, 4)
+        flat = np.ctypeslib.as_array(first, (count,)).copy() if count else np.zeros(0, np.int64)
+        numbers = flat.reshape(-1, 4)
         return Bursts(numbers[:, 1], numbers[:, 2], numbers[:, 3].astype(bool), numbers[:, 0])
 
     def read(self, register: int) -> int:

@@ -25,13 +25,14 @@ def constants_first(draft: Draft, most: Sequence[int] = ()) -> Draft:
             mine.start < its.stop and its.start < mine.stop for mine in _outer(step, engine, most) for its in stored
         )
 
+    constants = [constant(step) for step, _ in draft.steps]
     places, computed = [], 0
     for i, (step, _) in enumerate(draft.steps):
         computed += unit(step) == "compute"
-        places.append((computed, unit(step) != "compute" and not constant(step), i))
+        places.append((computed, unit(step) != "compute" and not constants[i], i))
     line = _Line(engine, most)
-    for step, views in (draft.steps[i] for *_, i in sorted(places)):
-        line.add(step, views, constant(step))
+    for *_, i in sorted(places):
+        line.add(*draft.steps[i], early=constants[i])
     out = Draft(engine)
     out.steps = line.steps
     return out
@@ -49,7 +50,7 @@ class _Line:
         self.steps: list[tuple[Step, dict[str, View]]] = []
         self._waits: list[bool] = []  # computations that wait for loads: that need what was loaded since the last
         self._fresh: set[Buffer] = set()
-        self._last = -1  # the last load
+        self._last = -1  # the last load's place
 
     def add(self, step: Step, views: dict[str, View], early: bool) -> None:
         """Adds a step, at the end if it is not to be early."""
@@ -65,7 +66,7 @@ class _Line:
             self._fresh.clear()
 
     def _early(self, step: Step) -> int:
-        if self._last >= 0 and isinstance(step, Load) and step.space is not Space.SRAM:
+        if isinstance(step, Load) and step.space is not Space.SRAM:
             return self._last + 1
         left = self._cycles(step)
         for i in range(len(self.steps) - 1, self._last, -1):
@@ -73,7 +74,7 @@ class _Line:
                 left -= self._cycles(self.steps[i][0])
                 if left <= 0 or self._waits[i]:
                     return i + 1
-        return len(self.steps) if self._last < 0 else self._last + 1
+        return self._last + 1
 
     def _cycles(self, step: Step) -> int:
         return step_cycles(self.engine, step, (0, *self.most), READ_LATENCY, WRITE_LATENCY)
