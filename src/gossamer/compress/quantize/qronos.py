@@ -18,8 +18,12 @@ class Qronos(Gptq):
 
     The best unrounded weight for that is the regression W C H⁻¹ (see `Statistics.target`); what remains,
     (Ŵ − W C H⁻¹) H (Ŵ − W C H⁻¹)ᵀ, is GPTQ's own problem about another centre. The paper gets the same codes by
-    correcting before the first column and diffusing from there on. Settings are GPTQ's; the ridge is `damping`.
+    correcting before the first column and diffusing from there on. Settings are GPTQ's. `damping` is the ridge too and
+    larger than GPTQ's: the regression has as many unknowns as the weight, and fits a short calibration set all too well
+    (on SmolLM2-135M with 4,096 tokens the loss of 4 bits halves from 0.01 to 0.3, on tiny models little changes).
     """
+
+    damping: float = 0.3
 
     @property
     def needs(self) -> Needs:
