@@ -70,6 +70,19 @@ def test_outputs_are_closer_to_the_unchanged_layers_than_gptqs(bits, symmetric):
     assert errors[Qronos] < errors[Gptq]
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_the_default_damping_keeps_a_short_calibration_set_from_being_fitted_too_well(bits):
+    errors = {}
+    for damping in (Qronos.damping, Gptq.damping):
+        errors[damping] = 0.0
+        for seed in range(4):
+            weight, unchanged, disturbed = problem(seed, tokens=1000)
+            statistics = statistics_of(unchanged[:80], disturbed[:80])
+            found = Qronos(bits, 16, damping=damping).quantize(weight, statistics).tensor.dequantize()
+            errors[damping] += float((disturbed[80:] @ found.T - unchanged[80:] @ weight.T).square().mean())
+    assert errors[Qronos.damping] < errors[Gptq.damping]
+
+
 def test_first_layers_agree_with_gptq_and_later_ones_bring_the_model_closer():
     torch.manual_seed(0)
     tokens = torch.randint(3, 90, (48, 24))
