@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from conftest import Gossamer, left_behind, make_lm
 
 PLAN_HEAD = "gossamer_plan: 1\nmodel: {{family: llama, fingerprint: '{}'}}\n"
