@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gossamer.compress.calibrate import Stream, layers_by_step, pass_through
 from gossamer.compress.chain import Assigned, Chain, assign
 from gossamer.compress.distill import Heal, Lesson, Parts
+from gossamer.compress.guidance import weigh_tokens
 from gossamer.compress.passes import BlockRun, Polisher, Rounded
 from gossamer.compress.quantize.blockwise import runs_of
 from gossamer.compress.scaling import Scaling, fold_scales
@@ -195,7 +196,9 @@ def _compress(
         for names in (*alone, *([listed(experts)] if experts else [])):
             result.notes.append(f"{names}: nothing before it can make up for scales; quantised without")
     steps_layers = layers_by_step(walk, hierarchy)
-    stream = Stream(walk, batches)
+    guided = [layers[path] for path, chain in chains.items() if chain.guided]
+    weights = weigh_tokens(model, hierarchy, guided, batches, memory) if guided else None
+    stream = Stream(walk, batches, weights=weights)
     unchanged = Stream(walk, batches, memory) if "both models" in needs else None
 
     def polish(number: int, entries: Sequence[Entry], targets: Sequence[Any]) -> bool:

@@ -1,6 +1,6 @@
 """Gathering layer statistics block by block: only one stage's activations and Hessians are alive at a time."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import ref
@@ -34,15 +34,23 @@ def layers_by_step(walk: Walk, hierarchy: Hierarchy) -> dict[int, tuple[Layer, .
     return {number: tuple(layers) for number, layers in steps.items()}
 
 
+Weights = Sequence[Mapping[str, Tensor]]
+"""For each batch, layer path → what each of its input vectors weighs, float32 of the inputs' shape without the last
+dimension; for an expert (tokens,) of all that its module gets. Over all batches the mean is 1."""
+
+
 class Stream:
     """The calibration batches on their way through the model, one stage at a time.
 
     `advance()` moves every batch to the door of the next stage with the weights as they stand then. `memory` takes what
-    is recorded of it.
+    is recorded of it. `weights` tell what tokens weigh in layers' statistics: where they tell nothing, all alike.
     """
 
-    def __init__(self, walk: Walk, batches: Sequence[Batch], memory: Memory = IN_MEMORY) -> None:
+    def __init__(
+        self, walk: Walk, batches: Sequence[Batch], memory: Memory = IN_MEMORY, weights: Weights | None = None
+    ) -> None:
         self.memory = memory
+        self.weights = weights or [{} for _ in batches]
         self.walk = walk
         self.batches = batches
         self.step = -1
@@ -251,6 +259,7 @@ class _Watch:
         self._model = model
         self._originals = originals
         self._masks = [token_mask(batch) for batch in stream.batches]
+        self._weights = stream.weights
         self._seen: list[list[tuple[ref[Tensor], str]]] = [[] for _ in stream.batches]
         self._accumulators: dict[str, Accumulator] = {}
         self._finished: dict[str, Statistics] = {}
@@ -277,7 +286,9 @@ class _Watch:
         if routed is not None:
             self._experts.add(path)
         if path not in self.leaders:
-            twin = next((other for tensor, other in before if tensor() is inputs), None)
+            weighed = self._weights[self.number].keys()
+            same = (other for tensor, other in before if tensor() is inputs)
+            twin = next((other for other in same if (other in weighed) == (path in weighed)), None)
             self.leaders[path] = twin or path
             if twin is None:
                 source = layer.columns if routed is not None else self._model.get_submodule(layer.module)
@@ -287,7 +298,8 @@ class _Watch:
             unchanged = None
             if self._originals is not None:
                 unchanged = _original(self._originals[self.number].get(path), inputs, routed)
-            self._accumulators[path].add(inputs, mask, unchanged)
+            weight = _weights_of(self._weights[self.number].get(path), inputs, routed)
+            self._accumulators[path].add(inputs, mask, unchanged, weight)
 
     def statistics(self, path: str) -> Statistics | None:
         """What the layer's inputs were, up to now; no more are gathered for it. None for an expert that got none."""
@@ -319,6 +331,15 @@ def _original(found: tuple[Tensor, Routed | None] | None, inputs: Tensor, routed
     place[found[1].tokens] = torch.arange(len(found[0]), device=inputs.device)
     place = place[routed.tokens]
     return torch.where(place.unsqueeze(-1) >= 0, found[0][place.clamp_min(0)], inputs)
+
+
+def _weights_of(weights: Tensor | None, inputs: Tensor, routed: Routed | None) -> Tensor | None:
+    """The weights of these `inputs` (…, columns) of a layer, in their shape; None where they are laid out otherwise."""
+    if weights is None:
+        return None
+    if routed is not None:
+        return weights.to(inputs.device)[routed.tokens] if len(weights) == routed.count else None
+    return weights.to(inputs.device) if weights.shape == inputs.shape[:-1] else None
 
 
 def token_mask(batch: Batch) -> Tensor | None:

@@ -17,6 +17,7 @@ from gossamer.compress.passes import (
     Aim,
     Corrector,
     Decomposer,
+    Guided,
     InputRounder,
     Needs,
     Phase,
@@ -74,6 +75,11 @@ class Chain:
     def needs(self) -> set[Needs]:
         """What its passes want to know of calibration."""
         return {found.needs for found in self}
+
+    @property
+    def guided(self) -> bool:
+        """Whether one of its passes wants tokens to weigh differently."""
+        return any(found.guided for found in self if isinstance(found, Guided))
 
     @property
     def aim(self) -> Aim:

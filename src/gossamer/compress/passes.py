@@ -233,6 +233,14 @@ Place = tuple[str, int | None]
 
 
 @runtime_checkable
+class Guided(Protocol):
+    """A technique that may want statistics in which tokens weigh as much as the predictions hang on them."""
+
+    @property
+    def guided(self) -> bool: ...
+
+
+@runtime_checkable
 class Polisher(Protocol):
     """A quantiser that betters the roundings of a block's layers together, once all of them are rounded.
 

@@ -27,9 +27,9 @@ _ROWS = 2048
 class Statistics:
     """What calibration knows about a layer's inputs.
 
-    `hessian` float32 (columns, columns): the mean of x xᵀ over `tokens` input vectors (patches, for convolutions).
-    `cross` float32 (columns, columns), where it was asked for: the mean of u xᵀ, u being what the unchanged model gives
-    the layer in the place of x. `largest` float32 (columns,): the largest magnitude of each input.
+    `hessian` float32 (columns, columns): the mean of x xᵀ over `tokens` input vectors (patches, for convolutions), each
+    times what it weighs. `cross` float32 (columns, columns), where it was asked for: the mean of u xᵀ, u being what the
+    unchanged model gives the layer in the place of x. `largest` float32 (columns,): each input's largest magnitude.
     """
 
     hessian: Tensor
@@ -93,20 +93,27 @@ class Accumulator:
         self._unchanged: list[Tensor] = []
         self.tokens = 0
 
-    def add(self, inputs: Tensor, mask: Tensor | None = None, unchanged: Tensor | None = None) -> None:
+    def add(
+        self,
+        inputs: Tensor,
+        mask: Tensor | None = None,
+        unchanged: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> None:
         """Counts `inputs` as the layer's forward receives them; beside them, always or never, what it receives in the
-        `unchanged` model.
+        `unchanged` model. `weights` ≥ 0 say what each input vector weighs, None: all alike; not for convolutions.
 
         `mask` (bool) tells which input vectors are real, such as (batch, positions): those where it is False are
         padding and do not count. For convolutions it covers the batch. Inputs wait until a few thousand vectors are
         there; `DataError` is raised for NaN or infinite ones then, or by `finish`.
         """
+        roots = None if weights is None else (weights if mask is None else weights[mask]).reshape(-1, 1).sqrt()
         if unchanged is None:
             for rows in self._rows(inputs, mask):
-                self._add_rows(rows, None)
+                self._add_rows(rows, None, roots)
         else:
             for rows, originals in zip(self._rows(inputs, mask), self._rows(unchanged, mask), strict=True):
-                self._add_rows(rows, originals)
+                self._add_rows(rows, originals, roots)
 
     def _rows(self, inputs: Tensor, mask: Tensor | None) -> Iterator[Tensor]:
         if isinstance(self._layer, (nn.Conv1d, nn.Conv2d)):
@@ -115,12 +122,17 @@ class Accumulator:
             rows = inputs.reshape(-1, self._columns)
             yield rows if mask is None else rows[mask.reshape(-1)]
 
-    def _add_rows(self, rows: Tensor, unchanged: Tensor | None) -> None:
+    def _add_rows(self, rows: Tensor, unchanged: Tensor | None, roots: Tensor | None) -> None:
         rows = rows.detach().float()
+        if len(rows):
+            self._largest = torch.maximum(self._largest.to(rows.device), rows.abs().amax(0))
         enough = sum(map(len, self._waiting)) + len(rows) >= _ROWS
-        self._waiting.append(rows if enough else rows.clone())  # the model may write over an input it has used
+        weighted = rows if roots is None else rows * roots
+        # the model may write over an input it has used
+        self._waiting.append(weighted if enough or weighted is not rows else rows.clone())
         if unchanged is not None:
-            self._unchanged.append(unchanged.detach().float())
+            originals = unchanged.detach().float()
+            self._unchanged.append(originals if roots is None else originals * roots)
         if enough:
             self._fold()
 
@@ -132,8 +144,7 @@ class Accumulator:
         if count == 0:
             return
         self.tokens += count
-        self._mean, self._largest = self._mean.to(rows.device), self._largest.to(rows.device)
-        self._largest = torch.maximum(self._largest, rows.abs().amax(0))
+        self._mean = self._mean.to(rows.device)
         weight = count / self.tokens
         for start in range(0, self._columns, _STRIP):
             gram = rows[:, start : start + _STRIP].T @ rows[:, start:]

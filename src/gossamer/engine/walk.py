@@ -134,7 +134,7 @@ class Walk:
     def through(self, entry: Entry) -> Any:
         """The output of `entry`'s block alone."""
         block = self._modules[self.stages[entry.stage].block.module]
-        args, kwargs = _with_hidden(entry.args, entry.kwargs, entry.hidden.clone())
+        args, kwargs = with_hidden(entry.args, entry.kwargs, entry.hidden.clone())
         with torch.no_grad():
             return block(*args, **kwargs)
 
@@ -149,7 +149,7 @@ class Walk:
         found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
         def arrive(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            found.append(_with_hidden(args, kwargs, hidden_of(args, kwargs).clone()))
+            found.append(with_hidden(args, kwargs, hidden_of(args, kwargs).clone()))
             raise _Arrived
 
         block = self._modules[self.stages[target].block.module]
@@ -193,7 +193,7 @@ class Walk:
             def hand_over(
                 _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
             ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-                return _with_hidden(args, kwargs, entry.hidden)
+                return with_hidden(args, kwargs, entry.hidden)
 
             block = self._modules[current.block.module]
             stack.callback(block.register_forward_pre_hook(hand_over, with_kwargs=True, prepend=True).remove)
@@ -218,9 +218,10 @@ def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     return hidden
 
 
-def _with_hidden(
+def with_hidden(
     args: tuple[Any, ...], kwargs: dict[str, Any], hidden: Tensor
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a block's call with another hidden state."""
     if args:
         return (hidden, *args[1:]), kwargs
     return args, {**kwargs, "hidden_states": hidden}

@@ -27,12 +27,14 @@ class Gptq(InFormat):
     so nothing but the usual codes and scales is stored. `damping` in (0, 1] is the share of the mean diagonal added to
     the Hessian; it grows tenfold while the Hessian is singular, and beyond 1 the layer is rounded to nearest, which the
     notes tell. `clip` finds the scales: `hessian` weighs each column's squared error by what it costs after
-    compensation, `mse` weighs all alike, `none` spans every value. Raises `ValueError` for damping outside its range.
+    compensation, `mse` weighs all alike, `none` spans every value. `guided` lets each token weigh as much as the
+    model's predictions hang on it (see `weigh_tokens`). Raises `ValueError` for damping outside its range.
     """
 
     act_order: bool = True
     damping: float = 0.01
     clip: Literal["none", "mse", "hessian"] = "hessian"
+    guided: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -35,19 +35,39 @@ def loss_of(model: nn.Module, batch: Batch) -> Tensor:
     The text is that of the batch's labels where they are tokens, else its own input. For other models it is the mean
     square of the logits, whose gradients show what the predictions hang on without knowing the right ones.
     """
-    whole: Any = model
     logits = logits_of(forward(model, batch.inputs))
+    labels = _text_labels(model, logits, batch)
+    if labels is None:
+        return logits.float().square().mean()
+    return picked_losses(next_token_log_probs(logits, labels), counted(labels)).mean()
+
+
+def probe_of(model: nn.Module, batch: Batch, draw: torch.Generator) -> Tensor:
+    """A sum whose squared gradients are, on average over draws, those of all predictions alike.
+
+    It is that of the log-probabilities of all tokens at the places where `loss_of` has a loss, with random signs; where
+    the model writes no text, that of its logits.
+    """
+    logits = logits_of(forward(model, batch.inputs))
+    labels = _text_labels(model, logits, batch)
+    predictions = logits.float() if labels is None else next_token_log_probs(logits, labels)
+    signs = torch.randint(2, predictions.shape, generator=draw).mul_(2).sub_(1)
+    return (predictions * signs.to(predictions.device)).sum()
+
+
+def _text_labels(model: nn.Module, logits: Tensor, batch: Batch) -> Tensor | None:
+    """The tokens that the `logits` are to predict, (rows, length), `IGNORE` where nothing counts; None where the model
+    writes no text, or nothing counts anywhere."""
+    whole: Any = model
     tokens = batch.inputs.get("decoder_input_ids", batch.inputs.get("input_ids"))
-    if tokens is not None and logits.dim() == 3 and logits.shape[:2] == tokens.shape and whole.can_generate():
-        labels = batch.labels
-        if labels.shape != tokens.shape or labels.is_floating_point():
-            mask = token_mask(batch)
-            fits = mask is not None and mask.shape == tokens.shape
-            labels = tokens.masked_fill(~mask, IGNORE) if mask is not None and fits else tokens
-        targets = counted(labels)
-        if len(targets):
-            return picked_losses(next_token_log_probs(logits, labels), targets).mean()
-    return logits.float().square().mean()
+    if tokens is None or logits.dim() != 3 or logits.shape[:2] != tokens.shape or not whole.can_generate():
+        return None
+    labels = batch.labels
+    if labels.shape != tokens.shape or labels.is_floating_point():
+        mask = token_mask(batch)
+        fits = mask is not None and mask.shape == tokens.shape
+        labels = tokens.masked_fill(~mask, IGNORE) if mask is not None and fits else tokens
+    return labels if len(counted(labels)) else None
 
 
 def passed_on(hidden: Tensor, output: Any) -> Any:

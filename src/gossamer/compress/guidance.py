@@ -1,0 +1,125 @@
+"""What a calibration token weighs in a layer: how much the model's predictions hang on what the layer reads there.
+
+Statistics that count all tokens alike spend a layer's few bits on tokens that nothing depends on. An error e of a
+layer's output at one token changes the model's loss by about (g · e)², g the loss's gradient there (GuidedQuant, arXiv
+2505.07004). Here all layers that read the same input share one number for each token: half of it is the same for all,
+half goes with the root mean square g of the gradient at that input. Neither the square of g nor g alone did as well on
+a few thousand tokens: too few of them count then, and are fitted too closely. Nor did the gradients of the loss itself,
+of a model that is nearly always sure: they rest on the few tokens where it is not. So g is that of `probe_of`.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gossamer.compress.calibrate import Weights
+from gossamer.compress.structure.outputs import probe_of
+from gossamer.data.batch import Batch
+from gossamer.engine.experts import Routed
+from gossamer.engine.looking import looking
+from gossamer.engine.walk import hidden_of, with_hidden
+from gossamer.models.hierarchy import Hierarchy, Layer
+from gossamer.models.memory import IN_MEMORY, Memory
+
+
+def weigh_tokens(
+    model: nn.Module,
+    hierarchy: Hierarchy,
+    layers: Sequence[Layer],
+    batches: Sequence[Batch],
+    memory: Memory = IN_MEMORY,
+) -> Weights:
+    """The weights of all tokens in those of the `layers` that multiply vectors, by one backward pass of each batch.
+
+    Layers are left out on which nothing depends, or whose inputs are pictures or sounds. Rows of token ids go one by
+    one; one block's activations and all blocks' inputs are in memory at a time, and `memory` rests after each block.
+    """
+    draw = torch.Generator().manual_seed(0)
+    found: list[dict[str, Tensor]] = []
+    with _differentiable(model, hierarchy, memory) as starts:
+        for batch in batches:
+            rows = []
+            for row in _rows(batch):
+                starts.clear()
+                present: dict[str, Tensor] = {}
+                with looking(model, layers, partial(_listen, present)), torch.enable_grad():
+                    torch.autograd.grad(probe_of(model, row, draw), starts, allow_unused=True)
+                rows.append(present)
+            shared = set.intersection(*(set(row) for row in rows))
+            found.append({path: torch.cat([row[path] for row in rows]) for path in shared})
+    return _normalised(found)
+
+
+def _listen(present: dict[str, Tensor], layer: Layer, inputs: Tensor, routed: Routed | None) -> None:
+    """Notes in `present` what the gradient at these inputs will be."""
+
+    def note(gradient: Tensor) -> None:
+        weights = gradient.float().square().mean(-1).sqrt()
+        if routed is not None:  # tokens that calibration may send here later weigh as much as those sent here now
+            everyone = weights.mean().expand(routed.count).clone()
+            everyone[routed.tokens] = weights
+            weights = everyone
+        present[layer.path] = weights
+
+    if inputs.requires_grad and (layer.kind == "linear" or routed is not None):
+        inputs.register_hook(note)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _differentiable(model: nn.Module, hierarchy: Hierarchy, memory: Memory) -> Iterator[list[Tensor]]:
+    """Inside, gradients flow from every tower's first block on, and no activations but blocks' inputs are kept.
+
+    Yields a list to which every such input is added.
+    """
+    starts: list[Tensor] = []
+
+    def through(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        hidden = hidden_of(args, kwargs)
+        if not hidden.requires_grad:
+            hidden = hidden.detach().requires_grad_()
+            starts.append(hidden)
+        args, kwargs = with_hidden(args, kwargs, hidden)
+        return checkpoint(run, forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+
+    def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        memory.rest()
+        return output
+
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with ExitStack() as stack:
+        for parameter in wanted:
+            parameter.requires_grad_(False)
+            stack.callback(parameter.requires_grad_, True)
+        for block in hierarchy.blocks():
+            module = model.get_submodule(block.module)
+            module.__dict__["forward"] = partial(through, module.forward)
+            stack.callback(module.__dict__.pop, "forward")
+        yield starts
+
+
+def _rows(batch: Batch) -> Iterator[Batch]:
+    """The batch's rows one by one where its inputs are rows of whole numbers alone, such as token ids; else itself."""
+    tensors = list(batch.inputs.values())
+    if not all(isinstance(x, Tensor) and x.dim() == 2 and not x.is_floating_point() for x in tensors):
+        yield batch
+        return
+    for row, index in enumerate(batch.indices):
+        inputs = {name: value[row : row + 1] for name, value in batch.inputs.items()}
+        labels = batch.labels[row : row + 1] if len(batch.labels) == len(batch.indices) else batch.labels
+        yield replace(batch, inputs=inputs, labels=labels, indices=(index,))
+
+
+def _normalised(found: Sequence[dict[str, Tensor]]) -> Weights:
+    """Weights with a mean of 1, half of it the same for all; layers on which nothing depends are left out."""
+    means: dict[str, float] = {}
+    for path in {path for batch in found for path in batch}:
+        parts = [batch[path].flatten() for batch in found if path in batch]
+        means[path] = float(torch.cat(parts).mean()) if len(parts) == len(found) else 0.0
+    return [{path: (part / means[path] + 1) / 2 for path, part in batch.items() if means[path] > 0} for batch in found]
