@@ -53,7 +53,8 @@ def test_weights_are_those_of_plain_backpropagation(family):
     draw = torch.Generator().manual_seed(0)
     for row in range(batches[0].size):
         inputs = {name: value[row : row + 1] for name, value in batches[0].inputs.items()}
-        probe_of(model, Batch(inputs, torch.empty(0), (row,)), draw).backward()
+        predictions, signs = probe_of(model, Batch(inputs, torch.empty(0), (row,)), draw)
+        predictions.backward(signs)
     for hook in hooks:
         hook.remove()
     for layer in layers:

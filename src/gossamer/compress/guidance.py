@@ -49,7 +49,8 @@ def weigh_tokens(
                 starts.clear()
                 present: dict[str, Tensor] = {}
                 with looking(model, layers, partial(_listen, present)), torch.enable_grad():
-                    torch.autograd.grad(probe_of(model, row, draw), starts, allow_unused=True)
+                    predictions, signs = probe_of(model, row, draw)
+                    torch.autograd.grad(predictions, starts, signs, allow_unused=True)
                 rows.append(present)
             shared = set.intersection(*(set(row) for row in rows))
             found.append({path: torch.cat([row[path] for row in rows]) for path in shared})

@@ -42,17 +42,18 @@ def loss_of(model: nn.Module, batch: Batch) -> Tensor:
     return picked_losses(next_token_log_probs(logits, labels), counted(labels)).mean()
 
 
-def probe_of(model: nn.Module, batch: Batch, draw: torch.Generator) -> Tensor:
-    """A sum whose squared gradients are, on average over draws, those of all predictions alike.
+def probe_of(model: nn.Module, batch: Batch, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Predictions and signs ±1 of their shape: the gradients of the signed sum of the predictions, squared, are on
+    average over draws those of all predictions alike.
 
-    It is that of the log-probabilities of all tokens at the places where `loss_of` has a loss, with random signs; where
-    the model writes no text, that of its logits.
+    Predictions are the log-probabilities of all tokens at the places where `loss_of` has a loss; where the model writes
+    no text, the logits.
     """
     logits = logits_of(forward(model, batch.inputs))
     labels = _text_labels(model, logits, batch)
     predictions = logits.float() if labels is None else next_token_log_probs(logits, labels)
-    signs = torch.randint(2, predictions.shape, generator=draw).mul_(2).sub_(1)
-    return (predictions * signs.to(predictions.device)).sum()
+    signs = torch.empty(predictions.shape).bernoulli_(0.5, generator=draw).mul_(2).sub_(1)
+    return predictions, signs.to(predictions.device)
 
 
 def _text_labels(model: nn.Module, logits: Tensor, batch: Batch) -> Tensor | None:
