@@ -44,17 +44,22 @@ def weigh_tokens(
     found: list[dict[str, Tensor]] = []
     with _differentiable(model, hierarchy, memory) as starts:
         for batch in batches:
-            rows = []
-            for row in _rows(batch):
-                starts.clear()
-                present: dict[str, Tensor] = {}
-                with looking(model, layers, partial(_listen, present)), torch.enable_grad():
-                    predictions, signs = probe_of(model, row, draw)
-                    torch.autograd.grad(predictions, starts, signs, allow_unused=True)
-                rows.append(present)
+            rows = [_weighed(model, layers, row, starts, draw) for row in _rows(batch)]
             shared = set.intersection(*(set(row) for row in rows))
             found.append({path: torch.cat([row[path] for row in rows]) for path in shared})
     return _normalised(found)
+
+
+def _weighed(
+    model: nn.Module, layers: Sequence[Layer], row: Batch, starts: list[Tensor], draw: torch.Generator
+) -> dict[str, Tensor]:
+    """Layer path → the root mean square of the gradient at each of its inputs. The row's graph is gone afterwards."""
+    found: dict[str, Tensor] = {}
+    with looking(model, layers, partial(_listen, found)), torch.enable_grad():
+        predictions, signs = probe_of(model, row, draw)
+        torch.autograd.grad(predictions, starts, signs, allow_unused=True)
+    starts.clear()
+    return found
 
 
 def _listen(present: dict[str, Tensor], layer: Layer, inputs: Tensor, routed: Routed | None) -> None:
