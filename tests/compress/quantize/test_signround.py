@@ -54,9 +54,9 @@ def quantised(name, do, bits, family="llama", **settings):
 @pytest.mark.parametrize("bits", [2, 3])
 def test_the_model_comes_closer_than_by_qronos(bits):
     _, plain = quantised("language.blocks.*", "qronos", bits)
-    done, polished = quantised("language.blocks.*", "signround", bits, iterations=60)
-    assert polished < plain
-    again, _ = quantised("language.blocks.*", "signround", bits, iterations=60)
+    done, polished = quantised("language.blocks.*", "signround", bits, iterations=200)
+    assert polished < 0.95 * plain
+    again, _ = quantised("language.blocks.*", "signround", bits, iterations=200)
     assert all(torch.equal(done.tensors[path].codes, again.tensors[path].codes) for path in done.tensors)
 
 
