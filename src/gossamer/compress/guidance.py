@@ -23,7 +23,7 @@ from gossamer.compress.structure.outputs import probe_of
 from gossamer.data.batch import Batch
 from gossamer.engine.experts import Routed
 from gossamer.engine.looking import looking
-from gossamer.engine.walk import hidden_of, with_hidden
+from gossamer.engine.walk import hidden_of, replaced, with_hidden
 from gossamer.models.hierarchy import Hierarchy, Layer
 from gossamer.models.memory import IN_MEMORY, Memory
 
@@ -105,8 +105,7 @@ def _differentiable(model: nn.Module, hierarchy: Hierarchy, memory: Memory) -> I
             stack.callback(parameter.requires_grad_, True)
         for block in hierarchy.blocks():
             module = model.get_submodule(block.module)
-            module.__dict__["forward"] = partial(through, module.forward)
-            stack.callback(module.__dict__.pop, "forward")
+            stack.enter_context(replaced(module, partial(through, module.forward)))
         yield starts
 
 

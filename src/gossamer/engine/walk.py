@@ -180,7 +180,7 @@ class Walk:
         current = self.stages[entry.stage]
         with ExitStack() as stack:
             for root, returned in entry.towers.items():
-                stack.enter_context(_replaced(self._modules[root], _returning(returned)))
+                stack.enter_context(replaced(self._modules[root], _returning(returned)))
             for number, stage in enumerate(self.stages[: entry.stage]):
                 if stage.root == current.root:
                     size = self._tuple_sizes[stage.block.module]
@@ -188,7 +188,7 @@ class Walk:
                     skip = _doing_nothing(size, entry.hidden if number == entry.stage - 1 else None)
                     if stage.block.module in entry.outputs:
                         skip = _returning(entry.outputs[stage.block.module])
-                    stack.enter_context(_replaced(self._modules[stage.block.module], skip))
+                    stack.enter_context(replaced(self._modules[stage.block.module], skip))
 
             def hand_over(
                 _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -198,7 +198,7 @@ class Walk:
             block = self._modules[current.block.module]
             stack.callback(block.register_forward_pre_hook(hand_over, with_kwargs=True, prepend=True).remove)
             if output is not None:
-                stack.enter_context(_replaced(block, _returning(output)))
+                stack.enter_context(replaced(block, _returning(output)))
             yield
 
     def _forward(self, inputs: dict[str, Any]) -> Any:
@@ -261,7 +261,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 @contextmanager
-def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Gives one module instance another `forward` for a while."""
     module.__dict__["forward"] = forward
     try:
