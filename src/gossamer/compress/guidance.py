@@ -14,6 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -22,8 +23,9 @@ from gossamer.compress.calibrate import Weights
 from gossamer.compress.structure.outputs import probe_of
 from gossamer.data.batch import Batch
 from gossamer.engine.experts import Routed
+from gossamer.engine.forward import device_of, multiplies_bfloat16
 from gossamer.engine.looking import looking
-from gossamer.engine.walk import hidden_of, replaced, with_hidden
+from gossamer.engine.walk import hidden_of, replaced, rows_of_tokens, with_hidden
 from gossamer.models.hierarchy import Hierarchy, Layer
 from gossamer.models.memory import IN_MEMORY, Memory
 
@@ -40,7 +42,7 @@ def weigh_tokens(
     Layers are left out on which nothing depends, or whose inputs are pictures or sounds. Rows of token ids go one by
     one; one block's activations and all blocks' inputs are in memory at a time, and `memory` rests after each block.
     """
-    draw = torch.Generator().manual_seed(0)
+    draw = np.random.default_rng(0)
     found: list[dict[str, Tensor]] = []
     with _differentiable(model, hierarchy, memory) as starts:
         for batch in batches:
@@ -51,13 +53,18 @@ def weigh_tokens(
 
 
 def _weighed(
-    model: nn.Module, layers: Sequence[Layer], row: Batch, starts: list[Tensor], draw: torch.Generator
+    model: nn.Module, layers: Sequence[Layer], row: Batch, starts: list[Tensor], draw: np.random.Generator
 ) -> dict[str, Tensor]:
-    """Layer path → the root mean square of the gradient at each of its inputs. The row's graph is gone afterwards."""
+    """Layer path → the root mean square of the gradient at each of its inputs. The row's graph is gone afterwards.
+
+    Products are taken in bfloat16 where the device is made for them: weights need no more than two digits.
+    """
     found: dict[str, Tensor] = {}
-    with looking(model, layers, partial(_listen, found)), torch.enable_grad():
-        predictions, signs = probe_of(model, row, draw)
-        torch.autograd.grad(predictions, starts, signs, allow_unused=True)
+    device = device_of(model)
+    fast = torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device))
+    with looking(model, layers, partial(_listen, found)), torch.enable_grad(), fast:
+        logits, gradient = probe_of(model, row, draw)
+        torch.autograd.grad(logits, starts, gradient, allow_unused=True)
     starts.clear()
     return found
 
@@ -110,9 +117,8 @@ def _differentiable(model: nn.Module, hierarchy: Hierarchy, memory: Memory) -> I
 
 
 def _rows(batch: Batch) -> Iterator[Batch]:
-    """The batch's rows one by one where its inputs are rows of whole numbers alone, such as token ids; else itself."""
-    tensors = list(batch.inputs.values())
-    if not all(isinstance(x, Tensor) and x.dim() == 2 and not x.is_floating_point() for x in tensors):
+    """The batch's rows one by one where they can go by themselves, else the batch."""
+    if not rows_of_tokens(batch.inputs):
         yield batch
         return
     for row, index in enumerate(batch.indices):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer.engine.walk import Entry, Walk
+from gossamer.engine.walk import Entry, Walk, first_row
 from gossamer.models.hierarchy import Block, Layer
 
 _DIGIT_BITS = 5
@@ -115,22 +115,34 @@ def moved(model: nn.Module, walk: Walk, entry: Entry, links: list[Link], old: Bl
 
 
 class LinkFinder:
-    """Finds the links of one block after another, anew only where those found in its tower before do not hold."""
+    """Finds the links of one block after another, anew only where those found in its tower before do not hold.
 
-    def __init__(self, model: nn.Module, walk: Walk) -> None:
+    It sees them on the first of the rows of `inputs`, if rows can go by themselves.
+    """
+
+    def __init__(self, model: nn.Module, walk: Walk, inputs: dict[str, Any]) -> None:
         self._model = model
         self._walk = walk
+        self._inputs = first_row(inputs)
         self._known: dict[str, tuple[Block, list[Link]]] = {}
+        self._entry: Entry | None = None
 
-    def at(self, entry: Entry) -> list[Link]:
-        """The links of the block at whose door a batch stands."""
-        stage = self._walk.stages[entry.stage]
+    def at(self, number: int) -> tuple[list[Link], Entry]:
+        """The links of the block of stage `number`, and the entry at its door that they were seen on.
+
+        Stages are asked for in order; blocks before it may have changed, as long as the model's function stayed.
+        """
+        while self._entry is None or self._entry.stage < number:
+            self._entry = (
+                self._walk.start(self._inputs) if self._entry is None else self._walk.advance(self._entry, self._inputs)
+            )
+        entry, stage = self._entry, self._walk.stages[number]
         known = self._known.get(stage.root)
         links = moved(self._model, self._walk, entry, known[1], known[0], stage.block) if known else None
         if links is None:
             links = find_links(self._model, self._walk, entry, stage.block)
         self._known[stage.root] = (stage.block, links)
-        return links
+        return links, entry
 
 
 def _channels(module: nn.Module) -> int | None:

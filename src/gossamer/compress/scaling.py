@@ -10,7 +10,7 @@ from gossamer.compress.links import Link, LinkFinder
 from gossamer.compress.statistics import Statistics
 from gossamer.core.progress import Progress
 from gossamer.data.batch import Batch
-from gossamer.engine.walk import Walk
+from gossamer.engine.walk import Entry, Walk
 from gossamer.models.hierarchy import Block, Hierarchy, Layer
 from gossamer.models.structure import read_matrix
 
@@ -36,37 +36,40 @@ def fold_scales(
     batches: Sequence[Batch],
     assigned: Mapping[str, object],
     progress: Progress,
+    norms_only: bool = False,
 ) -> list[str]:
     """Scales the layers whose technique is a `Scaling`, block by block, wherever what writes their inputs can make up
-    for it; the model computes what it computed. Returns the paths that no link reaches: they stay as they are."""
+    for it; the model computes what it computed. Returns the paths that no link reaches: they stay as they are. So do,
+    with `norms_only`, layers that read another layer's channels rather than a norm's."""
     stream = Stream(walk, batches)
     left = [path for path, technique in assigned.items() if isinstance(technique, Scaling)]
-    for _, wanted, links in linked_blocks(model, hierarchy, stream, set(left), progress):
+    for _, wanted, links, _ in linked_blocks(model, hierarchy, stream, set(left), progress):
         statistics = collect(model, stream, wanted)
         for link in links:
-            if _fold(model, link, statistics, assigned):
+            passed_by = norms_only and model.get_parameter(f"{link.producer}.weight").dim() > 1
+            if passed_by or _fold(model, link, statistics, assigned):
                 left = [path for path in left if path not in {layer.path for layer in link.consumers}]
     return left
 
 
 def linked_blocks(
     model: nn.Module, hierarchy: Hierarchy, stream: Stream, paths: Collection[str], progress: Progress
-) -> Iterator[tuple[Block, tuple[Layer, ...], list[Link]]]:
+) -> Iterator[tuple[Block, tuple[Layer, ...], list[Link], Entry]]:
     """Each block with its layers at `paths`, if it has any, and all its links, while `stream` stands at its door.
+
+    The entry, one row's where rows can go by themselves, is what the links were seen on.
 
     What is changed in between, the batches meet when they go on.
     """
     walk = stream.walk
-    finder = LinkFinder(model, walk)
+    finder = LinkFinder(model, walk, stream.batches[0].inputs)
     for step in progress.track(sorted(layers_by_step(walk, hierarchy)), "scale block by block"):
         if step >= 0:
             stage = walk.stages[step]
             # No link reaches an expert (see `find_links`), so nothing need be known of it.
             wanted = tuple(layer for layer in stage.block.layers if layer.path in paths and layer.index is None)
             if wanted:
-                entry = stream.entry(0)
-                assert entry is not None
-                yield stage.block, wanted, finder.at(entry)
+                yield stage.block, wanted, *finder.at(step)
         if not stream.last:
             stream.advance()
 

@@ -7,7 +7,7 @@ Everything between the blocks (embeddings, masks, rotary tables, merges) runs as
 result is exact for any architecture whose blocks map a hidden state to a hidden state.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass, field
@@ -61,7 +61,7 @@ class Walk:
     """
 
     def __init__(self, model: nn.Module, hierarchy: Hierarchy, inputs: dict[str, Any]) -> None:
-        inputs = _first_row(inputs)
+        inputs = first_row(inputs)
         self._model = model
         self._modules = dict(model.named_modules())
         self._roots = [modality.root for modality in hierarchy.modalities if modality.blocks and modality.root]
@@ -206,10 +206,14 @@ class Walk:
             return forward(self._model, inputs)
 
 
-def _first_row(inputs: dict[str, Any]) -> dict[str, Any]:
-    """One example where inputs are rows of tokens alone: it shows the order, and logits of all would take memory."""
-    tokens = all(isinstance(x, Tensor) and x.dim() == 2 and not x.is_floating_point() for x in inputs.values())
-    return {name: value[:1] for name, value in inputs.items()} if tokens else inputs
+def rows_of_tokens(inputs: Mapping[str, Any]) -> bool:
+    """Whether a model's inputs are rows of whole numbers alone, such as token ids: each row can then go by itself."""
+    return all(isinstance(x, Tensor) and x.dim() == 2 and not x.is_floating_point() for x in inputs.values())
+
+
+def first_row(inputs: dict[str, Any]) -> dict[str, Any]:
+    """One example where rows can go by themselves, else all: to see what a model does where more would only cost."""
+    return {name: value[:1] for name, value in inputs.items()} if rows_of_tokens(inputs) else inputs
 
 
 def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

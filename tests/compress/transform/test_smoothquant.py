@@ -17,7 +17,7 @@ def known(inputs):
     return Statistics(inputs.T @ inputs / len(inputs), len(inputs), largest=inputs.abs().amax(0))
 
 
-def smoothed(name, alpha, seed=0):
+def smoothed(name, alpha, seed=0, everywhere=True):
     model = build(name, seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -27,7 +27,8 @@ def smoothed(name, alpha, seed=0):
     inputs, hierarchy = inputs_for(name, model), hierarchy_of(model, model.config)
     before, weights = results(run(model, inputs)), {key: value.clone() for key, value in model.state_dict().items()}
     layers = [layer for block in hierarchy.blocks() for layer in block.layers]
-    notes = SmoothQuant(alpha).transform(model, hierarchy, layers, [Batch(inputs, torch.empty(0), (0, 1))], {})
+    smoothing = SmoothQuant(alpha, everywhere)
+    notes = smoothing.transform(model, hierarchy, layers, [Batch(inputs, torch.empty(0), (0, 1))], {})
     return model, change(before, results(run(model, inputs))), weights, notes
 
 
@@ -37,6 +38,19 @@ def test_the_function_stays_and_weights_move(name, alpha):
     model, changed, weights, _ = smoothed(name, alpha)
     assert changed < 1e-5
     assert any(not torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+
+
+def test_only_what_norms_write_is_smoothed_unless_asked():
+    for everywhere in (False, True):
+        model, changed, weights, notes = smoothed("llama", 0.5, everywhere=everywhere)
+        assert changed < 1e-5
+        assert notes == ()
+        moved = {key for key, value in model.state_dict().items() if not torch.equal(value, weights[key])}
+        block = {key.removeprefix("model.layers.0.") for key in moved if key.startswith("model.layers.0.")}
+        after_norms = {"input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}
+        after_norms |= {"post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj"}
+        expected = after_norms | ({"self_attn.o_proj", "mlp.down_proj"} if everywhere else set())
+        assert block == {f"{name}.weight" for name in expected}
 
 
 def test_the_formula_on_a_case_by_hand():

@@ -64,15 +64,16 @@ class Permute:
         kept, width = pruner.groups
         wanted = {layer.path for layer in layers if layer.kind == "linear" and not layer.transposed}
         walk = Walk(model, hierarchy, batches[0].inputs)
-        stream, finder = Stream(walk, batches), LinkFinder(model, walk)
+        stream, finder = Stream(walk, batches), LinkFinder(model, walk, batches[0].inputs)
         units = _channels(model, hierarchy, [stage.block for stage in walk.stages])
         shares = []
         while not stream.last:
             stream.advance()
-            block, entry = walk.stages[stream.step].block, stream.entries[0]
+            block = walk.stages[stream.step].block
             if wanted.isdisjoint(layer.path for layer in block.layers):
                 continue
-            found = _movable(model, walk, entry, units.get(block.path), finder.at(entry), wanted, width)
+            links, entry = finder.at(stream.step)
+            found = _movable(model, walk, entry, units.get(block.path), links, wanted, width)
             statistics = collect(model, stream, [one.reader for one in found])
             for one in found:
                 scores, _ = pruner.scores(finite_weight(model, one.reader), statistics[one.reader.path])

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,9 @@ from gossamer.models.reloading import logits_of
 
 TOLERANCE = 1e-4
 """Largest accepted difference between a reshaped model and the one that it stands for, as a share of the output."""
+
+PLACES = 64
+"""Places whose predictions `probe_of` looks at together."""
 
 
 def log_probs_of(output: Any, batch: Batch) -> Tensor:
@@ -42,18 +46,31 @@ def loss_of(model: nn.Module, batch: Batch) -> Tensor:
     return picked_losses(next_token_log_probs(logits, labels), counted(labels)).mean()
 
 
-def probe_of(model: nn.Module, batch: Batch, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Predictions and signs ±1 of their shape: the gradients of the signed sum of the predictions, squared, are on
-    average over draws those of all predictions alike.
+def probe_of(model: nn.Module, batch: Batch, draw: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """The logits, and the gradient there of the sum of all predictions, each with a sign ±1 of its own from `draw`.
 
-    Predictions are the log-probabilities of all tokens at the places where `loss_of` has a loss; where the model writes
-    no text, the logits.
+    Further gradients from there on, squared, are on average over draws those of all predictions alike. Predictions are
+    the log-probabilities of all tokens at the places where `loss_of` has a loss; where the model writes no text, the
+    logits. No more than the two results and `PLACES` places' predictions are in memory at a time.
     """
     logits = logits_of(forward(model, batch.inputs))
     labels = _text_labels(model, logits, batch)
-    predictions = logits.float() if labels is None else next_token_log_probs(logits, labels)
-    signs = torch.empty(predictions.shape).bernoulli_(0.5, generator=draw).mul_(2).sub_(1)
-    return predictions, signs.to(predictions.device)
+    if labels is None:
+        return logits, _signs(logits, draw)
+    gradient = torch.zeros_like(logits)
+    with torch.no_grad():
+        counting = (labels[:, 1:] != IGNORE).nonzero(as_tuple=True)
+        for row, place in zip(*(torch.split(index.to(logits.device), PLACES) for index in counting), strict=True):
+            chosen = logits[row, place].float()
+            signs = _signs(chosen, draw)
+            gradient[row, place] = signs.sub_(chosen.softmax(-1).mul_(signs.sum(-1, keepdim=True))).to(gradient.dtype)
+    return logits, gradient
+
+
+def _signs(predictions: Tensor, draw: np.random.Generator) -> Tensor:
+    """±1 in the shape of `predictions`, the same on every device."""
+    bits = np.unpackbits(np.frombuffer(draw.bytes(-(-predictions.numel() // 8)), np.uint8), count=predictions.numel())
+    return torch.from_numpy(bits).view(predictions.shape).to(predictions).mul_(2).sub_(1)
 
 
 def _text_labels(model: nn.Module, logits: Tensor, batch: Batch) -> Tensor | None:

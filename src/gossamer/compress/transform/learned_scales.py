@@ -71,11 +71,12 @@ class LearnedScales:
             raise PlanError("learned_scales learns for grids, and no later step quantises what it selects: add one")
         stream = Stream(Walk(model, hierarchy, batches[0].inputs), batches)
         left = [layer.path for layer in layers if layer.path in wanted and layer.kind == "linear"]
-        for block, here, links in linked_blocks(model, hierarchy, stream, wanted.keys(), SILENT):
+        for block, here, links, entry in linked_blocks(model, hierarchy, stream, wanted.keys(), SILENT):
             usable = [link for link in links if all(layer in here for layer in link.consumers)]
             if usable:
                 roundings = {layer.tensor: SoftRounding(wanted[layer.path]) for layer in here}
-                self._learn(model, stream, block, usable, roundings, aims)
+                moving = [_Moving.of(link, shiftable(model, stream.walk, entry, link)) for link in usable]
+                self._learn(model, stream, block, moving, roundings, aims)
             linked = {layer.path for link in usable for layer in link.consumers}
             left = [path for path in left if path not in linked]
         return tuple(f"{path}: nothing before it can make up for scales; none were learnt" for path in left)
@@ -85,14 +86,12 @@ class LearnedScales:
         model: nn.Module,
         stream: Stream,
         block: Block,
-        links: Sequence[Link],
+        moving: Sequence["_Moving"],
         roundings: Mapping[str, SoftRounding],
         aims: Mapping[str, Aim],
     ) -> None:
-        """Learns the factors and shifts of a block's `links`, and folds them."""
-        walk = stream.walk
-        runs = runs_of(stream.batches, stream.entries, [walk.through(entry) for entry in stream.entries])
-        moving = [_Moving.of(link, shiftable(model, walk, stream.entries[0], link)) for link in links]
+        """Learns the factors and shifts of a block's links, and folds them."""
+        runs = runs_of(stream.batches, stream.entries, [stream.walk.through(entry) for entry in stream.entries])
         unknowns = [unknown for one in moving for unknown in one.unknowns]
         optimiser = torch.optim.Adam(unknowns, self.rate)
 
@@ -121,10 +120,10 @@ class LearnedScales:
             best = descend(
                 model.get_submodule(block.module), unknowns, soft, settled, start, runs, self.iterations, move
             )
-        for link, (factors, shifts) in zip(links, best or (), strict=best is not None):
+        for one, (factors, shifts) in zip(moving, best or (), strict=best is not None):
             if shifts is not None:
-                link.shift(model, shifts)
-            link.fold(model, factors)
+                one.link.shift(model, shifts)
+            one.link.fold(model, factors)
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,10 +26,12 @@ class SmoothQuant:
     """Columns times s_j = max|x_j|^α / max|w_j|^(1-α), and the inverse in what writes their inputs.
 
     `alpha` in [0, 1] says how much of the difficulty moves from inputs to weights: at 0.5 both have the same largest
-    values afterwards. Raises `ValueError` outside.
+    values afterwards. Raises `ValueError` outside. As in the paper, what readers of a norm are given is smoothed;
+    with `everywhere` also what linear layers read from each other (v and o, up and down).
     """
 
-    alpha: float = 0.5
+    alpha: float = 0.65
+    everywhere: bool = False
     phase: ClassVar[Phase] = "transform"
 
     def __post_init__(self) -> None:
@@ -49,7 +51,7 @@ class SmoothQuant:
             raise DataError("smoothquant needs calibration data: the largest inputs of each layer come from it")
         wanted = {layer.path: self for layer in layers if layer.kind == "linear"}
         walk = Walk(model, hierarchy, batches[0].inputs)
-        left = fold_scales(model, hierarchy, walk, batches, wanted, SILENT)
+        left = fold_scales(model, hierarchy, walk, batches, wanted, SILENT, norms_only=not self.everywhere)
         return tuple(f"{path}: nothing before it can make up for scales; not smoothed" for path in left)
 
     def scales(
