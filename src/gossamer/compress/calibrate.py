@@ -66,6 +66,11 @@ class Stream:
         assert self._entries is not None
         return self._entries
 
+    def inside(self) -> frozenset[str]:
+        """The paths of the layers of the block at whose door the batches stand; none before the first."""
+        block = self.walk.stages[self.step].block if self.step >= 0 else None
+        return frozenset(layer.path for layer in block.layers) if block is not None else frozenset()
+
     @property
     def last(self) -> bool:
         """Whether the present step ends at the model's output."""
@@ -121,8 +126,7 @@ def pass_through(
     memory meanwhile. `leave` (with `unchanged` only) is called when the block's layers are met. Raises `DataError` for
     inputs that are not finite.
     """
-    layers = list(layers)
-    inside = {layer.path for layer in stream.walk.stages[stream.step].block.layers} if stream.step >= 0 else set()
+    layers, inside = list(layers), stream.inside()
     here = [layer for layer in layers if layer.path in inside]
     outside = [layer for layer in layers if layer.path not in inside]
     originals, wanted = (None, None) if unchanged is None else _record(model, unchanged, here, outside)
@@ -149,14 +153,20 @@ def collect(
 ) -> dict[str, Statistics]:
     """Runs the stream's present step and returns the statistics of those `layers` that multiply their inputs.
 
-    `outputs` of the block are not computed again. Embeddings have no statistics and are left out, and so are experts
-    that no token is sent to. Raises `DataError` for inputs that are not finite.
+    Only the block is run where all `layers` lie in it; its `outputs`, if given, are not computed again. Embeddings have
+    no statistics and are left out, and so are experts that no token is sent to. Raises `DataError` for inputs that are
+    not finite.
     """
     watch, layers = _Watch(model, stream, originals), list(layers)
+    inside = stream.inside()
+    within = outputs is None and all(layer.path in inside for layer in layers)
     with watch.following(layers, lambda layer: None) as anything:
         for number in range(len(stream.batches) if anything else 0):
             watch.number = number
-            stream.run(number, outputs[number] if outputs is not None else None)
+            if within:
+                stream.walk.through(stream.entries[number])
+            else:
+                stream.run(number, outputs[number] if outputs is not None else None)
     found = {layer.path: watch.statistics(layer.path) for layer in layers}
     return {path: statistics for path, statistics in found.items() if statistics is not None}
 
