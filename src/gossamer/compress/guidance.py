@@ -66,7 +66,9 @@ def _weighed(
         logits, gradient = probe_of(model, row, draw)
         torch.autograd.grad(logits, starts, gradient, allow_unused=True)
     starts.clear()
-    return found
+    # Copies, made side by side: those that were made among the pass's large tensors would leave holes too small for the
+    # next row's.
+    return {path: weights.clone() for path, weights in found.items()}
 
 
 def _listen(present: dict[str, Tensor], layer: Layer, inputs: Tensor, routed: Routed | None) -> None:
