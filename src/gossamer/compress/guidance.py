@@ -29,6 +29,9 @@ from gossamer.engine.walk import hidden_of, replaced, rows_of_tokens, with_hidde
 from gossamer.models.hierarchy import Hierarchy, Layer
 from gossamer.models.memory import IN_MEMORY, Memory
 
+PREDICTIONS = 1 << 24
+"""Values that the predictions for rows that go together may hold."""
+
 
 def weigh_tokens(
     model: nn.Module,
@@ -39,23 +42,24 @@ def weigh_tokens(
 ) -> Weights:
     """The weights of all tokens in those of the `layers` that multiply vectors, by one backward pass of each batch.
 
-    Layers are left out on which nothing depends, or whose inputs are pictures or sounds. Rows of token ids go one by
-    one; one block's activations and all blocks' inputs are in memory at a time, and `memory` rests after each block.
+    Layers are left out on which nothing depends, or whose inputs are pictures or sounds. Rows of token ids go a few at
+    a time, one if they are long; one block's activations and all blocks' inputs are in memory at a time, and `memory`
+    rests after each block.
     """
     draw = np.random.default_rng(0)
     found: list[dict[str, Tensor]] = []
     with _differentiable(model, hierarchy, memory) as starts:
         for batch in batches:
-            rows = [_weighed(model, layers, row, starts, draw) for row in _rows(batch)]
+            rows = [_weighed(model, layers, rows, starts, draw) for rows in _parts(batch, _width(model))]
             shared = set.intersection(*(set(row) for row in rows))
             found.append({path: torch.cat([row[path] for row in rows]) for path in shared})
     return _normalised(found)
 
 
 def _weighed(
-    model: nn.Module, layers: Sequence[Layer], row: Batch, starts: list[Tensor], draw: np.random.Generator
+    model: nn.Module, layers: Sequence[Layer], rows: Batch, starts: list[Tensor], draw: np.random.Generator
 ) -> dict[str, Tensor]:
-    """Layer path → the root mean square of the gradient at each of its inputs. The row's graph is gone afterwards.
+    """Layer path → the root mean square of the gradient at each of its inputs. The rows' graph is gone afterwards.
 
     Products are taken in bfloat16 where the device is made for them: weights need no more than two digits.
     """
@@ -63,7 +67,7 @@ def _weighed(
     device = device_of(model)
     fast = torch.autocast(device.type, torch.bfloat16, enabled=multiplies_bfloat16(device))
     with looking(model, layers, partial(_listen, found)), torch.enable_grad(), fast:
-        logits, gradient = probe_of(model, row, draw)
+        logits, gradient = probe_of(model, rows, draw)
         torch.autograd.grad(logits, starts, gradient, allow_unused=True)
     starts.clear()
     # Copies, made side by side: those that were made among the pass's large tensors would leave holes too small for the
@@ -118,15 +122,26 @@ def _differentiable(model: nn.Module, hierarchy: Hierarchy, memory: Memory) -> I
         yield starts
 
 
-def _rows(batch: Batch) -> Iterator[Batch]:
-    """The batch's rows one by one where they can go by themselves, else the batch."""
+def _width(model: nn.Module) -> int:
+    """How many values a token's predictions hold."""
+    whole: Any = model
+    head = whole.get_output_embeddings()
+    return int(head.weight.shape[0]) if head is not None else int(whole.config.get_text_config().hidden_size)
+
+
+def _parts(batch: Batch, width: int) -> Iterator[Batch]:
+    """The batch in parts of as many rows as have `PREDICTIONS` of `width` values, where rows can go by themselves; else
+    the batch."""
     if not rows_of_tokens(batch.inputs):
         yield batch
         return
-    for row, index in enumerate(batch.indices):
-        inputs = {name: value[row : row + 1] for name, value in batch.inputs.items()}
-        labels = batch.labels[row : row + 1] if len(batch.labels) == len(batch.indices) else batch.labels
-        yield replace(batch, inputs=inputs, labels=labels, indices=(index,))
+    longest = max(value.shape[1] for value in batch.inputs.values())
+    count = max(1, PREDICTIONS // (longest * width))
+    for first in range(0, batch.size, count):
+        rows = slice(first, first + count)
+        inputs = {name: value[rows] for name, value in batch.inputs.items()}
+        labels = batch.labels[rows] if len(batch.labels) == batch.size else batch.labels
+        yield replace(batch, inputs=inputs, labels=labels, indices=batch.indices[rows])
 
 
 def _normalised(found: Sequence[dict[str, Tensor]]) -> Weights:
