@@ -81,7 +81,7 @@ def test_layers_that_read_one_producer_share_the_largest():
 def test_channels_without_input_weight_or_reader_stay():
     inputs = known(torch.tensor([[0.0, 3.0, 2.0]]))
     weight = torch.tensor([[1.0, 0.0, 2.0]])
-    found = SmoothQuant().scales([weight], [inputs], [torch.tensor([0, 1, 3])], 5)
+    found = SmoothQuant(0.5).scales([weight], [inputs], [torch.tensor([0, 1, 3])], 5)
     assert found.tolist() == [1, 1, 1, 1, 1]
 
 
