@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.engine.native import emulated
 
 from gossamer.core.errors import DeviceError
 from gossamer.engine.native import abi, library
@@ -13,6 +14,8 @@ from gossamer.engine.native.weights import Weight, float_weight, packed_weight
 from gossamer.models.packed import QuantizedTensor, Scheme
 
 HERE = isas()
+NO_ARM = pytest.mark.skipif(not emulated.AT_HAND, reason="no compiler and emulator for ARM: make tools")
+EVERY = [*HERE, *(pytest.param(f"arm:{isa}", marks=NO_ARM) for isa in ("neon", "generic"))]
 BITS = range(2, 9)
 
 
@@ -29,7 +32,8 @@ def product(
     call = abi.Call(rows=rows, exact=exact, wide=wide)
     for place, buffer in enumerate((source, out)):
         call.buffers[place] = abi.Buffer(buffer.data_ptr(), buffer.stride(0))
-    Engine(threads, isa).run((abi.Op * 1)(op), call)
+    arm, _, code = isa.rpartition(":")
+    (emulated.Emulated if arm else Engine)(threads, code).run((abi.Op * 1)(op), call)
     return out[:rows, : weight.struct.rows]
 
 
@@ -43,7 +47,7 @@ def quantised(rows: int, columns: int, scheme: Scheme, seed: int = 0, unit: bool
     return QuantizedTensor(scheme, (rows, columns), codes, scales.half(), None if scheme.symmetric else zeros)
 
 
-@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize("isa", EVERY)
 @settings(max_examples=60)
 @given(
     bits=st.sampled_from(BITS),
@@ -75,7 +79,7 @@ def test_whole_inputs_and_unit_scales_give_numpys_integers(
     np.testing.assert_allclose(wide, expected, rtol=1e-6, atol=np.abs(inputs).sum(1).max() * 1e-4)
 
 
-@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize("isa", EVERY)
 @pytest.mark.parametrize("bits", BITS)
 def test_rounding_inputs_costs_what_their_bits_say(isa: str, bits: int) -> None:
     tensor = quantised(50, 192, Scheme(bits, 64, False), seed=bits)
@@ -88,7 +92,7 @@ def test_rounding_inputs_costs_what_their_bits_say(isa: str, bits: int) -> None:
     assert errors[0] < 1e-4 < errors[1] < 2e-2
 
 
-@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize("isa", EVERY)
 @pytest.mark.parametrize("wide", [True, False])
 def test_a_rows_result_does_not_depend_on_its_company(isa: str, wide: bool) -> None:
     weight = packed_weight(quantised(33, 160, Scheme(4, 32, False)))
@@ -98,7 +102,7 @@ def test_a_rows_result_does_not_depend_on_its_company(isa: str, wide: bool) -> N
     assert torch.equal(together, apart)
 
 
-@pytest.mark.parametrize("isa", HERE)
+@pytest.mark.parametrize("isa", EVERY)
 @pytest.mark.parametrize(("rows", "columns"), [(40, 96), (17, 50), (3, 7)])
 @pytest.mark.parametrize("tokens", [1, 3, 18, 45])
 @pytest.mark.parametrize(("dtype", "unit"), [(torch.float32, 1e-6), (torch.float16, 1e-3), (torch.bfloat16, 6e-3)])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.engine.native import emulated
 from tests.engine.test_decode import WRITERS, lively, prompts_for
 from tests.models.tiny import build
 
@@ -53,6 +54,23 @@ def test_default_precision_differs_by_its_rounding(name: str) -> None:
     prompts = prompts_for(name, model)
     expected = Stepper(model).prefill(prompts)
     close(native(model, Precision(), dtype=None).prefill(prompts), expected, 2e-2)
+
+
+@torch.inference_mode()
+@pytest.mark.skipif(not emulated.AT_HAND, reason="no compiler and emulator for ARM: make tools")
+@pytest.mark.parametrize("isa", ["neon", "generic"])
+@pytest.mark.parametrize("name", ["gemma3", "llava", "qwen2", "qwen3"])
+def test_logits_on_arm_are_those_of_transformers(name: str, isa: str) -> None:
+    """Every kind of step, compiled for ARM; the cache in float32 and, to its rounding, in float16."""
+    model = lively(name)
+    prompts = prompts_for(name, model)
+    for precision, tolerance in ((EXACT, 1e-5), (Precision(), 5e-3)):
+        oracle = Stepper(model)
+        mine = NativeStepper(lower(model, dtype=torch.float32), model, emulated.Emulated(2, isa), precision)
+        expected = oracle.prefill(prompts)
+        close(mine.prefill(prompts), expected, tolerance)
+        tokens = expected.argmax(-1).tolist()
+        close(mine.step(tokens, [True] * 2), oracle.step(tokens, [True] * 2), tolerance)
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -18,17 +18,19 @@ SOURCES = Path(__file__).parent / "src"
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-w")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c", "-mbmi2")
 _AVX512 = (*_AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni")), "-mprefer-vector-width=512")
-_UNITS = {
-    "engine": (),
-    "pool": (),
-    "generic": (),
-    "avx2": _AVX2,
-    "avx512": _AVX512,
-    "amx": (*_AVX512, "-mavx512bf16", "-mavx512vbmi", "-mamx-tile", "-mamx-bf16"),
+_UNITS: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86_64": {
+        "avx2": _AVX2,
+        "avx512": _AVX512,
+        "amx": (*_AVX512, "-mavx512bf16", "-mavx512vbmi", "-mamx-tile", "-mamx-bf16"),
+    },
+    "aarch64": {"neon": ("-march=armv8.2-a+dotprod",)},
 }
+"""By kind of machine: the sources that only it compiles, and their flags."""
+_EVERYWHERE = ("engine", "pool", "generic")
+_SAME_MACHINE = {"AMD64": "x86_64", "arm64": "aarch64"}
 _NO_ROW = 2
 """What `gossamer_run` says of such a token."""
-_X86 = ("avx2", "avx512", "amx")
 
 
 @cache
@@ -50,7 +52,7 @@ def library() -> ctypes.CDLL:
 
 
 def isas() -> list[str]:
-    """The kinds of processor code that run here, best first: of amx, avx512, avx2, generic."""
+    """The kinds of processor code that run here, best first: of amx, avx512, avx2, neon, generic."""
     names: bytes = library().gossamer_isas()
     return names.decode().split()
 
@@ -68,20 +70,20 @@ def build() -> Path:
         return target
     if compiler is None:
         raise DeviceError("the native engine needs a C++ compiler to be built once: install g++ or clang++")
-    _compile(compiler, target)
+    compile_library(compiler, target, platform.machine())
     return target
 
 
-def _compile(compiler: str, target: Path) -> None:
+def compile_library(compiler: str, target: Path, machine: str) -> None:
+    """Compiles the sources for a kind of machine, as `platform.machine` names it: others get the portable code alone.
+    Raises `DeviceError` if the compiler fails or `target` cannot be written."""
+    units = dict.fromkeys(_EVERYWHERE, ()) | _UNITS.get(_SAME_MACHINE.get(machine, machine), {})
     beside = target.with_suffix(f".{os.getpid()}")
     try:
         beside.mkdir(parents=True)
         jobs = []
-        for unit, flags in _UNITS.items():
-            fitting = flags if platform.machine() in ("x86_64", "AMD64") else ()
-            if unit in _X86 and not fitting:
-                continue
-            command = [compiler, *_FLAGS, *fitting, "-c", str(SOURCES / f"{unit}.cpp"), "-o", str(beside / f"{unit}.o")]
+        for unit, flags in units.items():
+            command = [compiler, *_FLAGS, *flags, "-c", str(SOURCES / f"{unit}.cpp"), "-o", str(beside / f"{unit}.o")]
             jobs.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
         said = [job.communicate()[1] for job in jobs]
         if not any(job.returncode for job in jobs):

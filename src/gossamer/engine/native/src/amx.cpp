@@ -4,6 +4,6 @@
 #define GOSSAMER_AMX
 #define GOSSAMER_ISA amx
 #define GOSSAMER_ISA_HEADER "isa_avx512.h"
-namespace gossamer::amx { constexpr bool kPairs = false; }
+namespace gossamer::amx { constexpr bool kPairs = false; constexpr int kRows = 8; }
 #include "steps.inl"
 #endif

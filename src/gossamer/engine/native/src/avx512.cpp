@@ -3,6 +3,6 @@
 #include <immintrin.h>
 #define GOSSAMER_ISA avx512
 #define GOSSAMER_ISA_HEADER "isa_avx512.h"
-namespace gossamer::avx512 { constexpr bool kPairs = false; }
+namespace gossamer::avx512 { constexpr bool kPairs = false; constexpr int kRows = 8; }
 #include "steps.inl"
 #endif

@@ -4,6 +4,9 @@
 #if defined(__x86_64__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 #include <cstdlib>
@@ -24,6 +27,8 @@ GOSSAMER_DECLARE(generic)
 GOSSAMER_DECLARE(avx2)
 GOSSAMER_DECLARE(avx512)
 GOSSAMER_DECLARE(amx)
+#elif defined(__aarch64__)
+GOSSAMER_DECLARE(neon)
 #endif
 
 struct Isa {
@@ -50,6 +55,15 @@ std::vector<Isa> found() {
 #endif
   if (vnni) isas.push_back({"avx512", avx512::run, avx512::sweep});
   if (second) isas.push_back({"avx2", avx2::run, avx2::sweep});
+#elif defined(__aarch64__)
+#if defined(__linux__)
+  const bool dot = getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#elif defined(__APPLE__)
+  const bool dot = true;  // in all of Apple's own processors for computers
+#else
+  const bool dot = false;
+#endif
+  if (dot) isas.push_back({"neon", neon::run, neon::sweep});
 #endif
   isas.push_back({"generic", generic::run, generic::sweep});
   return isas;

@@ -1,5 +1,5 @@
 // Every step of a program, written once and compiled for each processor: the including file sets the target, defines
-// GOSSAMER_ISA, the namespace, and includes one isa_*.h through it.
+// GOSSAMER_ISA, the namespace, and in it kPairs (see quantise) and kRows (see packed_product); one isa_*.h comes through it.
 
 namespace gossamer::GOSSAMER_ISA {
 
@@ -262,11 +262,14 @@ void packed_rows(const Matrix& w, int tile, const Quantised* x, const Output& ou
 
 inline Output shifted(const Output& out, int row) { return {out.data + row * out.stride, out.stride, out.bias, out.accumulate}; }
 
+// No more rows at once than kRows, whose sums fit into the registers.
 template <bool Wide>
 void packed_product(const Matrix& w, int tile, const Quantised* x, int rows, const Output& out) {
   int row = 0;
-  for (; row + 8 <= rows; row += 8) packed_rows<8, Wide>(w, tile, x + row, shifted(out, row));
-  for (; row + 4 <= rows; row += 4) packed_rows<4, Wide>(w, tile, x + row, shifted(out, row));
+  if constexpr (kRows >= 8)
+    for (; row + 8 <= rows; row += 8) packed_rows<8, Wide>(w, tile, x + row, shifted(out, row));
+  if constexpr (kRows >= 4)
+    for (; row + 4 <= rows; row += 4) packed_rows<4, Wide>(w, tile, x + row, shifted(out, row));
   for (; row + 2 <= rows; row += 2) packed_rows<2, Wide>(w, tile, x + row, shifted(out, row));
   for (; row < rows; row++) packed_rows<1, Wide>(w, tile, x + row, shifted(out, row));
 }
