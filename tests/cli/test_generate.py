@@ -158,6 +158,36 @@ def test_less_is_kept_of_past_tokens(gossamer, lm: Path) -> None:
         gossamer("generate", lm, "--prompt", "a", "--kv", kv).refused(why)
 
 
+def test_a_plan_beside_the_weights_says_how_to_write(gossamer, lm: Path, tmp_path: Path) -> None:
+    """It holds for what `apply` wrote and is asked no more where the command line says otherwise."""
+    import yaml
+
+    made = gossamer("apply", "rtn-w8", lm, "--out", tmp_path / "small", "--json")
+    plan = yaml.safe_load((tmp_path / "small" / "plan.yaml").read_text())
+
+    def operate(**operation) -> None:
+        (tmp_path / "small" / "plan.yaml").write_text(yaml.safe_dump({**plan, "operation": operation}))
+
+    arguments = ("generate", tmp_path / "small", "--prompt", "cat " * 100, "--max-tokens", "20", "--json")
+    assert made.code == 0
+    assert "kv" not in gossamer(*arguments).json
+    operate(kv_cache={"do": "streaming", "budget": 40}, speculation={"do": "prompt_lookup", "tokens": 3})
+    planned = gossamer(*arguments).json
+    assert (planned["kv"]["policy"]["name"], planned["kv"]["budget"]) == ("streaming", 40)
+    assert (planned["speculation"]["drafter"], planned["speculation"]["draft_tokens"]) == ("lookup", "3")
+    told = gossamer(*arguments, "--kv", "h2o:budget=200", "--speculate", "none").json
+    assert told["kv"]["policy"]["name"] == "h2o"
+    assert "speculation" not in told
+    assert "kv" not in gossamer(*arguments, "--kv", "none").json
+    gossamer(*arguments, "--engine", "native").refused("native engine keeps all", "--kv none")
+    operate(kv_cache={"do": "h3o"})
+    gossamer(*arguments).refused("operation.kv_cache 'h3o'", "full, h2o")
+    gossamer("apply", tmp_path / "small" / "plan.yaml", lm, "--out", tmp_path / "other").refused("'h3o'")
+    assert not (tmp_path / "other").exists()
+    operate(visual_tokens={"do": "visionzip"})
+    gossamer(*arguments).refused("plan.yaml", "operation.visual_tokens")
+
+
 def test_text_appears_before_the_end(lm: Path) -> None:
     """A reader that goes away after the first characters ends the command quietly."""
     import os

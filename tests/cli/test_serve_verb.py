@@ -1,6 +1,7 @@
 """`gossamer serve` as a program: what it refuses, and that a signal ends it well."""
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,6 +30,22 @@ def test_addresses_and_keys_that_are_none(gossamer, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("model", "said"), [("tiny-ovd", "does not continue text"), ("missing", "does not exist")])
 def test_models_that_do_not_write(gossamer, model: str, said: str) -> None:
     gossamer("serve", model, "--port", 0).refused(model, said)
+
+
+def test_what_the_plan_says_of_operation_is_done_or_said_not_to_be(lm: Path, tmp_path: Path) -> None:
+    shutil.copytree(lm, tmp_path / "lm")
+    (tmp_path / "lm" / "plan.yaml").write_text(
+        f"gossamer_plan: 1\nmodel: {{family: llama, fingerprint: 'sha256:{'0' * 64}'}}\n"
+        "operation: {kv_cache: {do: streaming, budget: 64}, speculation: {do: prompt_lookup}}\n"
+    )
+    command = [sys.executable, "-m", "gossamer", "serve", str(tmp_path / "lm"), "--port", "0", "--threads", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        said = process.stdout.readline()
+        assert "the server does not draft: the plan's speculation (prompt_lookup)" in said
+        with urllib.request.urlopen(f"{said.split()[4]}/v1/models", timeout=60) as answer:
+            assert json.load(answer)["data"][0]["gossamer"]["kv"]["budget"] == 64
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])

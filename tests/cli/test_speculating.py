@@ -99,5 +99,5 @@ def test_what_cannot_draft_is_refused(gossamer) -> None:
     assert "always drafts the same" in refused("lookup", "--drafts", "2")
     assert "temperature above 0" in refused("self:2", "--drafts", "2")
     assert "0 drafts" in refused("self:2", "--drafts", "0")
-    assert "leave out --kv" in refused("self:2", "--drafts", "2", "--temperature", "1", "--kv", "h2o")
+    assert "give --kv none" in refused("self:2", "--drafts", "2", "--temperature", "1", "--kv", "h2o")
     assert "--rule" in refused("self:2", "--rule", "best")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gossamer.core.budget import Budget
 from gossamer.core.errors import PlanError
-from gossamer.core.plan import Calibration, ModelBinding, Plan, Step, load_plan
+from gossamer.core.plan import Calibration, Choice, ModelBinding, Operation, Plan, Step, load_plan
 
 FINGERPRINT = "sha256:" + "0123456789abcdef" * 4
 HEADER = f"gossamer_plan: 1\nmodel: {{family: llama, fingerprint: '{FINGERPRINT}'}}\n"
@@ -21,6 +21,11 @@ STEP = st.builds(
     NAME,
     st.dictionaries(NAME.filter(lambda name: name not in ("at", "do", "settings")), SETTING, max_size=4),
 )
+CHOICE = st.builds(
+    lambda do, settings: Choice(**{**settings, "do": do}),
+    NAME,
+    st.dictionaries(NAME.filter(lambda name: name not in ("do", "settings")), SETTING, max_size=4),
+)
 PLAN = st.builds(
     Plan,
     model=st.just(ModelBinding(family="llama", fingerprint=FINGERPRINT)),
@@ -28,7 +33,7 @@ PLAN = st.builds(
     calibration=st.none()
     | st.builds(Calibration, task=NAME, data=NAME, sha256=st.just("0" * 64), samples=st.integers(1, 999)),
     compression=st.lists(STEP, max_size=4).map(tuple),
-    operation=st.dictionaries(NAME, st.dictionaries(NAME, SETTING, max_size=2), max_size=2),
+    operation=st.builds(Operation, kv_cache=st.none() | CHOICE, speculation=st.none() | CHOICE),
 )
 
 

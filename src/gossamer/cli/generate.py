@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gossamer.cli.options import DraftRule, Engine, EngineName, Json, ModelOrRun, On, Seed, Threads
+from gossamer.cli.options import DraftRule, Engine, EngineName, Json, Kv, ModelOrRun, On, Seed, Threads
 from gossamer.cli.terminal import Result, job, output, quantity, show
 
 EXAMPLE = 'gossamer generate tiny-lm --prompt "Once upon a time" --max-tokens 60 --temperature 0.7'
@@ -36,7 +36,7 @@ def command(
         typer.Option(
             metavar="DRAFTER",
             show_default=False,
-            help="Draft tokens and verify several at once, same law: lookup, self:N (first N blocks) or a MODEL.",
+            help="Draft tokens and verify several at once, same law: lookup, self:N (first N blocks), a MODEL or none.",
         ),
     ] = None,
     draft_tokens: Annotated[
@@ -45,14 +45,7 @@ def command(
     drafts: Annotated[int, typer.Option(metavar="K", help="Drafts that are verified together.")] = 1,
     rule: Annotated[DraftRule, typer.Option(help="How several drafts are verified.")] = DraftRule.kseq,
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it stands, without a chat template.")] = False,
-    kv: Annotated[
-        str | None,
-        typer.Option(
-            metavar="POLICY[:SETTING=VALUE,…]",
-            show_default=False,
-            help="Keep less of past tokens, as streaming:budget=512,bits=8; see docs/operation.md.",
-        ),
-    ] = None,
+    kv: Kv = None,
     engine: Engine = EngineName.auto,
     on: On = "cpu",
     seed: Seed = 0,
@@ -61,14 +54,16 @@ def command(
 ) -> None:
     """Let a model continue a prompt.
 
-    The text appears as it comes; how fast it came is said on standard error.
+    The text appears as it comes; how fast it came is said on standard error. Of a run folder, what its plan says of
+    operation holds where --kv and --speculate do not say otherwise.
     """
     with output() as say, job(threads):
         from gossamer.engine.sampling import Sampling
-        from gossamer.operate.cache import KeyValues
         from gossamer.operate.generate import generate
+        from gossamer.operate.planned import cache_of, planned, speculation_of
         from gossamer.operate.speculate.wish import Wish
 
+        plan = planned(model)
         result = generate(
             model,
             prompt,
@@ -77,10 +72,10 @@ def command(
             sampling=Sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed=seed),
             stops=stop or (),
             raw=raw,
-            keeper=None if kv is None else KeyValues.parse(kv),
+            keeper=cache_of(plan, kv),
             engine=engine.value,
             on=on,
-            speculate=None if speculate is None else Wish(speculate, draft_tokens, drafts, rule),
+            speculate=speculation_of(plan, None if speculate is None else Wish(speculate, draft_tokens, drafts, rule)),
             say=(lambda text: None) if as_json else say,
         )
     show(result, as_json, draw)

@@ -176,6 +176,14 @@ Engine = Annotated[
     EngineName,
     typer.Option(help="native: packed weights as they are; torch: transformers' code; auto: the fastest that runs it."),
 ]
+Kv = Annotated[
+    str | None,
+    typer.Option(
+        metavar="POLICY[:SETTING=VALUE,…]",
+        show_default=False,
+        help="Keep less of past tokens, as streaming:budget=512,bits=8, or all: none; see docs/operation.md.",
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option(min=1, metavar="N", show_default="all cores", help="Processor threads to use.")
 ]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gossamer.cli.options import Engine, EngineName, ModelOrRun, On, Threads
+from gossamer.cli.options import Engine, EngineName, Kv, ModelOrRun, On, Threads
 from gossamer.cli.terminal import job, output
 from gossamer.core.units import parse_bytes
 
@@ -35,13 +35,15 @@ def command(
             help="Memory for what earlier requests have read, for prompts that begin alike; 0: off.",
         ),
     ] = "256MB",  # type: ignore[assignment]
+    kv: Kv = None,
     engine: Engine = EngineName.auto,
     on: On = "cpu",
     threads: Threads = None,
 ) -> None:
     """Serve a model over HTTP, as OpenAI's API does, with a chat page at /.
 
-    Ctrl-C or SIGTERM lets running requests end; a second one ends them.
+    Ctrl-C or SIGTERM lets running requests end; a second one ends them. Of a run folder, what its plan says of
+    the cache holds where --kv does not say otherwise.
     """
     with output() as say, job(threads):
         from gossamer.operate.serve.app import Limits
@@ -54,4 +56,4 @@ def command(
         def started(url: str, note: str) -> None:
             say(f"{model} is served at {url} (Ctrl-C ends it){note}\n")
 
-        serve(model, host, port, limits, started, engine.value, on)
+        serve(model, host, port, limits, started, engine.value, on, kv)

@@ -13,18 +13,28 @@ from gossamer.core.files import write_text
 from gossamer.core.paths import compile_pattern
 
 
-class Step(BaseModel):
-    """One technique at the layers that `at` selects. Every other key is a field of the technique's dataclass."""
+class _Settings(BaseModel):
+    """Every key that is not a field of its own is a field of the technique's dataclass."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-
-    at: str
-    do: str
 
     @property
     def settings(self) -> dict[str, Any]:
         """The technique's settings."""
         return dict(self.model_extra or {})
+
+
+class Choice(_Settings):
+    """One technique, where only one can be."""
+
+    do: str
+
+
+class Step(_Settings):
+    """One technique at the layers that `at` selects."""
+
+    at: str
+    do: str
 
     @model_validator(mode="after")
     def _pattern_is_valid(self) -> "Step":
@@ -59,6 +69,17 @@ class Calibration(BaseModel):
     settings: dict[str, Any] = {}
 
 
+class Operation(BaseModel):
+    """The runtime that the weights' formats are for, what is kept of past tokens, and how tokens are drafted (see
+    docs/operation.md)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    runtime: str | None = None
+    kv_cache: Choice | None = None
+    speculation: Choice | None = None
+
+
 class Plan(BaseModel):
     """What `optimize` writes and `apply` replays.
 
@@ -73,7 +94,7 @@ class Plan(BaseModel):
     budget: Budget | None = None
     calibration: Calibration | None = None
     compression: tuple[Step, ...] = ()
-    operation: dict[str, Any] = {}
+    operation: Operation = Operation()
     hardware: dict[str, Any] = {}
 
     @model_validator(mode="after")

@@ -13,10 +13,11 @@ from gossamer.core.runfolder import checkpoint_of
 from gossamer.data.images import load_image
 from gossamer.engine.decode import Event, Request, decode
 from gossamer.engine.sampling import Sampling
-from gossamer.engine.stepping import Keeper, Stepper
+from gossamer.engine.stepping import Stepper
 from gossamer.evaluate.intervals import wilson
 from gossamer.evaluate.meters import latency
 from gossamer.evaluate.prompts import prompt_inputs
+from gossamer.operate.cache import KeyValues
 from gossamer.operate.speculate.decode import Statistics
 from gossamer.operate.speculate.wish import Wish
 from gossamer.operate.writer import Engine, open_writer
@@ -32,7 +33,7 @@ def generate(
     stops: Sequence[str] = (),
     raw: bool = False,
     speculate: Wish | None = None,
-    keeper: Keeper | None = None,
+    keeper: KeyValues | None = None,
     engine: Engine = "auto",
     on: str = "cpu",
     say: Callable[[str], None] = lambda text: None,
@@ -53,26 +54,23 @@ def generate(
     and the keeper do.
     """
     pictures = [load_image(path, "--image") for path in images]
-    if keeper is not None and engine == "native":
-        raise SettingError("the native engine keeps all of past tokens: leave out --kv, or take --engine torch")
-    if keeper is not None and on != "cpu":
-        raise SettingError(f"--kv keeps less of past tokens on the processor, not yet on {on}: leave out one of them")
-    writer = open_writer(checkpoint_of(ref), engine if keeper is None else "torch", on)
+    writer = open_writer(checkpoint_of(ref), engine, on, keeper)
     opened = writer.opened
     if keeper is not None and speculate is not None and speculate.drafts > 1:
-        raise SettingError(f"{speculate.drafts} drafts need a cache that keeps all: leave out --kv, or give --drafts 1")
+        raise SettingError(f"{speculate.drafts} drafts need a cache that keeps all: give --kv none, or --drafts 1")
     speculation = None if speculate is None else speculate.fitted(opened, prompt, pictures, raw, engine, on)
     count = Statistics()
     start = time.perf_counter()
     inputs = prompt_inputs(opened, prompt, pictures, raw)
     request = Request(inputs, sampling or Sampling(), max_tokens, tuple(stops))
-    stepper = writer.stepper_of(opened.model) if keeper is None else Stepper(opened.model, keeper)
+    stepper = writer.stepper_of(opened.model)
     if speculation is None:
         coming = decode(opened.model, [request], opened.tokenizer, lambda model: stepper)
     else:
+        drafting = writer.stepper_of if keeper is None else Stepper  # drafts look at all of the past
         coming = speculation.decode(
             opened.model, request, opened.tokenizer, count,
-            lambda model: stepper if model is opened.model else writer.stepper_of(model),
+            lambda model: stepper if model is opened.model else drafting(model),
         )  # fmt: skip
     events: list[Event] = []
     times: list[tuple[int, float]] = []

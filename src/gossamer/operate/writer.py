@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from gossamer.core.errors import DeviceError, ModelError, SettingError
@@ -9,6 +10,7 @@ from gossamer.engine.forward import named_device
 from gossamer.engine.stepping import Stepper, StepperOf
 from gossamer.engine.threads import torch_threads
 from gossamer.models.open import Opened, open_model
+from gossamer.operate.cache import KeyValues
 
 Engine = Literal["auto", "native", "torch"]
 """`native`: the packed weights as they are, in C++; `torch`: transformers' code on dense weights; `auto`: the first of
@@ -23,18 +25,22 @@ class Writer:
     opened: Opened
     stepper_of: StepperOf = Stepper
     engine: dict[str, Any] = field(default_factory=dict)
+    keeper: KeyValues | None = None
 
     def torch_threads(self) -> AbstractContextManager[None]:
         """How many threads torch is to have while this writes: one beside the native engine, else all."""
         return torch_threads(1) if self.engine.get("name") == "native" else nullcontext()
 
 
-def open_writer(ref: str, engine: Engine = "auto", on: str = "cpu") -> Writer:
-    """The model `ref`, ready to write on the device `on`.
+def open_writer(ref: str, engine: Engine = "auto", on: str = "cpu", keeper: KeyValues | None = None) -> Writer:
+    """The model `ref`, ready to write on the device `on`. With a `keeper` torch runs it, on the processor.
 
     Raises `ModelError` unless it continues text, and for `native` if that engine does not run it, or `DeviceError` if
-    it cannot be built here or the device is not at hand, and `SettingError` for `native` on a GPU.
+    it cannot be built here or the device is not at hand, and `SettingError` for `native` on a GPU, and for either with
+    a keeper.
     """
+    if keeper is not None:
+        return _keeping(ref, engine, on, keeper)
     if on != "cpu":
         return _on_gpu(ref, engine, on)
     reason = {}
@@ -50,6 +56,14 @@ def open_writer(ref: str, engine: Engine = "auto", on: str = "cpu") -> Writer:
                 raise
             reason = {"not_native": str(error)}
     return Writer(_checked(open_model(ref), ref), Stepper, {"name": "torch", **reason})
+
+
+def _keeping(ref: str, engine: Engine, on: str, keeper: KeyValues) -> Writer:
+    if engine == "native":
+        raise SettingError("the native engine keeps all of past tokens: give --kv none, or take --engine torch")
+    if on != "cpu":
+        raise SettingError(f"--kv keeps less of past tokens on the processor, not yet on {on}: give --kv none there")
+    return Writer(_checked(open_model(ref), ref), partial(Stepper, keeper=keeper), {"name": "torch"}, keeper)
 
 
 def _on_gpu(ref: str, engine: Engine, on: str) -> Writer:

@@ -10,7 +10,7 @@ import gossamer
 from gossamer.compress.presets import steps_of, uniform_schemes
 from gossamer.compress.swap import Swap
 from gossamer.core.budget import Budget
-from gossamer.core.plan import Calibration, ModelBinding, Plan, Step
+from gossamer.core.plan import Calibration, ModelBinding, Operation, Plan, Step
 from gossamer.core.progress import Progress
 from gossamer.core.runfolder import RunFolder
 from gossamer.data.batch import Batch
@@ -181,6 +181,6 @@ class Job:
                 settings=parts.settings,
             ),
             compression=(*self.transform, *steps),
-            operation={"runtime": self.runtime.name},
+            operation=Operation(runtime=self.runtime.name),
             hardware=self.limits.hardware,
         )

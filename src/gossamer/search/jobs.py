@@ -25,6 +25,7 @@ from gossamer.evaluate.tasks import open_task
 from gossamer.models.accounting import account
 from gossamer.models.memory import IN_MEMORY, Scratch
 from gossamer.models.open import Opened, open_model
+from gossamer.operate.planned import check_operation
 from gossamer.search.finish import calibration_batches, finish
 from gossamer.search.parts import BUILT_IN, SPARE
 
@@ -39,7 +40,8 @@ def apply_job(plan: str, model: str, out: Path, progress: Progress = SILENT, on:
 
     It computes on the device `on`, `cpu` or `cuda`. A preset is calibrated on the model's own default data. Returns
     `checkpoint`, `plan`, `measured`, `parity` (None where neither plan nor model names data on which outputs could be
-    compared) and `notes`. Raises `PlanError` for a plan that is malformed or made for another model.
+    compared) and `notes`. Raises `PlanError` for a plan that is malformed or made for another model, `SettingError`
+    for an operation that is not known.
     """
     refuse_foreign(out, "config.json")
     device = named_device(on)
@@ -48,6 +50,7 @@ def apply_job(plan: str, model: str, out: Path, progress: Progress = SILENT, on:
     opened = open_model(model, memory=Scratch(out) if device.type == "cpu" else IN_MEMORY)
     if loaded is None:
         loaded = _preset_plan(plan, opened)
+    check_operation(loaded.operation)
     loaded.check_model(opened.hierarchy.family, opened.fingerprint)
     batches = calibration_batches(loaded.calibration, opened)
     dense = account(opened, {}).weight_bytes

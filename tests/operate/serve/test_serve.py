@@ -20,7 +20,9 @@ from PIL import Image
 from gossamer.data.scenes import scene
 from gossamer.engine.decode import Request, decode
 from gossamer.engine.sampling import Sampling
+from gossamer.engine.stepping import Stepper
 from gossamer.evaluate.prompts import prompt_inputs
+from gossamer.operate.cache import KeyValues
 from gossamer.operate.writer import open_writer
 
 PROMPT = "Once upon a time"
@@ -70,6 +72,31 @@ def test_the_native_engine_serves_a_crowd_as_each_alone(serve, name: str) -> Non
         assert list(crowd.map(ask, range(3))) == one_by_one
     (card,) = server.client.models.list().data
     assert card.gossamer["engine"]["name"] == "native"
+
+
+def test_a_crowd_whose_past_is_kept_in_part(serve) -> None:
+    """Every answer is as the keeper gives it alone, whatever came before."""
+    keeper = KeyValues.parse("streaming:budget=24,block=4,bits=8,residual=8")
+    writer = open_writer("tiny-lm", keeper=keeper)
+    opened = writer.opened
+    server = serve(writer, batch=3)
+    prompts = [PROMPT + " there was a king" * (3 + number) for number in range(4)]
+
+    def alone(prompt: str) -> str:
+        request = Request(prompt_inputs(opened, prompt, (), True), Sampling(), 24)
+        events = decode(opened.model, [request], opened.tokenizer, lambda model: Stepper(model, keeper))
+        return "".join(event.text for event in events)
+
+    def ask(prompt: str) -> str:
+        answer = server.client.completions.create(model="tiny", prompt=prompt, temperature=0, max_tokens=24)
+        return answer.choices[0].text
+
+    expected = [alone(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(4) as crowd:
+        assert list(crowd.map(ask, prompts)) == list(crowd.map(ask, prompts)) == expected
+    (card,) = server.client.models.list().data
+    assert card.gossamer["kv"]["budget"] == 24
+    assert "less than all" in card.gossamer["prefix_cache"]["off"]
 
 
 def test_text_is_continued_as_the_engine_does(serve, lm) -> None:

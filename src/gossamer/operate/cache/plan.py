@@ -2,6 +2,7 @@
 
 import inspect
 import typing
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -88,26 +89,33 @@ class KeyValues:
 
     @classmethod
     def parse(cls, text: str) -> "KeyValues":
-        """From `NAME` or `NAME:SETTING=VALUE,…`, as `snapkv:budget=512,bits=8`: the settings are those of this class
-        and of the policy, `full` is none. Raises `SettingError` for what is not known."""
+        """From `NAME` or `NAME:SETTING=VALUE,…`, as `snapkv:budget=512,bits=8` (see `named`)."""
         name, _, rest = text.partition(":")
+        parts = [part.partition("=") for part in filter(None, rest.split(","))]
+        return cls.named(name, {key: value for key, _, value in parts}, "--kv")
+
+    @classmethod
+    def named(cls, name: str, settings: Mapping[str, Any], where: str) -> "KeyValues":
+        """The policy of that name, `full` for none, with settings of this class and of its own.
+
+        Raises `SettingError`, which says `where` they stand, for what is not known.
+        """
         if name not in ("full", *POLICIES):
-            raise SettingError(f"--kv {name!r} is not known: give {', '.join(['full', *POLICIES])}")
+            raise SettingError(f"{where} {name!r} is not known: give {', '.join(['full', *POLICIES])}")
         kinds = [cls, POLICIES[name]] if name in POLICIES else [cls]
         types = {key: (kind, hint) for kind in kinds for key, hint in typing.get_type_hints(kind).items()}
         del types["policy"]
         given: dict[type, dict[str, Any]] = {kind: {} for kind in kinds}
-        for part in filter(None, rest.split(",")):
-            key, _, value = part.partition("=")
+        for key, value in settings.items():
             if key not in types:
-                raise SettingError(f"--kv {name} has no setting {key!r}: it takes {', '.join(types)}")
+                raise SettingError(f"{where} {name} has no setting {key!r}: it takes {', '.join(types)}")
             kind, hint = types[key]
-            given[kind][key] = _read(key, value, hint)
+            given[kind][key] = _read(f"{where} {key}", str(value), hint)
         if name == "full":
             evicting = [key for key in ("budget", "block", "pyramid") if key in given[cls]]
             if evicting:
                 raise SettingError(
-                    f"--kv full evicts nothing, so it has no {evicting[0]}: it takes bits, group, residual"
+                    f"{where} full evicts nothing, so it has no {evicting[0]}: it takes bits, group, residual"
                 )
             return cls(**given[cls])
         return cls(policy=POLICIES[name](**given[POLICIES[name]]), **given[cls])
@@ -192,7 +200,7 @@ def _check_serves(model: Any, evicts: bool) -> None:
         raise ModelError(f"{name} counts positions by what is in the cache: evicting would move all tokens")
 
 
-def _read(key: str, value: str, hint: Any) -> Any:
+def _read(what: str, value: str, hint: Any) -> Any:
     options = typing.get_args(hint)
     if typing.get_origin(hint) is Literal:
         return value
@@ -201,4 +209,4 @@ def _read(key: str, value: str, hint: Any) -> Any:
         return kind(value)
     except ValueError:
         expected = "a whole number" if kind is int else "a number"
-        raise SettingError(f"--kv {key}={value!r} is not possible: give {expected}") from None
+        raise SettingError(f"{what}={value!r} is not possible: give {expected}") from None

@@ -99,6 +99,7 @@ class Service:
             "family": opened.hierarchy.family,
             "fingerprint": opened.fingerprint,
             "engine": self._writer.engine,
+            "kv": None if self._writer.keeper is None else self._writer.keeper.described,
             "prefix_cache": {"off": prefixes.off} if prefixes.off else {"bytes": prefixes.limit},
             "context_tokens": context_of(opened.model),
             "images": getattr(opened.processor, "image_processor", None) is not None,

@@ -11,6 +11,7 @@ import uvicorn
 
 from gossamer.core.errors import DataError, SettingError
 from gossamer.core.runfolder import checkpoint_of
+from gossamer.operate.planned import cache_of, planned
 from gossamer.operate.serve.app import Limits, Service, build_app
 from gossamer.operate.writer import Engine, open_writer
 
@@ -23,19 +24,24 @@ def serve(
     say: Callable[[str, str], None],
     engine: Engine = "auto",
     on: str = "cpu",
+    kv: str | None = None,
 ) -> None:
     """Serves the model, or the checkpoint of the run folder, `ref`, until SIGINT or SIGTERM; a second one ends it at
-    once. `engine` and `on` say what runs it, and where (see `open_writer`).
+    once. `engine` and `on` say what runs it, and where (see `open_writer`), `kv` what is kept of past tokens (see
+    `cache_of`).
 
     `port` 0 takes a free one. `say` is given the address once requests are answered, and what else is to be known.
     Raises `SettingError` for an address that cannot be had, and what `open_writer` does.
     """
     listener = listen(host, port)
-    service = Service(open_writer(checkpoint_of(ref), engine, on), name_of(ref), limits)
+    plan = planned(ref)
+    service = Service(open_writer(checkpoint_of(ref), engine, on, cache_of(plan, kv)), name_of(ref), limits)
     address = listener.getsockname()
     shown = f"[{address[0]}]" if ":" in address[0] else address[0]
     off = service.worker.prefixes.off if limits.prefix_bytes else ""
     note = f"; what has been read is not kept for prompts that begin alike: {off}" if off else ""
+    if plan.speculation is not None:
+        note += f"; the server does not draft: the plan's speculation ({plan.speculation.do}) is for generate"
     server = Server(service, lambda: say(f"http://{shown}:{address[1]}", note))
     server.run([listener])
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from gossamer.engine.decode import Batch, Event, Request
 from gossamer.models.open import Opened
-from gossamer.operate.cache.prefixes import prefix_store
+from gossamer.operate.cache.prefixes import PrefixStore, prefix_store
 from gossamer.operate.writer import Writer
 
 PREFILL_TOKENS = 4096
@@ -61,7 +61,11 @@ class Worker(threading.Thread):
         self._stopping = False
         self._numbers = 0
         self.cache_bytes = 0
-        self.prefixes = prefix_store(writer.opened.model, writer.stepper_of, prefix_bytes)
+        self.prefixes = (
+            prefix_store(writer.opened.model, writer.stepper_of, prefix_bytes)
+            if writer.keeper is None
+            else PrefixStore(writer.opened.model, 0, "with --kv, less than all of it is there")
+        )
         self._running: dict[int, Job] = {}
         self._batch = self._new_batch()
         self._image_clock = _Clock(writer.opened)
