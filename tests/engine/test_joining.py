@@ -9,6 +9,9 @@ from tests.models.tiny import build
 
 from gossamer.core.errors import DataError, ModelError
 from gossamer.engine.decode import Batch, Request, decode
+from gossamer.engine.native.library import Engine
+from gossamer.engine.native.lower import lower
+from gossamer.engine.native.stepper import NativeStepper, Precision
 from gossamer.engine.sampling import Sampling
 from gossamer.engine.stepping import Stepper
 
@@ -53,6 +56,30 @@ def alone(model, prompt, count: int) -> list[int]:
     for _ in range(count - 1):
         one.step()
     return one.written[0]
+
+
+@pytest.mark.parametrize("engine", [Stepper, "native"])
+@pytest.mark.parametrize("name", ["gemma3", "llama", "mistral", "qwen2_vl"])
+def test_a_prompt_read_by_pieces_writes_what_it_writes_alone(name: str, engine) -> None:
+    model = lively(name)
+    steps = engine
+    if engine == "native":
+        program, threads = lower(model, dtype=torch.float32), Engine(1)
+        steps = lambda model: NativeStepper(program, model, threads, Precision(exact=True))  # noqa: E731
+    prompts = [{"input_ids": torch.arange(3, 3 + length)[None]} for length in (23, 5)]
+    expected = [alone(model, prompt, NEW) for prompt in prompts]
+    batch = Batch(model, stepper_of=steps)
+    events = batch.admit({0: Request(prompts[1], max_new_tokens=NEW, eos=frozenset())})
+    reading = batch.begin(1, Request(prompts[0], max_new_tokens=NEW, eos=frozenset()))
+    while reading.left:
+        assert len(batch) == 1
+        reading.read(9)
+        events += batch.step()
+    events += batch.enter(reading)
+    while len(batch):
+        events += batch.step()
+    found = [[event.token for event in events if event.request == number] for number in (1, 0)]
+    assert found == expected
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -110,13 +110,33 @@ class Batch:
         fresh = self._stepper_of(self._model)
         rows = [Row(*each, self._model, self._tokenizer, fresh.endless) for each in requests.items()]
         begun = {row.number: self._begun(row) for row in rows}
-        groups = [([row], *known) for row in rows if (known := begun[row.number]) is not None]
+        groups = [([reading.row], reading.steps, reading.read(None)) for reading in begun.values() if reading]
         unread = [row for row in rows if begun[row.number] is None]
         if unread:
-            groups.append((unread, fresh, 0, fresh.prefill([requests[row.number].inputs for row in unread])))
-        self.reused = {row.number: reused for some, _, reused, _ in groups for row in some}
-        events = [event for some, _, _, logits in groups for event in self._take(some, logits)]
-        for some, stepper, *_ in groups:
+            groups.append((unread, fresh, fresh.prefill([requests[row.number].inputs for row in unread])))
+        self.reused = {number: reading.reused if reading else 0 for number, reading in begun.items()}
+        return self._enter(groups)
+
+    def begin(self, number: int, request: Request) -> "Reading":
+        """A prompt of text alone that is going to be read piece by piece. Raises what `admit` raises."""
+        fresh = self._stepper_of(self._model)
+        row = Row(number, request, self._model, self._tokenizer, fresh.endless)
+        return self._begun(row) or Reading(row, fresh)
+
+    @torch.inference_mode()
+    def enter(self, reading: "Reading") -> list[Event]:
+        """Lets a prompt that has been read join the requests under way; its first token. Raises what `admit` raises."""
+        self.reused = {reading.row.number: reading.reused}
+        return self._enter([([reading.row], reading.steps, reading.logits)])
+
+    def _begun(self, row: "Row") -> "Reading | None":
+        """A sequence that need not read all of the row's prompt, if one is known."""
+        known = self._prefixes and self._prefixes.find(row.inputs)
+        return Reading(row, *known) if known else None
+
+    def _enter(self, groups: Sequence[tuple[list["Row"], Steps, torch.Tensor]]) -> list[Event]:
+        events = [event for some, _, logits in groups for event in self._take(some, logits)]
+        for some, stepper, _ in groups:
             going = self._going_on(some, stepper)
             if going and self._stepper is not None:
                 self._stepper.join(stepper)
@@ -124,14 +144,6 @@ class Batch:
                 self._stepper = stepper
             self._rows += going
         return events
-
-    def _begun(self, row: "Row") -> tuple[Steps, int, torch.Tensor] | None:
-        """A sequence that has read the row's prompt without reading all of it again, how much not, and the logits."""
-        known = self._prefixes and self._prefixes.find(row.inputs)
-        if not known:
-            return None
-        steps, reused = known
-        return steps, reused, steps.resume(torch.tensor([row.prompt[reused:]]))
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -166,6 +178,31 @@ class Batch:
         if stepper is not None and 0 < len(places) < len(rows):
             stepper.select(places)
         return [rows[place] for place in places]
+
+
+class Reading:
+    """The prompt of a row on its way into `steps`, which have read the first `reused` tokens of it already, apart from
+    the requests under way: what is read at once is read sooner, but they wait for it. `logits` (1, vocabulary) follow
+    the last token that was read."""
+
+    def __init__(self, row: "Row", steps: Steps, reused: int = 0) -> None:
+        self.row, self.steps, self.reused = row, steps, reused
+        self._read = reused
+        self.logits = torch.empty(0)
+
+    @property
+    def left(self) -> int:
+        """How many tokens are not read yet."""
+        return len(self.row.prompt) - self._read
+
+    @torch.inference_mode()
+    def read(self, most: int | None) -> torch.Tensor:
+        """Reads the next tokens, at most so many, or all that are left. Returns `logits`."""
+        end = len(self.row.prompt) if most is None else self._read + most
+        piece = torch.tensor([self.row.prompt[self._read : end]])
+        self.logits = self.steps.resume(piece) if self._read else self.steps.prefill([{"input_ids": piece}])
+        self._read += piece.shape[1]
+        return self.logits
 
 
 class Prefixes(Protocol):

@@ -12,7 +12,7 @@ from gossamer.engine.decode import Batch, Request
 from gossamer.engine.sampling import Sampling
 from gossamer.engine.stepping import Stepper
 from gossamer.evaluate.prompts import prompt_inputs
-from gossamer.operate.cache.prefixes import PrefixStore, prefix_store
+from gossamer.operate.cache.prefixes import PrefixStore, cannot_go_on
 from gossamer.operate.writer import Writer, open_writer
 
 STORY = "Once upon a time there was a little girl named Lily. She had a red ball that she liked very much."
@@ -22,6 +22,10 @@ ROOM = 10**8
 @pytest.fixture(scope="module", params=["torch", "native"])
 def writer(request) -> Writer:
     return open_writer("tiny-lm", request.param)
+
+
+def store_of(model, stepper_of, limit: int) -> PrefixStore:
+    return PrefixStore(model, limit, cannot_go_on(model, stepper_of))
 
 
 def written(server, prompt: str, tokens: int = 12) -> tuple[str, int, int]:
@@ -94,22 +98,22 @@ def run(writer: Writer, store: PrefixStore, *prompts: str, tokens: int = 4) -> l
 
 def test_memory_is_bounded_and_the_latest_stay(writer) -> None:
     model, prompts = writer.opened.model, [f"{name} {STORY}" for name in ("Tom", "Anna", "Ben")]
-    store = prefix_store(model, writer.stepper_of, ROOM)
+    store = store_of(model, writer.stepper_of, ROOM)
     run(writer, store, prompts[0])
     each = store.bytes
-    store = prefix_store(model, writer.stepper_of, 2 * each + each // 4)
+    store = store_of(model, writer.stepper_of, 2 * each + each // 4)
     run(writer, store, *prompts[:2])
     assert run(writer, store, prompts[0])[0] > 16, "used again: the other one is the oldest now"
     run(writer, store, prompts[2])
     assert store.bytes <= store.limit
     assert [count > 16 for count in run(writer, store, prompts[0], prompts[1])] == [True, False]
-    small = prefix_store(model, writer.stepper_of, each // 2)
+    small = store_of(model, writer.stepper_of, each // 2)
     assert run(writer, small, prompts[0], prompts[0]) == [0, 0]
     assert small.bytes == 0
 
 
 def test_what_another_one_begins_with_is_kept_once(writer) -> None:
-    store = prefix_store(writer.opened.model, writer.stepper_of, ROOM)
+    store = store_of(writer.opened.model, writer.stepper_of, ROOM)
     run(writer, store, STORY, tokens=1)
     assert len(store._kept) == 1
     run(writer, store, f"{STORY} And then", f"{STORY} And then they all went home.", tokens=1)
@@ -123,6 +127,6 @@ def test_a_model_that_cannot_go_back_keeps_nothing_and_says_why() -> None:
 
     torch.manual_seed(0)
     config = transformers.RwkvConfig(vocab_size=64, hidden_size=16, num_hidden_layers=2, attention_hidden_size=16)
-    store = prefix_store(transformers.RwkvForCausalLM(config).eval(), Stepper, ROOM)
+    store = store_of(transformers.RwkvForCausalLM(config).eval(), Stepper, ROOM)
     assert "cannot go back" in store.off
     assert store.find({"input_ids": torch.ones(1, 40, dtype=torch.long)}) is None

@@ -231,6 +231,77 @@ def test_who_leaves_frees_a_place(serve, lm, gate) -> None:
     assert served.client.completions.create(model="tiny", prompt=PROMPT, max_tokens=1).usage.completion_tokens == 1
 
 
+LONG = " ".join([PROMPT, *(f"there were {number} kings" for number in range(20))])
+
+
+def test_others_write_on_between_the_pieces_of_a_long_prompt(serve, lm, gate, monkeypatch) -> None:
+    monkeypatch.setattr("gossamer.operate.serve.worker.PIECE_TOKENS", 16)
+    length = prompt_inputs(lm, LONG, raw=True)["input_ids"].shape[1]
+    served = serve(lm, batch=3, prefix_bytes=10**8)
+    expected = [alone(lm, PROMPT, tokens=60), alone(lm, LONG), alone(lm, "The dog")]
+    passes: list[tuple[int, int]] = []
+    with before_each_pass(lm, lambda module, args, given: passes.append(tuple(given["input_ids"].shape))):
+        asked = {"model": "tiny", "temperature": 0}
+        stream = served.client.completions.create(**asked, prompt=PROMPT, max_tokens=60, stream=True)
+        told = [next(iter(stream)).choices[0].text]
+        gate.close()
+        with ThreadPoolExecutor(2) as pool:
+            long = pool.submit(served.client.completions.create, **asked, prompt=LONG, max_tokens=12)
+            until(lambda: served.service.worker.waiting == 1)
+            short = pool.submit(served.client.completions.create, **asked, prompt="The dog", max_tokens=12)
+            until(lambda: served.service.worker.waiting == 2)
+            gate.open()
+            found = [each.result().choices[0].text for each in (long, short)]
+        assert ["".join(told + [piece.choices[0].text for piece in stream]), *found] == expected
+        pieces = [at for at, (_, tokens) in enumerate(passes) if tokens == 16]
+        assert len(pieces) == length // 16
+        assert all(passes[at + 1] == (1, 1) for at in pieces[:-1]), "one step of the other"
+        assert max(tokens for _, tokens in passes) == 16
+        passes.clear()
+        again = served.client.completions.create(**asked, prompt=f"{LONG} who had a dog", max_tokens=2)
+        assert again.usage.prompt_tokens_details.cached_tokens >= length - 1
+        assert max(tokens for _, tokens in passes) <= 16
+
+
+@pytest.mark.parametrize("end", ["leaves", "fails"])
+def test_a_long_prompt_that_ends_half_read_disturbs_nobody(serve, lm, gate, monkeypatch, end: str) -> None:
+    monkeypatch.setattr("gossamer.operate.serve.worker.PIECE_TOKENS", 16)
+    served = serve(lm, batch=2)
+    third = threading.Event()
+
+    def look(module, args, given) -> None:
+        look.pieces += given["input_ids"].shape[1] == 16
+        if look.pieces == 3 and given["input_ids"].shape[1] == 16:
+            third.set()
+            gate.close()
+            gate.wait()
+            if end == "fails":
+                raise RuntimeError("broken pass")
+
+    look.pieces = 0
+    asked = {"model": "tiny", "temperature": 0}
+    with before_each_pass(lm, look), ThreadPoolExecutor(1) as pool:
+        stream = served.client.completions.create(**asked, prompt=PROMPT, max_tokens=60, stream=True)
+        told = [next(iter(stream)).choices[0].text]
+        impatient = served.client.with_options(timeout=2 if end == "leaves" else 60)
+        long = pool.submit(impatient.completions.create, **asked, prompt=LONG, max_tokens=12)
+        assert third.wait(60)
+        if end == "leaves":
+            with pytest.raises(openai.APITimeoutError):
+                long.result()
+            until(lambda: served.service.open == 1)
+        gate.open()
+        if end == "fails":
+            with pytest.raises(openai.InternalServerError, match="broken pass"):
+                long.result()
+        assert "".join(told + [piece.choices[0].text for piece in stream]) == alone(lm, PROMPT, tokens=60)
+    assert look.pieces == 3
+    until(lambda: served.service.worker.running == 0)
+    assert served.client.completions.create(**asked, prompt="The dog", max_tokens=12).choices[0].text == alone(
+        lm, "The dog"
+    )
+
+
 def test_a_stop_lets_the_running_end_and_turns_others_away(serve, lm, gate) -> None:
     served = serve(lm)
     stream = served.client.completions.create(model="tiny", prompt=PROMPT, temperature=0, max_tokens=12, stream=True)

@@ -46,12 +46,12 @@ class PrefixStore:
 
     A past serves up to the first token that differs; images must all be the same, bit by bit, and a common token must
     stand behind them. What is read after it is read as it would be anew, up to the rounding of sums that are split in
-    another way. `off` says why nothing is kept, if so.
+    another way. `off` says why nothing is kept, if so (see `cannot_go_on`); without room nothing is.
     """
 
     def __init__(self, model: nn.Module, limit: int, off: str = "") -> None:
         self._config: Any = model.config
-        self.limit, self.off = limit, off
+        self.limit, self.off = limit, off or "not wanted" * (not limit)
         self._kept: list[_Kept] = []
 
     @property
@@ -108,13 +108,12 @@ class PrefixStore:
         return tokens, int(places[-1]) + 1 if len(places) else 0, images
 
 
-def prefix_store(model: nn.Module, stepper_of: StepperOf, limit: int) -> PrefixStore:
-    """A store of `limit` bytes for a model, which is off if 0, or if the model cannot go back in what it has read."""
-    if not limit:
-        return PrefixStore(model, 0, "not wanted")
+def cannot_go_on(model: nn.Module, stepper_of: StepperOf) -> str:
+    """Why a prompt cannot be read from the middle on, behind what a copy of another sequence has read; empty if it
+    can."""
     config: Any = model.config
     if getattr(config.get_text_config(decoder=True), "use_bidirectional_attention", None):
-        return PrefixStore(model, 0, "early tokens of this model see later ones")
+        return "early tokens of this model see later ones"
     try:
         with torch.inference_mode():
             steps = stepper_of(model)
@@ -123,5 +122,5 @@ def prefix_store(model: nn.Module, stepper_of: StepperOf, limit: int) -> PrefixS
             one.rewind(2)
             one.resume(torch.zeros(1, 2, dtype=torch.long))
     except GossamerError as error:
-        return PrefixStore(model, 0, str(error))
-    return PrefixStore(model, limit)
+        return str(error)
+    return ""

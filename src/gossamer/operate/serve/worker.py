@@ -8,13 +8,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from gossamer.engine.decode import Batch, Event, Request
+from gossamer.engine.decode import Batch, Event, Reading, Request
 from gossamer.models.open import Opened
-from gossamer.operate.cache.prefixes import PrefixStore, prefix_store
+from gossamer.operate.cache.prefixes import PrefixStore, cannot_go_on
 from gossamer.operate.writer import Writer
 
 PREFILL_TOKENS = 4096
-"""Prompts are read together up to so many tokens, padding included: what is under way waits for no more than that."""
+"""Prompts are read together up to so many tokens, padding included."""
+PIECE_TOKENS = 256
+"""Of a longer prompt so many tokens are read between two steps of what is under way, which waits for no more than that
+(chunked prefill: Agrawal et al. 2024, Sarathi-Serve, arXiv:2403.02310)."""
 
 Said = Event | Exception
 """What comes of a request: its tokens, or, once, why it ended without."""
@@ -61,12 +64,13 @@ class Worker(threading.Thread):
         self._stopping = False
         self._numbers = 0
         self.cache_bytes = 0
-        self.prefixes = (
-            prefix_store(writer.opened.model, writer.stepper_of, prefix_bytes)
-            if writer.keeper is None
-            else PrefixStore(writer.opened.model, 0, "with --kv, less than all of it is there")
-        )
+        model = writer.opened.model
+        keeps_part = writer.keeper is not None
+        off = "with --kv, less than all of it is there" if keeps_part else cannot_go_on(model, writer.stepper_of)
+        self.prefixes = PrefixStore(model, prefix_bytes, off)
+        self._by_pieces = not off
         self._running: dict[int, Job] = {}
+        self._entering: tuple[Job, Reading] | None = None
         self._batch = self._new_batch()
         self._image_clock = _Clock(writer.opened)
 
@@ -78,7 +82,7 @@ class Worker(threading.Thread):
     @property
     def running(self) -> int:
         """How many requests are under way."""
-        return len(self._running)
+        return len(self._running) + (self._entering is not None)
 
     def submit(self, job: Job) -> None:
         """Puts a request behind those that wait."""
@@ -107,14 +111,22 @@ class Worker(threading.Thread):
     def _loop(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._running or self._stopping)
-                if not self._waiting and not self._running:
+                self._changed.wait_for(lambda: self._waiting or self.running or self._stopping)
+                if not self._waiting and not self.running:
                     return
                 gone = {number for number, job in self._running.items() if job.cancelled}
-                fresh = self._next_in_line(self._most - len(self._running) + len(gone))
+                if self._entering is not None and self._entering[0].cancelled:
+                    self._entering = None
+                room = self._most - len(self._running) + len(gone)
+                fresh = self._next_in_line(room) if self._entering is None else []
             if self._running:
                 self._step(gone)
-            self._admit(fresh)
+            if fresh and self._long(fresh[0]):
+                self._begin(fresh[0])
+            else:
+                self._admit(fresh)
+            if self._entering is not None:
+                self._read_on(*self._entering)
             self._measure()
 
     def _measure(self) -> None:
@@ -131,9 +143,12 @@ class Worker(threading.Thread):
         found: list[Job] = []
         while self._waiting and len(found) < room:
             longest = max(job.prompt_tokens for job in [*found, self._waiting[0]])
-            if found and longest * (len(found) + 1) > PREFILL_TOKENS:
+            alone = self._long(self._waiting[0])
+            if found and (alone or longest * (len(found) + 1) > PREFILL_TOKENS):
                 break
             found.append(self._waiting.popleft())
+            if alone:
+                break
         return found
 
     def _admit(self, jobs: Sequence[Job]) -> None:
@@ -159,6 +174,39 @@ class Worker(threading.Thread):
         for number, job in numbered.items():
             job.reused = self._batch.reused[number]
             job.image_s = clock.seconds if "pixel_values" in job.request.inputs else 0.0
+        self._tell(events)
+
+    def _long(self, job: Job) -> bool:
+        """Whether a prompt is read by pieces: text alone, longer than one of them."""
+        inputs = job.request.inputs
+        if not self._by_pieces or job.prompt_tokens <= PIECE_TOKENS or inputs.keys() - {"input_ids", "attention_mask"}:
+            return False
+        return "attention_mask" not in inputs or bool(inputs["attention_mask"].all())
+
+    def _begin(self, job: Job) -> None:
+        job.started = time.monotonic()
+        try:
+            self._entering = job, self._batch.begin(self._numbers, job.request)
+        except Exception as error:
+            self._deliver([(job, error)])
+        self._numbers += 1
+
+    def _read_on(self, job: Job, reading: Reading) -> None:
+        """Reads the next piece of a long prompt; after the last one it joins what is under way."""
+        number, events = reading.row.number, []
+        try:
+            reading.read(PIECE_TOKENS if self._running else PREFILL_TOKENS)
+            if reading.left:
+                return
+            self._entering = None
+            self._running[number] = job
+            events = self._batch.enter(reading)
+        except Exception as error:
+            self._entering = None
+            self._running.pop(number, None)
+            self._deliver([(job, error)])
+            return
+        job.reused = reading.reused
         self._tell(events)
 
     def _step(self, gone: Container[int]) -> None:
