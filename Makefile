@@ -19,7 +19,7 @@ help:
 	@echo 'make lint      ruff, mypy and import-linter;  make format  applies ruff'
 	@echo 'make test-all  the tests with the slow ones'
 	@echo 'make bench     every benchmark, then the table in README.md'
-	@echo 'make tools     Debian packages for optional checks (a browser for the report, an emulated ARM for the engine)'
+	@echo 'make tools     Debian packages for optional checks (a browser, more hardware tools, an emulated ARM)'
 	@echo 'make lock      requirements.lock anew, from the ranges in pyproject.toml'
 	@echo 'make clean     removes caches and build products; keeps runs/ and $(VENV)'
 
@@ -69,8 +69,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/readme_table.py
 
 # Optional programs. Installed where this can be done (root and apt-get), otherwise named.
-TOOL_PACKAGES := chromium qemu-user g++-aarch64-linux-gnu
-TOOL_PROGRAMS := chromium qemu-aarch64 aarch64-linux-gnu-g++
+TOOL_PACKAGES := chromium iverilog opensta qemu-user g++-aarch64-linux-gnu
+TOOL_PROGRAMS := chromium iverilog sta qemu-aarch64 aarch64-linux-gnu-g++
 tools:
 	@missing=''; for tool in $(TOOL_PROGRAMS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	if [ -z "$$missing" ]; then echo 'Everything is there: $(TOOL_PROGRAMS)'; \

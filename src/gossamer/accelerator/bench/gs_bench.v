@@ -32,6 +32,7 @@ module gs_bench;
   wire [BUS_BYTES-1:0] m_wstrb;
   reg m_rvalid = 0, m_rlast = 0, m_bvalid = 0;
   reg [8*BUS_BYTES-1:0] m_rdata = 0;
+  reg reading = 0, writing = 0;
 
   gossamer_engine engine (
       .clk_i(clk),
@@ -82,7 +83,6 @@ module gs_bench;
   );
 
   // ---- the outer memory: one burst at a time each way
-  reg reading = 0, writing = 0;
   reg [31:0] read_word = 0, write_word = 0;
   reg [8:0] read_left = 0;
   reg [7:0] wait_q = 0;

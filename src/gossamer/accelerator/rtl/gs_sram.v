@@ -17,6 +17,17 @@ module gs_sram #(
   reg [8*BYTES-1:0] data_q;
   integer i;
 
+`ifndef SYNTHESIS
+`ifndef FORMAL
+`ifndef VERILATOR
+  // Nothing is written into rows that fill up a tile. What stands there is multiplied by zero, which simulators that know
+  // the state X do not take for zero.
+  integer word;
+  initial for (word = 0; word < WORDS; word = word + 1) mem[word] = {(BYTES / 4 + 1) {$random}};
+`endif
+`endif
+`endif
+
   always @(posedge clk_i)
     if (en_i) begin
       if (write_i) begin

@@ -79,7 +79,8 @@ module gs_store #(
   wire [31:0] edge_words = (32'd1 << WITHIN) - {{(32 - WITHIN) {1'b0}}, in_burst};
   wire [31:0] length = rows ? 32'd0 : (words_left < edge_words ? words_left : edge_words) - 32'd1;
   wire unused = &{1'b0, instruction_i, length};
-  wire room, step = state_q == RUN && room;
+  wire room;
+  wire step = state_q == RUN && room;
 
   always @(posedge clk_i)
     if (rst_i) state_q <= REST;
@@ -156,7 +157,8 @@ module gs_store #(
   reg [1:0] put_q, take_q;
   reg [2:0] held_q;
   reg aw_sent_q, w_sent_q;
-  wire opens, filled = held_q != 0;
+  wire opens;
+  wire filled = held_q != 0;
   assign {opens, w_last_o, aw_length_o, aw_address_o, w_bytes_o, w_data_o} = queue_q[take_q];
   assign aw_valid_o = filled && opens && !aw_sent_q;
   assign w_valid_o = filled && !w_sent_q;
