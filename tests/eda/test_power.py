@@ -8,8 +8,9 @@ from rtl_files import fifo, mac, written
 from test_liberty import TINY, real_library
 
 from gossamer.core.errors import SettingError
+from gossamer.eda import tools
 from gossamer.eda.liberty import read_liberty
-from gossamer.eda.power import METHOD, estimate_power
+from gossamer.eda.power import METHODS, estimate_power
 
 MHZ = 1e6
 
@@ -17,7 +18,7 @@ MHZ = 1e6
 def test_a_toggling_register_by_hand(tmp_path: Path) -> None:
     text = "module top(input clk, input d, output q);\n  reg r;\n"
     design = written(tmp_path, text + "  always @(posedge clk) r <= d;\n  assign q = ~r;\nendmodule\n")
-    moving = estimate_power(design, TINY, {"d": np.arange(3001) % 2}, 100 * MHZ)
+    moving = estimate_power(design, TINY, {"d": np.arange(3001) % 2}, 100 * MHZ, by="liberty")
     cells = read_liberty(TINY).cells
     # d toggles each cycle, so does the register, which drives the inverter
     rate = 2999 / 3000  # its first value is the one it starts with
@@ -25,10 +26,10 @@ def test_a_toggling_register_by_hand(tmp_path: Path) -> None:
     assert moving.internal_w == pytest.approx((cells["DFF"].energy + cells["INV"].energy) * 100 * MHZ * rate)
     assert moving.clock_w == pytest.approx((2 * cells["DFF"].clock_energy + 3e-15 * 1.5**2) * 100 * MHZ)
     assert moving.leakage_w == pytest.approx(cells["DFF"].leakage + cells["INV"].leakage)
-    still = estimate_power(design, TINY, {"d": np.zeros(100, int)}, 100 * MHZ)
+    still = estimate_power(design, TINY, {"d": np.zeros(100, int)}, 100 * MHZ, by="liberty")
     assert (still.switching_w, still.internal_w, still.activity) == (0, 0, 0)
     assert (still.clock_w, still.leakage_w) == (moving.clock_w, moving.leakage_w)
-    assert still.method == METHOD
+    assert still.method == METHODS["liberty"]
 
 
 def operands(scale: int) -> dict[str, np.ndarray]:
@@ -36,6 +37,33 @@ def operands(scale: int) -> dict[str, np.ndarray]:
     ones, zeros = np.ones(500, int), np.zeros(500, int)
     a, b = random.integers(-scale, scale, (2, 500))
     return {"rst": zeros, "en": ones, "clear": ones, "a": a, "b": b}
+
+
+@pytest.mark.skipif(not tools.available("opensta"), reason="needs OpenSTA: make tools")
+def test_opensta_sums_up_the_same_toggles(tmp_path: Path) -> None:
+    """Charging the loads is the same sum; inside cells its tables are read at the slews and loads of this netlist."""
+    text = "module top(input clk, input d, output q);\n  reg r;\n"
+    design = written(tmp_path, text + "  always @(posedge clk) r <= d;\n  assign q = ~r;\nendmodule\n")
+    columns = {"d": np.arange(3001) % 3 == 0}
+    mine, other = (estimate_power(design, TINY, columns, 100 * MHZ, by=by) for by in ("liberty", "opensta"))
+    assert (mine.method, other.method) == tuple(METHODS.values())
+    assert other.activity == mine.activity > 0
+    assert other.switching_w == pytest.approx(mine.switching_w, rel=1e-3)
+    assert other.leakage_w == pytest.approx(mine.leakage_w, rel=1e-3)
+    assert other.internal_w + other.clock_w == pytest.approx(mine.internal_w + mine.clock_w, rel=0.5)
+    still = estimate_power(design, TINY, {"d": np.zeros(100, int)}, 100 * MHZ, by="opensta")
+    assert still.switching_w == 0 < still.total_w < other.total_w
+
+
+@pytest.mark.skipif(not tools.available("opensta"), reason="needs OpenSTA: make tools")
+def test_opensta_on_a_real_process() -> None:
+    """It adds wires by the library's model of them, and may count both edges: more, but no other magnitude."""
+    mine, other = (
+        estimate_power(mac(), real_library(), operands(128), 100 * MHZ, by=by) for by in ("liberty", "opensta")
+    )
+    assert mine.leakage_w == pytest.approx(other.leakage_w, rel=0.05)
+    assert mine.switching_w < other.switching_w < 4 * mine.switching_w
+    assert mine.total_w < other.total_w < 4 * mine.total_w
 
 
 def test_larger_operands_cost_more_and_frequency_scales() -> None:
@@ -52,6 +80,8 @@ def test_what_has_no_answer_is_refused(tmp_path: Path) -> None:
         estimate_power(fifo(AW=8), TINY, {"push": [0, 1]}, MHZ)
     with pytest.raises(SettingError, match="toggles need two or more"):
         estimate_power(fifo(), TINY, {"push": [0]}, MHZ)
+    with pytest.raises(SettingError, match="choose liberty or opensta"):
+        estimate_power(fifo(), TINY, {"push": [0, 1]}, MHZ, by="guess")
     with pytest.raises(SettingError, match="frequency_hz is 0"):
         estimate_power(fifo(), TINY, {"push": [0, 1]}, 0)
 

@@ -10,7 +10,6 @@ of a model that is nearly always sure: they rest on the few tokens where it is n
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -50,9 +49,9 @@ def weigh_tokens(
     found: list[dict[str, Tensor]] = []
     with _differentiable(model, hierarchy, memory) as starts:
         for batch in batches:
-            rows = [_weighed(model, layers, rows, starts, draw) for rows in _parts(batch, _width(model))]
-            shared = set.intersection(*(set(row) for row in rows))
-            found.append({path: torch.cat([row[path] for row in rows]) for path in shared})
+            parts = [_weighed(model, layers, part, starts, draw) for part in _parts(batch, _width(model))]
+            shared = set.intersection(*(set(part) for part in parts))
+            found.append({path: torch.cat([part[path] for part in parts]) for path in shared})
     return _normalised(found)
 
 
@@ -136,12 +135,7 @@ def _parts(batch: Batch, width: int) -> Iterator[Batch]:
         yield batch
         return
     longest = max(value.shape[1] for value in batch.inputs.values())
-    count = max(1, PREDICTIONS // (longest * width))
-    for first in range(0, batch.size, count):
-        rows = slice(first, first + count)
-        inputs = {name: value[rows] for name, value in batch.inputs.items()}
-        labels = batch.labels[rows] if len(batch.labels) == batch.size else batch.labels
-        yield replace(batch, inputs=inputs, labels=labels, indices=batch.indices[rows])
+    yield from batch.parts(max(1, PREDICTIONS // (longest * width)))
 
 
 def _normalised(found: Sequence[dict[str, Tensor]]) -> Weights:

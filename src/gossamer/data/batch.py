@@ -1,5 +1,6 @@
 """What a model is fed and what is expected of it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,3 +26,13 @@ class Batch:
     def size(self) -> int:
         """Examples in the batch."""
         return len(self.indices)
+
+    def parts(self, rows: int) -> "Iterator[Batch]":
+        """The batch in parts of so many examples. What is not laid out by example goes with every part."""
+        for first in range(0, self.size, rows):
+            part = slice(first, first + rows)
+            inputs = {name: self._of(value, part) for name, value in self.inputs.items()}
+            yield Batch(inputs, self._of(self.labels, part), self.indices[part])
+
+    def _of(self, value: "Tensor", part: slice) -> "Tensor":
+        return value[part] if value.dim() and len(value) == self.size else value

@@ -61,7 +61,7 @@ class Ran:
 
 
 def find(name: str) -> Tool:
-    """One of verilator, yosys, icarus, vvp, slang and compiler. Raises `ToolError` that says how to get it."""
+    """One of verilator, yosys, icarus, vvp, slang, opensta and compiler. Raises `ToolError` that says how to get it."""
     locate, hint = _TOOLS[name]
     tool = locate()
     if tool is None:
@@ -198,5 +198,6 @@ _TOOLS: Mapping[str, tuple[Callable[[], Tool | None], str]] = {
     "icarus": (_path("iverilog", "icarus", "-V"), "install your system's package iverilog"),
     "vvp": (_path("vvp", "icarus", "-V"), "install your system's package iverilog"),
     "slang": (_slang, "pip install pyslang"),
+    "opensta": (_path("sta", "opensta", "-version"), "install your system's package opensta"),
     "compiler": (_compiler, "Verilator needs a C++ compiler: install g++ or clang++ (C++20)"),
 }

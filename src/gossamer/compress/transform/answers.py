@@ -72,15 +72,10 @@ def _divided(model: nn.Module, batches: Sequence[Batch], rows: int) -> Iterator[
         if batch.size <= rows or any(len(value) != batch.size for value in batch.inputs.values() if value.dim()):
             yield batch
             continue
-        parts = [_part(batch, slice(first, first + rows)) for first in range(0, batch.size, rows)]
+        parts = list(batch.parts(rows))
         if apart is None:
             apart = _apart(model, batch, parts[-1])
         yield from parts if apart else [batch]
-
-
-def _part(batch: Batch, rows: slice) -> Batch:
-    inputs = {name: value[rows] if value.dim() else value for name, value in batch.inputs.items()}
-    return Batch(inputs, batch.labels, batch.indices[rows])
 
 
 def _apart(model: nn.Module, batch: Batch, last: Batch) -> bool:
