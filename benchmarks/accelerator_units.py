@@ -12,23 +12,16 @@ is the area of the smallest two-input NAND of either library, 0.798 and 7.2576 Â
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
 from accelerator_area import sg13g2
 from gossamer.accelerator.area import AREAS, units_um2
 from gossamer.accelerator.engine_files import ENGINES
-from gossamer.accelerator.quantize.quantize import examples_of
+from gossamer.accelerator.power import Operands, cell_power, random_operands, real_operands
 from gossamer.accelerator.simulate import sources
 from gossamer.accelerator.synthesis import SRAM_UM2_PER_BIT, synthesize_job
 from gossamer.core.files import write_json, write_text
 from gossamer.eda.design import Design
 from gossamer.eda.liberty import read_liberty
-from gossamer.eda.power import estimate_power
 from gossamer.eda.synthesise import synthesise
-from gossamer.evaluate.tasks import open_task
-from gossamer.models.open import open_model
 
 RESULTS = Path(__file__).resolve().parent / "results" / "accelerator_units"
 COMMAND = "python benchmarks/accelerator_units.py"
@@ -45,7 +38,7 @@ SWIFTTRON_UM2: dict[str, tuple[float, ...]] = {
 SWIFTTRON_NS = 14.9
 """Its longest path in Nangate45: a 32-bit division in one cycle."""
 TABLE_BITS = 256 * 8
-HERTZ, CYCLES = 100e6, 3000
+HERTZ, DEPTH = 100e6, 8
 
 
 def main() -> None:
@@ -70,7 +63,10 @@ def main() -> None:
     ]
     engine = {goal: synthesize_job(ENGINE, liberty, goal) for goal in ("area", "delay")}
     modelled = sum(units_um2(ENGINES.load(ENGINE), AREAS.load("sg13g2")).values())
-    joules = {"random operands": cell_pj(liberty, *random_operands()), "tiny-lm": cell_pj(liberty, *real_operands())}
+    joules = {
+        "random operands": mac_pj(liberty, random_operands(DEPTH)),
+        "tiny-lm": mac_pj(liberty, real_operands(DEPTH)),
+    }
     splits = {depth: area("gs_cell", DEPTH=depth) / area("gs_cell", DEPTH=depth, FOUR_BIT=0) for depth in (4, 8, 16)}
     write_json(
         RESULTS.with_suffix(".json"),
@@ -86,48 +82,9 @@ def main() -> None:
     write_text(RESULTS.with_suffix(".md"), "\n".join(told(units, splits, joules, engine, modelled)) + "\n")
 
 
-def cell_pj(liberty: Path, left: NDArray[np.int8], right: NDArray[np.int8], chunks: int) -> float:
-    """Picojoules of one of a cell's 8 products and its share of the rest, on operands (cycles, 8), `chunks` a tile."""
-    cycles = len(left)
-    at = np.arange(cycles) % chunks
-    bits = np.zeros((cycles, 96), np.uint8)  # eight operands of nine bits, in words of 32
-    bits[:, :72] = (left.astype(np.int64)[:, :, None] >> np.arange(9) & 1).reshape(cycles, 72)
-    words = np.packbits(bits, axis=1, bitorder="little").view(np.uint32)
-    inputs = {
-        "a_i": words,
-        "w_i": np.ascontiguousarray(right).view(np.uint64).ravel(),
-        "add_i": np.ones(cycles, int),
-        "first_i": (at == 1 % chunks).astype(int),
-        "last_i": (at == 0).astype(int),
-        **{name: np.zeros(cycles, int) for name in ("four_bit_i", "drain_i", "low_i", "high_i")},
-        "scale_i": np.ones(cycles, int),
-    }
-    design = Design(sources(), "gs_cell", {"DEPTH": 8, "FOUR_BIT": 1})
-    return estimate_power(design, liberty, inputs, HERTZ, clock="clk_i").total_w / HERTZ / 8 * 1e12
-
-
-def random_operands() -> tuple[NDArray[np.int8], NDArray[np.int8], int]:
-    """Even bytes, 24 chunks a tile."""
-    left, right = np.random.default_rng(0).integers(-128, 128, (2, CYCLES, 8)).astype(np.int8)
-    return left, right, 24
-
-
-def real_operands() -> tuple[NDArray[np.int8], NDArray[np.int8], int]:
-    """What a cell sees of a matrix of tiny-lm: rows of its inputs by one column of weights, both rounded to 8 bits."""
-    opened = open_model("tiny-lm")
-    seen: list[torch.Tensor] = []
-    layer = opened.model.model.layers[2].mlp.up_proj
-    handle = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
-    task = open_task("text", opened.defaults["data"], opened, limit=1)
-    with torch.no_grad():
-        opened.model(examples_of(task, 1)[0]["input_ids"][None])
-    handle.remove()
-    rows = seen[0].flatten(0, -2)
-    width = rows.shape[1] // 8 * 8
-    left = (rows[:, :width] / rows.abs().max() * 127).round().to(torch.int8).numpy().reshape(-1, 8)[:CYCLES]
-    column = layer.weight[0, :width].detach()
-    right = (column / column.abs().max() * 127).round().to(torch.int8).numpy().reshape(-1, 8)
-    return left, np.tile(right, (-(-len(left) // len(right)), 1))[: len(left)], len(right)
+def mac_pj(liberty: Path, operands: Operands) -> float:
+    """Picojoules of one of a cell's products and its share of the rest."""
+    return 1e12 * cell_power(ENGINES.load(ENGINE), liberty, operands, HERTZ).total_w / HERTZ / DEPTH
 
 
 def told(

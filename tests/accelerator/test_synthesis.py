@@ -30,4 +30,9 @@ def test_a_whole_engine_is_synthesised(tmp_path: Path) -> None:
     assert result["units"]["gs_gemm"]["area_um2"] > cells["instances"] * cells["area_um2"]
     assert result["logic_area_um2"] > sum(unit["area_um2"] for unit in result["units"].values())
     assert result["sram_bits"] == sum(memory_bits(LEAST).values())
+    power = result["power"]["estimated"]
+    assert power["frequency_mhz"] == pytest.approx(1e3 / result["critical_path_ns"])
+    assert power["array_mw"] == pytest.approx(sum(power["array_parts_mw"].values()))
+    macs = LEAST.rows * LEAST.columns * LEAST.depth
+    assert power["pj_per_mac"] * macs * power["frequency_mhz"] * 1e-3 == pytest.approx(power["array_mw"])
     assert result["critical_path_ns"] > max(module["path_ns"] or 0 for module in result["modules"].values()) > 0

@@ -1,10 +1,11 @@
-"""Area and timing of an engine: its units as gates of a liberty file's cells, its memories apart."""
+"""Area, timing and power of an engine: its units as gates of a liberty file's cells, its memories apart."""
 
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from gossamer.accelerator.engine_files import ENGINES
+from gossamer.accelerator.power import array_power
 from gossamer.accelerator.simulate import parameters, sources
 from gossamer.core.progress import SILENT, Progress
 from gossamer.eda.design import Design
@@ -29,7 +30,8 @@ compiler's figures before tape-out."""
 
 def synthesize_job(config: str, liberty: Path, goal: Goal = "area", progress: Progress = SILENT) -> dict[str, Any]:
     """Area by unit, cells, critical path and memories of the engine `config` in the cells of `liberty`, which are
-    chosen for the least area, or made larger for the least delay.
+    chosen for the least area, or made larger for the least delay; and the power of its array at that path's clock, on
+    a trained model's operands (see `array_power`).
 
     Raises:
         GossamerError: an engine or liberty file that is none, a tool that is missing.
@@ -39,6 +41,8 @@ def synthesize_job(config: str, liberty: Path, goal: Goal = "area", progress: Pr
     found = synthesise(Design(sources(), "gs_top", parameters(engine)), liberty, goal=goal, seconds=7200)
     slow = found.slowest
     bits = sum(use.bits for use in found.srams)
+    progress.say("simulating a cell's gates")
+    power = array_power(engine, liberty, 1e9 / found.critical_path_ns)
     return {
         "engine": engine.model_dump(),
         "liberty": liberty.name,
@@ -62,10 +66,12 @@ def synthesize_job(config: str, liberty: Path, goal: Goal = "area", progress: Pr
             {"module": use.module, "width": use.width, "depth": use.depth, "instances": use.instances}
             for use in found.srams
         ],
+        "power": power,
         "estimated": {"sram_area_um2": bits * SRAM_UM2_PER_BIT, "clock_mhz": 1e3 / found.critical_path_ns},
         "notes": [
             "paths end at module borders and have no wires: a bound, not a sign-off",
             f"SRAM area by an assumed {SRAM_UM2_PER_BIT} µm² a bit",
+            "power is the array's alone, all cells multiplying 8 bits in every cycle, without wires and clock tree",
         ],
     }
 

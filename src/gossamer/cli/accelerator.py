@@ -310,3 +310,8 @@ def draw_synthesis(result: Result) -> None:
     line(f"logic: {result['logic_area_um2'] / 1e6:.3f} mm², {result['sequential_percent']:.0f} % of it registers")
     line(f"longest path: {result['critical_path_ns']:.2f} ns in {result['critical_module']}")
     line(f"memories: {result['sram_bits'] / 8192:.0f} KiB, about {result['estimated']['sram_area_um2'] / 1e6:.2f} mm²")
+    power = result["power"]["estimated"]
+    line(
+        f"array on {result['power']['data']}: about {power['array_mw']:.0f} mW at {power['frequency_mhz']:.0f} MHz, "
+        f"{power['pj_per_mac']:.2f} pJ for a multiply-accumulate ({result['power']['method']})"
+    )
