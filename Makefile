@@ -69,8 +69,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/readme_table.py
 
 # Optional programs. Installed where this can be done (root and apt-get), otherwise named.
-TOOL_PACKAGES := chromium iverilog opensta qemu-user g++-aarch64-linux-gnu
-TOOL_PROGRAMS := chromium iverilog sta qemu-aarch64 aarch64-linux-gnu-g++
+TOOL_PACKAGES := chromium iverilog qemu-user g++-aarch64-linux-gnu
+TOOL_PROGRAMS := chromium iverilog qemu-aarch64 aarch64-linux-gnu-g++
 tools:
 	@missing=''; for tool in $(TOOL_PROGRAMS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	if [ -z "$$missing" ]; then echo 'Everything is there: $(TOOL_PROGRAMS)'; \

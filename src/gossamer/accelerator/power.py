@@ -1,4 +1,4 @@
-"""The power of the array's cells while they multiply: their gates' toggles, on operands of a trained model or on any."""
+"""The power of the array's cells while they multiply: their gates' toggles on operands of a trained model."""
 
 from dataclasses import dataclass
 from pathlib import Path

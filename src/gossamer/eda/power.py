@@ -1,7 +1,7 @@
 """The power of a design's gates on given data: how often each wire toggles, times what the library says of it.
 
-The sum is done here, with energies at the low end of the library's slews and loads, or by OpenSTA, which reads them at
-each gate's own.
+OpenSTA does the sum where it is installed, with energies at each gate's slew and load, else this module does, with
+those at the low end of the library's.
 """
 
 import json
@@ -23,7 +23,7 @@ from gossamer.eda.model import Model
 from gossamer.eda.opensta import Activity, Watts
 from gossamer.eda.synthesise import synthesise
 
-Sum = Literal["liberty", "opensta"]
+Sum = Literal["auto", "liberty", "opensta"]
 METHODS = {"liberty": "estimated: toggles x liberty", "opensta": "estimated: OpenSTA on simulated toggles"}
 _ROWS = 1024
 """Cycles simulated at once: each takes a bit for every wire."""
@@ -55,20 +55,20 @@ def estimate_power(
     inputs: Mapping[str, ArrayLike],
     frequency_hz: float,
     clock: str = "clk",
-    by: Sum = "liberty",
+    by: Sum = "auto",
 ) -> Power:
     """The power at a clock frequency while the inputs run through: columns as for `Model.run`, of two cycles or more.
 
     The design is synthesised flat, and its gates are simulated. Not in it: glitches (gates have no delay here), the
     capacitance of wires, the clock's tree and gates, and whatever drives the inputs: silicon takes more. `by` says who
-    sums it up, this module or OpenSTA (see `opensta.power` for what its version 2.0 counts twice); `METHODS` has what the
-    result calls them.
+    sums it up: this module (`liberty`), OpenSTA, or by default OpenSTA where a version is installed that can (see
+    `opensta.usable`). `METHODS` has what the result calls them.
 
     Raises `SettingError` for a design whose memories are left out as SRAMs (estimate the units around them), too few
     cycles or a frequency that is none, and as `synthesise` and `Model` do.
     """
-    if by not in METHODS:
-        raise SettingError(f"by is {by!r}: choose {' or '.join(METHODS)}")
+    if by not in ("auto", *METHODS):
+        raise SettingError(f"by is {by!r}: choose auto, {' or '.join(METHODS)}")
     if not frequency_hz > 0:
         raise SettingError(f"frequency_hz is {frequency_hz}: give the clock's frequency in Hz")
     rows = {name: np.asarray(column) for name, column in inputs.items()}
@@ -89,7 +89,7 @@ def estimate_power(
     moving = [count for bit, count in changes.items() if bit not in _clocks(netlist, clock)]
     activity = sum(moving) / len(moving) if moving else 0.0
     library = read_liberty(liberty)
-    if by == "liberty":
+    if by == "liberty" or (by == "auto" and not opensta.usable()):
         switching, internal, ticking, leakage = _by_liberty(netlist, library, changes, clock)
         watts = (switching * frequency_hz, internal * frequency_hz, ticking * frequency_hz)
         return Power(*watts, leakage, activity, cycles, METHODS["liberty"])
