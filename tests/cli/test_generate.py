@@ -185,7 +185,7 @@ def test_a_plan_beside_the_weights_says_how_to_write(gossamer, lm: Path, tmp_pat
     gossamer("apply", tmp_path / "small" / "plan.yaml", lm, "--out", tmp_path / "other").refused("'h3o'")
     assert not (tmp_path / "other").exists()
     operate(visual_tokens={"do": "visionzip"})
-    gossamer(*arguments).refused("plan.yaml", "operation.visual_tokens")
+    gossamer(*arguments).refused("plan.yaml", "field operation: visual_tokens is not known; give runtime, kv_cache")
 
 
 def test_text_appears_before_the_end(lm: Path) -> None:

@@ -79,6 +79,14 @@ class Operation(BaseModel):
     kv_cache: Choice | None = None
     speculation: Choice | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_known(cls, given: Any) -> Any:
+        for name in given if isinstance(given, dict) else ():
+            if name not in cls.model_fields:
+                raise ValueError(f"{name} is not known; give {', '.join(cls.model_fields)}")
+        return given
+
 
 class Plan(BaseModel):
     """What `optimize` writes and `apply` replays.
