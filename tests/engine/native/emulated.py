@@ -18,14 +18,15 @@ AT_HAND = shutil.which(COMPILER) is not None and shutil.which(EMULATOR) is not N
 
 
 @cache
-def program() -> Path:
-    """The folder with the library and the program that calls it."""
-    folder = Path(tempfile.mkdtemp(prefix="gossamer-arm-"))
+def program() -> "tempfile.TemporaryDirectory[str]":
+    """The folder with the library and the program that calls it, until the tests end."""
+    held = tempfile.TemporaryDirectory(prefix="gossamer-arm-")
+    folder = Path(held.name)
     compile_library(COMPILER, folder / "libgossamer.so", "aarch64")
     source = str(Path(__file__).with_suffix(".cpp"))
     command = [COMPILER, "-std=c++17", "-O1", f"-I{SOURCES}", source, "-o", str(folder / "run")]
     subprocess.run([*command, f"-L{folder}", "-lgossamer", f"-Wl,-rpath,{folder}"], check=True)
-    return folder
+    return held
 
 
 class Emulated:
@@ -60,7 +61,7 @@ class Emulated:
             head = bytes((ctypes.c_int64 * 3)(len(ops), layers, len(parcel.bytes))) + bytes(moved) + bytes(sent)
             file.write(head + parcel.bytes)
             file.flush()
-            command = [EMULATOR, "-L", "/usr/aarch64-linux-gnu", str(program() / "run"), self.isa, str(self.threads)]
+            command = [EMULATOR, "-L", "/usr/aarch64-linux-gnu", f"{program().name}/run", self.isa, str(self.threads)]
             status = subprocess.run([*command, file.name], check=False).returncode
             if status:
                 raise RuntimeError(f"the emulated engine ended with {status}")

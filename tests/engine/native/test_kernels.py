@@ -15,7 +15,11 @@ from gossamer.models.packed import QuantizedTensor, Scheme
 
 HERE = isas()
 NO_ARM = pytest.mark.skipif(not emulated.AT_HAND, reason="no compiler and emulator for ARM: make tools")
-EVERY = [*HERE, *(pytest.param(f"arm:{isa}", marks=NO_ARM) for isa in ("neon", "generic"))]
+EVERY = [
+    *HERE,
+    pytest.param("arm:neon", marks=NO_ARM),
+    pytest.param("arm:generic", marks=[NO_ARM, pytest.mark.slow]),
+]
 BITS = range(2, 9)
 
 

@@ -58,7 +58,7 @@ def test_default_precision_differs_by_its_rounding(name: str) -> None:
 
 @torch.inference_mode()
 @pytest.mark.skipif(not emulated.AT_HAND, reason="no compiler and emulator for ARM: make tools")
-@pytest.mark.parametrize("isa", ["neon", "generic"])
+@pytest.mark.parametrize("isa", ["neon", pytest.param("generic", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["gemma3", "llava", "qwen2", "qwen3"])
 def test_logits_on_arm_are_those_of_transformers(name: str, isa: str) -> None:
     """Every kind of step, compiled for ARM; the cache in float32 and, to its rounding, in float16."""
