@@ -10,7 +10,9 @@ from tests.engine.native import emulated
 from gossamer.core.errors import DeviceError
 from gossamer.engine.native import abi, library
 from gossamer.engine.native.library import Engine, isas
+from gossamer.engine.native.lower import GRIDS
 from gossamer.engine.native.weights import Weight, float_weight, packed_weight
+from gossamer.models.inputs import InputGrid, round_inputs
 from gossamer.models.packed import QuantizedTensor, Scheme
 
 HERE = isas()
@@ -24,15 +26,24 @@ BITS = range(2, 9)
 
 
 def product(
-    weight: Weight, inputs: torch.Tensor, isa: str, *, wide: bool = True, exact: bool = True, threads: int = 1
+    weight: Weight,
+    inputs: torch.Tensor,
+    isa: str,
+    *,
+    wide: bool = True,
+    exact: bool = True,
+    threads: int = 1,
+    grid: InputGrid | None = None,
 ) -> torch.Tensor:
-    """inputs (rows, columns) times the weight, by a program of one step."""
+    """inputs (rows, columns), rounded to a grid if one is given, times the weight, by a program of one step."""
     rows, columns = inputs.shape
     source = torch.zeros(-(-rows // 32) * 32, -(-columns // 16) * 16)
     source[:rows, :columns] = inputs
     out = torch.zeros(len(source), -(-weight.struct.rows // 16) * 16)
     op = abi.Op(kind=abi.OpKind.LINEAR, in_=0, count=1, width=columns)
     op.matrices[0], op.outs[0] = weight.struct, 1
+    if grid is not None:
+        op.grid, op.grid_bits, op.scale = GRIDS[grid.format], grid.bits, grid.scale or 0.0
     call = abi.Call(rows=rows, exact=exact, wide=wide)
     for place, buffer in enumerate((source, out)):
         call.buffers[place] = abi.Buffer(buffer.data_ptr(), buffer.stride(0))
@@ -144,6 +155,59 @@ def test_many_tokens_by_matrix_units_are_right_to_bfloat16(
     found = product(packed_weight(tensor), inputs, "amx", exact=False, threads=threads)
     size = inputs.norm(dim=1)[:, None] * tensor.dequantize().norm(dim=1)
     assert float(((found - exact).abs() / size.clamp(min=1e-9)).max()) < 2**-7
+
+
+def rounded(inputs: torch.Tensor, grid: InputGrid) -> torch.Tensor:
+    """What a layer of torch computes with (see `models/inputs.py`)."""
+    layer = torch.nn.Linear(inputs.shape[1], inputs.shape[1], bias=False)
+    layer.weight.data = torch.eye(inputs.shape[1])
+    round_inputs(layer, grid)
+    with torch.no_grad():
+        return layer(inputs[None])[0]
+
+
+GRIDS_OF_INPUTS = st.one_of(
+    st.builds(InputGrid, st.just("int"), st.integers(2, 8), st.sampled_from([None, 0.037, 1.5])),
+    st.builds(InputGrid, st.just("fp8"), st.just(8), st.sampled_from([None, 0.0021, 0.5])),
+    st.builds(InputGrid, st.just("mxfp4"), st.just(4)),
+    st.builds(InputGrid, st.just("nvfp4"), st.just(4), st.sampled_from([1.0, 96.5, 2688.0])),
+)
+
+
+@pytest.mark.parametrize("isa", EVERY)
+@settings(max_examples=80)
+@given(
+    grid=GRIDS_OF_INPUTS,
+    groups=st.integers(1, 5),
+    tokens=st.integers(1, 5),
+    size=st.sampled_from([1e-30, 1e-3, 1.0, 300.0]),
+    halves=st.booleans(),
+    seed=st.integers(0, 2**20),
+)
+def test_inputs_are_rounded_bit_by_bit_as_in_torch(isa, grid, groups, tokens, size, halves, seed) -> None:
+    """By the identity as a float32 weight, which adds nothing to what it is given."""
+    generator = torch.Generator().manual_seed(seed)
+    width = groups * {"mxfp4": 32, "nvfp4": 16}.get(grid.format, 7)
+    inputs = size * torch.randn(tokens, width, generator=generator)
+    if halves:  # ties, and rows and groups of zeros
+        inputs = torch.round(inputs * 4) / 4
+    found = product(float_weight(torch.eye(width), torch.float32), inputs, isa, grid=grid)
+    assert torch.equal(found, rounded(inputs, grid))
+
+
+@pytest.mark.parametrize("isa", EVERY)
+@pytest.mark.parametrize("group", [None, 24, 256])
+@pytest.mark.parametrize("scale", [None, 0.02])
+def test_whole_inputs_meet_codes_as_whole_numbers(isa: str, group: int | None, scale: float | None) -> None:
+    """8 bits on both sides: nothing is lost but the last bits of sums of float32."""
+    tensor = quantised(40, 768, Scheme(8, group, True), seed=3)
+    inputs = torch.randn(5, 768, generator=torch.Generator().manual_seed(4))
+    inputs[2] *= 40
+    grid = InputGrid("int", 8, scale)
+    expected = rounded(inputs, grid).double() @ tensor.dequantize().double().T
+    found = product(packed_weight(tensor), inputs, isa, grid=grid, threads=2)
+    error = (found - expected).abs() / (inputs.norm(dim=1)[:, None] * tensor.dequantize().norm(dim=1))
+    assert float(error.max()) < 1e-6
 
 
 def test_packed_weights_take_the_bytes_of_their_bits() -> None:

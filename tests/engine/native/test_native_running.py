@@ -15,12 +15,14 @@ from gossamer.engine.native.stepper import Precision
 from gossamer.engine.stepping import Stepper
 from gossamer.models.adapter import write_adapter
 from gossamer.models.checkpoint import save_compressed
+from gossamer.models.inputs import round_inputs
 from gossamer.models.low_rank import LowRank
 from gossamer.models.open import Opened, open_model
 from gossamer.models.packed import QuantizedTensor, Scheme
 from gossamer.models.stored_codes import stored_codes
 from gossamer.models.structure import hierarchy_of, read_matrix
 from gossamer.operate.speculate.self_draft import first_blocks
+from gossamer.search.jobs import apply_job
 
 EXACT = Precision(exact=True, half_cache=False)
 
@@ -71,6 +73,38 @@ def test_embedded_models_run_as_in_torch() -> None:
     found = native(opened.model).prefill([prompt])
     assert float((found - expected).abs().max()) < 2e-2  # the 16-bit weights of the file, rounded as they are stored
     assert opened.fingerprint == oracle.fingerprint
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "preset",
+    [
+        "rtn-w8a8",
+        "rtn-w8a8s",
+        "rtn-w4g64a8",
+        "rtn-fp8+activations-fp8",
+        "rtn-fp8+activations-fp8s",
+        "rtn-mxfp4+activations-mxfp4",
+        "rtn-nvfp4+activations-nvfp4",
+    ],
+)
+def test_rounded_inputs_are_those_of_torch(preset: str, tmp_path: Path) -> None:
+    """By the logits of each of 40 tokens: a difference in a sum's last bit now and then moves an input to the next number,
+    and through more blocks that spreads to all that follow, in torch as well."""
+    apply_job(preset, "tiny-lm", tmp_path / "out")
+    opened, native = open_native(str(tmp_path / "out"), EXACT)
+    blocks = [first_blocks(model, 1) for model in (open_model(str(tmp_path / "out")).model, opened.model)]
+    steppers = Stepper(blocks[0]), native(blocks[1])
+    for stepper in steppers:
+        stepper.prefill([{"input_ids": torch.arange(2)[None]}])
+    rounded, found = (stepper.extend(torch.arange(5, 45)[None])[0] for stepper in steppers)
+    for module in blocks[0].modules():
+        round_inputs(module, None)
+    free = Stepper(blocks[0])
+    free.prefill([{"input_ids": torch.arange(2)[None]}])
+    size = (free.extend(torch.arange(5, 45)[None])[0] - rounded).norm(dim=-1)
+    error = (found - rounded).norm(dim=-1) / size
+    assert float(error.median()) < (0.1 if "fp8" in preset else 1e-3)
 
 
 @torch.inference_mode()

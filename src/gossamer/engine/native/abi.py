@@ -28,6 +28,10 @@ class Activation(IntEnum):
     SILU, GELU, GELU_TANH, RELU, RELU2, QUICK_GELU = range(6)
 
 
+class Grid(IntEnum):
+    FREE, WHOLE, E4M3, MXFP4, NVFP4 = range(5)
+
+
 _int, _long, _float, _pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_void_p
 
 
@@ -43,13 +47,13 @@ class Op(ctypes.Structure):
     _fields_ = [
         *((name, _int) for name in ("kind", "in_", "aux", "out", "count", "prologue", "activation", "accumulate")),
         *((name, _int) for name in ("heads", "kv_heads", "head_dim", "rotated")),
-        *((name, _int) for name in ("layer", "window", "table", "unused")),
+        *((name, _int) for name in ("layer", "window", "table", "grid")),
         *((name, _float) for name in ("eps", "scale", "softcap")),
         ("width", _int),
         ("weight", _pointer),
         ("matrices", Matrix * MATRICES),
         ("outs", _int * MATRICES),
-        ("padding", _int),
+        ("grid_bits", _int),
         ("biases", _pointer * MATRICES),
     ]
 

@@ -17,11 +17,12 @@ from torch.nn.functional import pad
 
 from gossamer.core.errors import ModelError
 from gossamer.engine.native import abi
-from gossamer.engine.native.abi import Activation, OpKind, Prologue
+from gossamer.engine.native.abi import Activation, Grid, OpKind, Prologue
 from gossamer.engine.native.weights import Weight, float_weight, packed_weight
-from gossamer.models.inputs import input_grid, stored_input_grids
+from gossamer.models.inputs import InputGrid, input_grid, stored_input_grids
 from gossamer.models.loading import unpack
 from gossamer.models.low_rank import LowRank
+from gossamer.models.number_formats import Format
 from gossamer.models.packed import QuantizedTensor, brief_dtype
 from gossamer.models.stored_codes import codes_of_layer
 
@@ -34,6 +35,7 @@ ACTIVATIONS = {
     "GELUTanh": Activation.GELU_TANH, "NewGELUActivation": Activation.GELU_TANH, "ReLU": Activation.RELU,
     "ReLUSquaredActivation": Activation.RELU2, "QuickGELUActivation": Activation.QUICK_GELU,
 }  # fmt: skip
+GRIDS: dict[Format, Grid] = {"int": Grid.WHOLE, "fp8": Grid.E4M3, "mxfp4": Grid.MXFP4, "nvfp4": Grid.NVFP4}
 ROPES = ("default", "linear", "llama3", "yarn")
 """Rotary embeddings whose angle depends on nothing but the position."""
 FUSIONS = frozenset({"norm", "qkv", "gate_up"})
@@ -208,8 +210,9 @@ class _Lowering:
     def _linears(
         self, source: int, norm: nn.Module, layers: list[tuple[nn.Linear, int]], fusion: str
     ) -> Iterator[abi.Op]:
-        """Layers that read the same normed input, in one step or in one each."""
-        for some in [layers] if fusion in self._fusions else [[layer] for layer in layers]:
+        """Layers that read the same normed input, in one step if they round it alike, or in one each."""
+        together = fusion in self._fusions and len({_grid_of(layer) for layer, _ in layers}) == 1
+        for some in [layers] if together else [[layer] for layer in layers]:
             yield from self._linear(source, norm, some)
 
     def _linear(
@@ -217,6 +220,9 @@ class _Lowering:
     ) -> Iterator[abi.Op]:
         width = layers[0][0].in_features
         op = abi.Op(kind=OpKind.LINEAR, in_=source, count=len(layers), width=width, **settings)
+        grid = _grid_of(layers[0][0])
+        if grid is not None:
+            op.grid, op.grid_bits, op.scale = GRIDS[grid.format], grid.bits, grid.scale or 0.0
         if norm is not None and "norm" in self._fusions:
             self._set_norm(op, norm)
         elif norm is not None:
@@ -281,8 +287,6 @@ class _Lowering:
         if type(layer).__name__ != "Linear" and not isinstance(layer, nn.Embedding):
             kind = type(layer).__name__
             raise NotServedError(f"the native engine runs plain linear layers, and this model has a {kind}")
-        if input_grid(layer) is not None or stored_input_grids(layer):
-            raise NotServedError("the native engine runs layers whose inputs are not rounded, and this model's are")
         codes = None
         if not self._corrected_in_place(layer):
             codes = self._codes[name] if name in self._codes else codes_of_layer(layer)
@@ -328,6 +332,11 @@ class _Lowering:
         rotary = self._decoder.rotary_emb
         table = self._decoder.config.layer_types[0] if _has_tables(rotary) else None
         return angles(rotary, torch.zeros(1, 1, dtype=torch.long), table)[0].shape[-1]
+
+
+def _grid_of(layer: nn.Module) -> InputGrid | None:
+    """How the inputs of a layer are rounded, whether the model was opened as it is stored or not."""
+    return input_grid(layer) or stored_input_grids(layer).get("")
 
 
 def _array(ops: list[abi.Op]) -> Any:

@@ -11,6 +11,7 @@ from gossamer.engine.native.library import Engine, shared_engine
 from gossamer.engine.native.lower import HIDDEN, NotServedError, Program, decoder_of, lower
 from gossamer.engine.native.stepper import NativeStepper, Precision
 from gossamer.models.adapter import read_adapter
+from gossamer.models.inputs import round_inputs, stored_input_grids
 from gossamer.models.loading import unpack
 from gossamer.models.low_rank import LowRank
 from gossamer.models.open import Opened, open_packed
@@ -96,6 +97,7 @@ def _give_up(model: Any, program: Program, engine: Engine) -> None:
     for name in (name for name in program.weights if name.endswith(".weight")):
         layer = model.get_submodule(name.removesuffix(".weight"))
         if hasattr(layer, "quantization_scheme"):
+            round_inputs(layer, stored_input_grids(layer).get(""))  # programs of fewer blocks will ask
             del layer.quantization_scheme
         for part in [*layer._parameters]:
             if part != "bias":

@@ -30,10 +30,12 @@ struct Matrix {
 enum OpKind : int32_t { kEmbed, kLinear, kNorm, kRotateStore, kAttend };
 enum Prologue : int32_t { kNothing, kRms, kGated };
 enum Activation : int32_t { kSilu, kGelu, kGeluTanh, kRelu, kRelu2, kQuickGelu };
+enum Grid : int32_t { kFree, kWhole, kE4m3, kMxfp4, kNvfp4 };  // what inputs are rounded to, see models/inputs.py
 
 // One step of a program. Buffers are named by number. Fields that a kind does not name are ignored.
 //   kEmbed        out = rows of matrices[0] at the tokens, times `scale`
-//   kLinear       outs[i] (+)= matrices[i] (prologue of in, aux) + biases[i]
+//   kLinear       outs[i] (+)= matrices[i] (prologue of in, aux, rounded to `grid`) + biases[i]; `scale`: that grid's, 0
+//                 where each row's is found as it comes
 //   kNorm         out (+)= norm of in, over each of `heads` parts
 //   kRotateStore  in = queries, aux = keys, both rotated; keys and values (outs[0]) into the cache
 //   kAttend       out = attention of in over the cache
@@ -42,13 +44,13 @@ struct Op {
   int32_t count;  // matrices
   int32_t prologue, activation, accumulate;
   int32_t heads, kv_heads, head_dim, rotated;  // rotated: leading dimensions of a head that are rotated
-  int32_t layer, window, table, unused;        // window: 0 for none; table: which cosines
+  int32_t layer, window, table, grid;          // window: 0 for none; table: which cosines
   float eps, scale, softcap;
   int32_t width;  // of `in`
   const float* weight;
   Matrix matrices[kMatrices];
   int32_t outs[kMatrices];
-  int32_t padding;
+  int32_t grid_bits;  // of whole numbers
   const float* biases[kMatrices];
 };
 

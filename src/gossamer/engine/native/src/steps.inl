@@ -22,6 +22,8 @@ inline f32x16 load(const float* p) { return *(const f32x16*)p; }
 inline void store(float* p, f32x16 v) { *(f32x16*)p = v; }
 inline int least(int a, int b) { return a < b ? a : b; }
 inline f32x16 max(f32x16 a, f32x16 b) { return a > b ? a : b; }
+// The nearest whole number, ties to the even one, of values up to 2^22.
+inline f32x16 nearest(f32x16 v) { return (v + 12582912.0f) - 12582912.0f; }
 inline float sum(f32x16 v) {
   float s = 0;
   for (int i = 0; i < 16; i++) s += v[i];
@@ -85,18 +87,115 @@ inline void normed(const Op& op, const float* in, int width, float* out) {
   for (int i = whole; i < width; i++) out[i] = in[i] * rate * op.weight[i];
 }
 
-// What enters the matrices of a linear step, in `out` or where it lies.
-inline const float* prepared(const Op& op, const Call& call, int row, float* out) {
+// The same numbers for 16-bit products, where those are used.
+template <bool Wide>
+inline void paired(const Quantised& q, int columns) {
+  if (!kPairs) return;
+  for (int i = 0; i < columns; i += 4) {
+    auto value = [&](int c) { return uint32_t(Wide ? q.high[i + c] * 256 + q.low[i + c] : q.high[i + c]) & 0xffffu; };
+    q.pairs[i / 2] = int32_t(value(0) | value(2) << 16);
+    q.pairs[i / 2 + 1] = int32_t(value(1) | value(3) << 16);
+  }
+}
+
+// The nearest numbers of a float format, ties to the even one: E4M3 up to 448, or E2M1 up to 6.
+inline f32x16 to_e4m3(f32x16 v) {
+  v = v > 448.0f ? all(448.0f) : (v < -448.0f ? all(-448.0f) : v);
+  const f32x16 power = (f32x16)((u32x16)v & 0x7f800000u);  // of two, at most the value's size
+  const f32x16 step = max(power, all(0.015625f)) * 0.125f;
+  return nearest(v / step) * step;
+}
+inline f32x16 to_e2m1(f32x16 v) {
+  v = v > 6.0f ? all(6.0f) : (v < -6.0f ? all(-6.0f) : v);
+  const f32x16 size = max(v, -v), step = size < 2.0f ? all(0.5f) : (size < 4.0f ? all(1.0f) : all(2.0f));
+  return nearest(v / step) * step;
+}
+
+// Rounds `width` inputs to the step's grid, bit by bit as compressed-tensors does, and fills up with zeros to 16. Returns
+// the scale of whole numbers. `out` may be `in`.
+inline float on_grid(const Op& op, const float* in, float* out) {
+  const int width = op.width, filled = (width + 15) & ~15;
+  auto part = [&](int i) {
+    f32x16 v{};
+    if (i + 16 <= width) return load(in + i);
+    for (int j = 0; i + j < width; j++) v[j] = in[i + j];
+    return v;
+  };
+  if (op.grid == kMxfp4 || op.grid == kNvfp4) {
+    const int group = op.grid == kMxfp4 ? 32 : 16;
+    for (int start = 0; start < filled; start += group) {
+      const int end = least(start + group, filled);
+      f32x16 most{};
+      for (int i = start; i < end; i += 16) most = max(most, max(part(i), -part(i)));
+      const float top = largest(most);
+      float scale;
+      if (op.grid == kMxfp4) {  // a quarter of the power of two at or below the largest, of the next from 7/8 of that on
+        uint32_t bits;
+        std::memcpy(&bits, &top, 4);
+        const int exponent = int((bits + (1u << 21)) >> 23) - 2;
+        scale = std::ldexp(1.0f, (exponent < 0 ? 0 : exponent) - 127);
+      } else {
+        const float kept = to_e4m3(all(op.scale * (top / 6.0f)))[0];
+        scale = (kept == 0 ? 0.125f : kept) / op.scale;
+      }
+      for (int i = start; i < end; i += 16) store(out + i, to_e2m1(part(i) / scale) * scale);
+    }
+    return 0;
+  }
+  const float span = op.grid == kWhole ? float((1 << op.grid_bits) - 1) * 0.5f : 448.0f;
+  float scale = op.scale;
+  if (scale == 0) {
+    f32x16 most{};
+    for (int i = 0; i < filled; i += 16) most = max(most, max(part(i), -part(i)));
+    scale = largest(most) / span;
+    if (scale == 0) scale = 1.1920929e-7f;
+  }
+  if (op.grid == kE4m3) {
+    for (int i = 0; i < filled; i += 16) store(out + i, to_e4m3(part(i) / scale) * scale);
+    return 0;
+  }
+  const float high = span - 0.5f, low = -high - 1;
+  for (int i = 0; i < filled; i += 16) {
+    const f32x16 v = part(i) / scale;
+    store(out + i, nearest(v > high ? all(high) : (v < low ? all(low) : v)) * scale);
+  }
+  return scale;
+}
+
+// What enters the matrices of a linear step, in `out` or where it lies, and the scale of whole numbers that it is on.
+struct Prepared {
+  const float* values;
+  float scale;
+};
+inline Prepared prepared(const Op& op, const Call& call, int row, float* out) {
   const float* in = call.buffers[op.in].data + row * call.buffers[op.in].stride;
-  if (op.prologue == kNothing) return in;
   if (op.prologue == kRms) {
     normed(op, in, op.width, out);
     for (int i = op.width; i & 15; i++) out[i] = 0;  // what fills up a weight's columns must not meet a NaN
-    return out;
+    in = out;
+  } else if (op.prologue == kGated) {
+    const float* other = call.buffers[op.aux].data + row * call.buffers[op.aux].stride;
+    for (int i = 0; i < op.width; i += 16) store(out + i, activated(load(in + i), op.activation) * load(other + i));
+    in = out;
   }
-  const float* other = call.buffers[op.aux].data + row * call.buffers[op.aux].stride;
-  for (int i = 0; i < op.width; i += 16) store(out + i, activated(load(in + i), op.activation) * load(other + i));
-  return out;
+  if (op.grid == kFree) return {in, 0};
+  const float scale = on_grid(op, in, out);
+  return {out, scale};
+}
+
+// Whole numbers that have one scale already.
+inline void whole(const float* in, float scale, int columns, int step, const Quantised& q) {
+  for (int i = 0; i < columns; i += 16) {
+    const i32x16 value = __builtin_convertvector(nearest(load(in + i) / scale), i32x16);
+    for (int j = 0; j < 16; j++) q.high[i + j] = int8_t(value[j]);
+  }
+  for (int start = 0, index = 0; start < columns; start += step, index++) {
+    int32_t total = 0;
+    for (int i = start; i < start + step && i < columns; i++) total += q.high[i];
+    q.scales[index] = scale;
+    q.sums[index] = total;
+  }
+  paired<false>(q, columns);
 }
 
 template <bool Wide>
@@ -137,13 +236,7 @@ inline void quantise(const float* in, int width, int columns, int step, const Qu
     q.scales[index] = top / kTop;
     q.sums[index] = total;
   }
-  if (kPairs) {
-    for (int i = 0; i < columns; i += 4) {
-      auto value = [&](int c) { return uint32_t(Wide ? q.high[i + c] * 256 + q.low[i + c] : q.high[i + c]) & 0xffffu; };
-      q.pairs[i / 2] = int32_t(value(0) | value(2) << 16);
-      q.pairs[i / 2 + 1] = int32_t(value(1) | value(3) << 16);
-    }
-  }
+  paired<Wide>(q, columns);
 }
 
 // ---------------------------------------------------------------- one tile of 16 outputs
@@ -340,7 +433,7 @@ void linear(const Op& op, const Call& call, Pool& pool, int thread, uint8_t* own
     if (tiled) return tiled_linear(op, call, pool, thread, own, arena);
   }
   const int padded = (op.width + 15) & ~15;
-  float* values = op.prologue == kNothing ? nullptr : arena.take<float>(int64_t(rows) * padded);
+  float* values = op.prologue == kNothing && op.grid == kFree ? nullptr : arena.take<float>(int64_t(rows) * padded);
   const float** x = arena.take<const float*>(rows);
   Quantised* q[kMatrices] = {};
   for (int i = 0; i < op.count; i++) {
@@ -357,11 +450,15 @@ void linear(const Op& op, const Call& call, Pool& pool, int thread, uint8_t* own
     arena = rest;
   }
   for (int row = begin; row < end; row++) {
-    x[row] = prepared(op, call, row, values + int64_t(row) * padded);
+    const Prepared inputs = prepared(op, call, row, values + int64_t(row) * padded);
+    x[row] = inputs.values;
     for (int i = 0; i < op.count; i++) {
       bool done = !q[i];
       for (int j = 0; j < i && !done; j++) done = q[j] == q[i];
-      if (!done) quantise<Wide>(x[row], op.width, op.matrices[i].columns, op.matrices[i].step, q[i][row]);
+      if (done) continue;
+      const Matrix& w = op.matrices[i];
+      if (op.grid == kWhole) whole(x[row], inputs.scale, w.columns, w.step, q[i][row]);
+      else quantise<Wide>(x[row], op.width, w.columns, w.step, q[i][row]);
     }
   }
   if (!alone) pool.barrier();
@@ -620,7 +717,7 @@ void run(const Op* ops, int count, const Call& call, Pool& pool, int thread, uin
     switch (op.kind) {
       case kEmbed: embed(op, call, begin, end); break;
       case kLinear:
-        if (call.wide) linear<true>(op, call, pool, thread, own, memory);
+        if (call.wide && op.grid != kWhole) linear<true>(op, call, pool, thread, own, memory);
         else linear<false>(op, call, pool, thread, own, memory);
         break;
       case kNorm: norm(op, call, begin, end); break;

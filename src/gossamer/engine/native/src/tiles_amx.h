@@ -124,7 +124,7 @@ inline void tiled_linear(const Op& op, const Call& call, Pool& pool, int thread,
     uint16_t* to = a + row * stride;
     std::memset(to, 0, stride * 2);
     if (row >= rows) continue;
-    const float* from = prepared(op, call, row, values);
+    const float* from = prepared(op, call, row, values).values;
     int i = 0;
     for (; i + 16 <= op.width; i += 16) _mm256_storeu_si256((__m256i*)(to + i), (__m256i)_mm512_cvtneps_pbh((__m512)load(from + i)));
     const __mmask16 rest = __mmask16((1u << (op.width - i)) - 1);
