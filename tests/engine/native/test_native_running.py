@@ -89,7 +89,7 @@ def test_embedded_models_run_as_in_torch() -> None:
     ],
 )
 def test_rounded_inputs_are_those_of_torch(preset: str, tmp_path: Path) -> None:
-    """By the logits of each of 40 tokens: a difference in a sum's last bit now and then moves an input to the next number,
+    """By the logits of each of 40 tokens: a difference in the last bit now and then moves an input to the next number,
     and through more blocks that spreads to all that follow, in torch as well."""
     apply_job(preset, "tiny-lm", tmp_path / "out")
     opened, native = open_native(str(tmp_path / "out"), EXACT)
