@@ -19,6 +19,16 @@ void point(T*& pointer) {
   if (pointer) pointer = (T*)(memory.data() + (int64_t)pointer - 1);
 }
 
+void point_all(Op* ops, int count) {
+  for (Op* op = ops; op < ops + count; op++) {
+    point(op->weight);
+    for (const float*& bias : op->biases) point(bias);
+    for (Matrix& w : op->matrices) point(w.codes), point(w.scales), point(w.zeros);
+    point(op->inner);
+    if (op->inner) point_all((Op*)op->inner, 2 * op->count);
+  }
+}
+
 int main(int, char** arguments) {  // which code, threads, file
   int64_t sizes[3];                // steps, layers, bytes of memory
   FILE* file = fopen(arguments[3], "r+b");
@@ -29,11 +39,7 @@ int main(int, char** arguments) {  // which code, threads, file
   if (fread(ops.data(), sizeof(Op), ops.size(), file) != ops.size() || fread(&call, sizeof(Call), 1, file) != 1) return 11;
   const long start = ftell(file);
   if (fread(memory.data(), 1, memory.size(), file) != memory.size()) return 12;
-  for (Op& op : ops) {
-    point(op.weight);
-    for (const float*& bias : op.biases) point(bias);
-    for (Matrix& w : op.matrices) point(w.codes), point(w.scales), point(w.zeros);
-  }
+  point_all(ops.data(), int(ops.size()));
   point(call.tokens), point(call.slots), point(call.places), point(call.until);
   for (int i = 0; i < kTables; i++) point(call.cosines[i]), point(call.sines[i]);
   for (Buffer& buffer : call.buffers) point(buffer.data);

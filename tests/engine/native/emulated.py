@@ -38,15 +38,9 @@ class Emulated:
     def run(self, ops: "ctypes.Array[abi.Op]", call: abi.Call) -> None:
         """As `Engine.run`. Raises `RuntimeError` with the exit status where that fails."""
         parcel = _Parcel()
-        moved = type(ops).from_buffer_copy(ops)
+        moved = _moved(ops, parcel)
         sent = abi.Call.from_buffer_copy(call)
         layers = 1 + max(op.layer for op in ops)
-        for op in moved:
-            op.weight = parcel.place(op.weight)
-            op.biases = type(op.biases)(*map(parcel.place, op.biases))
-            for matrix in op.matrices:
-                for name in ("codes", "scales", "zeros"):
-                    setattr(matrix, name, parcel.place(getattr(matrix, name)))
         for name in ("tokens", "slots", "places", "until"):
             setattr(sent, name, parcel.place(getattr(call, name)))
         for name in ("cosines", "sines"):
@@ -66,6 +60,20 @@ class Emulated:
             if status:
                 raise RuntimeError(f"the emulated engine ended with {status}")
             parcel.unpack(Path(file.name).read_bytes()[len(head) :])
+
+
+def _moved(ops: "ctypes.Array[abi.Op]", parcel: "_Parcel") -> "ctypes.Array[abi.Op]":
+    """The steps with all that they point to in the parcel."""
+    moved = type(ops).from_buffer_copy(ops)
+    for op in moved:
+        op.weight = parcel.place(op.weight)
+        op.biases = type(op.biases)(*map(parcel.place, op.biases))
+        for matrix in op.matrices:
+            for name in ("codes", "scales", "zeros"):
+                setattr(matrix, name, parcel.place(getattr(matrix, name)))
+        if op.inner:
+            op.inner = parcel.add(bytes(_moved((abi.Op * (2 * op.count)).from_address(op.inner), parcel)))
+    return moved
 
 
 class _Parcel:

@@ -9,7 +9,7 @@ from tests.models.feeds import inputs_for
 from tests.models.tiny import build
 
 from gossamer.core.errors import ModelError
-from gossamer.engine.native.lower import NotServedError
+from gossamer.engine.native.lower import NotServedError, decoder_of
 from gossamer.engine.native.running import open_native
 from gossamer.engine.native.stepper import Precision
 from gossamer.engine.stepping import Stepper
@@ -62,6 +62,35 @@ def test_a_checkpoint_of_codes_and_low_ranks_runs_without_its_floats(name: str, 
     torch.testing.assert_close(mine.prefill([prompt]), expected, rtol=0, atol=2e-3 * float(expected.abs().max()))
     expected = oracle.step([7], [True])
     torch.testing.assert_close(mine.step([7], [True]), expected, rtol=0, atol=2e-3 * float(expected.abs().max()))
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("bits", [3, 4, 8])
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_experts_keep_the_codes_of_the_checkpoint(name: str, bits: int, tmp_path: Path) -> None:
+    model = build(name)
+    opened = Opened(model, hierarchy_of(model, model.config), model.config, name, "sha256:" + "0" * 64)
+    tensors = {}
+    for layer in opened.hierarchy.layers():
+        if (layer.kind == "linear" or layer.index is not None) and "blocks" in layer.path:
+            matrix = read_matrix(model, layer).float()
+            scheme = Scheme(bits, 4)
+            scales = (matrix.reshape(layer.rows, -1, 4).abs().amax(-1) / scheme.high).clamp(min=1e-4).half()
+            tensors[layer.path] = QuantizedTensor.encode(matrix, scheme, scales)
+    save_compressed(opened, tensors, tmp_path / "out")
+    dense = open_model(str(tmp_path / "out")).model
+    outline, native = open_native(str(tmp_path / "out"), EXACT)
+    tokens = torch.randint(1, 90, (2, 23), generator=torch.Generator().manual_seed(3))
+    for mine, whole in ((outline.model, dense), (first_blocks(outline.model, 1), first_blocks(dense, 1))):
+        found, expected = (make(model).prefill([{"input_ids": row[None]} for row in tokens])
+                           for make, model in ((native, mine), (Stepper, whole)))  # fmt: skip
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    program = native(outline.model)._program
+    codes = sum(tensors[layer.path].bytes for layer in opened.hierarchy.layers() if layer.index is not None)
+    assert sum(program.weights[name].bytes for name in program.shares) < 1.5 * codes  # filled up to tiles of 16 rows
+    assert not any(tensor.numel() and tensor.device.type == "cpu" for layer in decoder_of(outline.model).layers
+                   if hasattr(layer.mlp, "experts") for tensor in layer.mlp.experts.parameters())  # fmt: skip
+    assert native.bytes_per_token < native.weight_bytes
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from gossamer.engine.stepping import Stepper
 from gossamer.models.low_rank import LowRank
 from gossamer.models.packed import QuantizedTensor, Scheme
 
-REFUSED = ("whisper", "rwkv", "mamba", "mixtral", "qwen2_moe", "qwen3_moe", "qwen3_vl")
+REFUSED = ("whisper", "rwkv", "mamba", "qwen3_vl")
 SERVED = tuple(name for name in WRITERS if name not in REFUSED)
 EXACT = Precision(exact=True, half_cache=False)
 
@@ -59,7 +59,7 @@ def test_default_precision_differs_by_its_rounding(name: str) -> None:
 @torch.inference_mode()
 @pytest.mark.skipif(not emulated.AT_HAND, reason="no compiler and emulator for ARM: make tools")
 @pytest.mark.parametrize("isa", ["neon", pytest.param("generic", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", ["gemma3", "llava", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["gemma3", "llava", "qwen2", "qwen2_moe", "qwen3"])
 def test_logits_on_arm_are_those_of_transformers(name: str, isa: str) -> None:
     """Every kind of step, compiled for ARM; the cache in float32 and, to its rounding, in float16."""
     model = lively(name)
@@ -144,6 +144,20 @@ def test_dropped_blocks_and_other_widths_run_as_they_are() -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("threads", [1, 3])
+def test_experts_that_get_all_tokens_or_none(threads: int) -> None:
+    model = lively("mixtral")
+    for layer in model.model.layers:
+        layer.mlp.gate.weight[0] = 50 * layer.mlp.gate.weight[1]  # first or last of all, by the token
+        layer.mlp.gate.weight[3] = layer.mlp.gate.weight[0]
+    prompts = text_prompts(model, 70, 3, 1)
+    oracle = Stepper(model)
+    mine = NativeStepper(lower(model, dtype=torch.float32), model, Engine(threads), EXACT)
+    close(mine.prefill(prompts), oracle.prefill(prompts))
+    close(mine.step([3, 4, 5], [True] * 3), oracle.step([3, 4, 5], [True] * 3))
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("precision", [EXACT, Precision()])
 def test_many_tokens_at_once_are_as_one_by_one(precision: Precision, monkeypatch) -> None:
     model = lively("mistral")
@@ -159,7 +173,7 @@ def test_many_tokens_at_once_are_as_one_by_one(precision: Precision, monkeypatch
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen2_vl"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen2_moe", "qwen2_vl"])
 def test_extend_and_rewind(name: str) -> None:
     model = lively(name)
     prompts = prompts_for(name, model)

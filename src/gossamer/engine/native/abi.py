@@ -5,7 +5,7 @@ from enum import IntEnum
 
 LANES = 16
 MATRICES = 3
-BUFFERS = 12
+BUFFERS = 16
 TABLES = 2
 MOST_STEP = 128
 MOST_NORM = 16384
@@ -17,7 +17,7 @@ class MatrixKind(IntEnum):
 
 
 class OpKind(IntEnum):
-    EMBED, LINEAR, NORM, ROTATE_STORE, ATTEND = range(5)
+    EMBED, LINEAR, NORM, ROTATE_STORE, ATTEND, ROUTE, EXPERTS, BLEND = range(8)
 
 
 class Prologue(IntEnum):
@@ -55,6 +55,7 @@ class Op(ctypes.Structure):
         ("outs", _int * MATRICES),
         ("grid_bits", _int),
         ("biases", _pointer * MATRICES),
+        ("inner", _pointer),
     ]
 
 

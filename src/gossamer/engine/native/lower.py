@@ -5,6 +5,7 @@ served if their class is one of `BLOCKS`, whose arithmetic the tests compare wit
 blocks, mixed grids and zero weights need nothing of their own, as every block has steps of its own.
 """
 
+import ctypes
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from gossamer.models.stored_codes import codes_of_layer
 BLOCKS = (
     "LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer", "SmolLM3DecoderLayer",
     "GemmaDecoderLayer", "Gemma2DecoderLayer", "Gemma3DecoderLayer", "Qwen2VLDecoderLayer", "Qwen2_5_VLDecoderLayer",
+    "MixtralDecoderLayer", "Qwen2MoeDecoderLayer", "Qwen3MoeDecoderLayer",
 )  # fmt: skip
 ACTIVATIONS = {
     "SiLUActivation": Activation.SILU, "SiLU": Activation.SILU, "GELUActivation": Activation.GELU,
@@ -46,9 +48,10 @@ class NotServedError(ModelError):
     """The native engine does not run this model; torch does."""
 
 
-HIDDEN, QUERY, KEY, VALUE, ATTENDED, GATE, UP, ASIDE, LOGITS, LAST, RANKS = range(11)
-"""The buffers, by number: the hidden state first, those of a block, the last states and their logits, and what
-passes between the factors of a low-rank matrix."""
+HIDDEN, QUERY, KEY, VALUE, ATTENDED, GATE, UP, ASIDE, LOGITS, LAST, RANKS, ROUTES, CHOSEN, SENT, MADE = range(15)
+"""The buffers, by number: the hidden state first, those of a block, the last states and their logits, what passes
+between the factors of a low-rank matrix, and of a mixture the router's logits, the experts that it chose, what is sent
+to one of them and what that makes of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +60,8 @@ class Program:
     from tokens, `head` from the last ones, of the rows that matter, to logits; `whole` from tokens to logits.
 
     `widths` are the buffers' columns, `kv_heads` and `head_dim` the cache's of each layer, `tables` the kinds of rotary
-    embedding, of `rotary`. Logits are bent by `softcap` if above 0.
+    embedding, of `rotary`. Logits are bent by `softcap` if above 0. `shares`: of tokens, that read a weight
+    of an expert.
     """
 
     from_tokens: Any
@@ -72,6 +76,7 @@ class Program:
     softcap: float
     vocabulary: int
     weights: Mapping[str, Weight]
+    shares: Mapping[str, float]
     embedding: str
     held: list[Any] = field(repr=False)
 
@@ -82,10 +87,12 @@ class Program:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes of weights that are read for each token: all but an embedding that is not the head too."""
+        """Bytes of weights that are read for each token: all but an embedding that is not the head too, and of experts
+        as many as the router chooses."""
         looked_up = self.weights[self.embedding]
         shared = any(weight is looked_up for name, weight in self.weights.items() if name != self.embedding)
-        return self.weight_bytes - (0 if shared else looked_up.bytes)
+        unread = sum((1 - share) * self.weights[name].bytes for name, share in self.shares.items())
+        return self.weight_bytes - (0 if shared else looked_up.bytes) - round(unread)
 
 
 def lower(
@@ -98,10 +105,11 @@ def lower(
 ) -> Program:
     """The program of a model's text decoder, which may be as it is stored (see `open_packed`).
 
-    `codes` are weights that stay on their grids, by parameter name, as those do that the model holds itself; all others
-    are kept as `dtype`, by default as the 16-bit type that holds them best. `known` are weights of another program on
-    the same modules, which are shared. `low_ranks` are matrices beside the weights, by module name: their factors run
-    as two more steps. Raises `NotServedError` for a decoder that the native engine does not run, with the reason.
+    `codes` are weights that stay on their grids, by parameter name (of experts, as `stored_codes.stacked_codes` names
+    them), as those do that the model holds itself; all others are kept as `dtype`, by default as the 16-bit type that
+    holds them best. `known` are weights of another program on the same modules, which are shared. `low_ranks` are
+    matrices beside the weights, by module name: their factors run as two more steps. Raises `NotServedError` for a
+    decoder that the native engine does not run, with the reason.
     """
     return _Lowering(model, codes or {}, dtype, fusions, known or {}, low_ranks or {}).program()
 
@@ -122,6 +130,7 @@ class _Lowering:
         self._codes, self._dtype, self._fusions, self._low_ranks = codes, dtype, fusions, low_ranks
         self._weights: dict[str, Weight] = dict(known)
         self._tensors: dict[int, Weight] = {}
+        self._shares: dict[str, float] = {}
         self._held: list[Any] = []
         self._widths: dict[int, int] = {}
         self._tables: list[str | None] = []
@@ -155,6 +164,7 @@ class _Lowering:
             softcap=float(getattr(text, "final_logit_softcapping", None) or 0),
             vocabulary=head.out_features,
             weights=self._weights,
+            shares=self._shares,
             embedding=self._names[id(embedding)],
             held=self._held,
         )
@@ -191,13 +201,65 @@ class _Lowering:
         after, before = "post_attention_layernorm", "pre_feedforward_layernorm"
         wraps = hasattr(block, before)  # Gemma 2 and 3: a norm behind each half as well as before it
         yield from self._onto(ATTENDED, attention.o_proj, getattr(block, after) if wraps else None)
+        norm = getattr(block, before if wraps else after)
+        if hasattr(mlp, "experts"):
+            yield from self._mixture(mlp, norm)
+            return
         gate_up = [(mlp.gate_proj, GATE), (mlp.up_proj, UP)]
-        yield from self._linears(HIDDEN, getattr(block, before if wraps else after), gate_up, "gate_up")
-        name = type(mlp.act_fn).__name__
-        if name not in ACTIVATIONS:
-            raise NotServedError(f"the native engine has no activation {name}: it has {', '.join(ACTIVATIONS)}")
-        down = {"prologue": Prologue.GATED, "activation": ACTIVATIONS[name], "aux": UP}
+        yield from self._linears(HIDDEN, norm, gate_up, "gate_up")
+        down = _gated(mlp.act_fn)
         yield from self._onto(GATE, mlp.down_proj, block.post_feedforward_layernorm if wraps else None, **down)
+
+    def _mixture(self, mixture: Any, norm: nn.Module) -> Iterator[abi.Op]:
+        """A mixture of experts, and the shared one beside them if there is one, onto the hidden state."""
+        router, experts = mixture.gate, mixture.experts
+        yield self._norm(norm, HIDDEN, ASIDE)
+        count, _, width = experts.gate_up_proj.shape
+        logits = abi.Op(kind=OpKind.LINEAR, in_=ASIDE, count=1, width=width)
+        name = self._names[id(router)]
+        if name not in self._weights:
+            self._weights[name] = self._float_weight(router.weight)
+        logits.matrices[0], logits.outs[0] = self._weights[name].struct, ROUTES
+        yield logits
+        normed = getattr(router, "norm_topk_prob", True)
+        yield abi.Op(kind=OpKind.ROUTE, in_=ROUTES, out=CHOSEN, count=router.top_k, width=count, accumulate=normed)
+        if hasattr(mixture, "shared_expert"):
+            shared = mixture.shared_expert
+            yield from self._linears(ASIDE, None, [(shared.gate_proj, GATE), (shared.up_proj, UP)], "gate_up")
+            yield from self._linear(GATE, None, [(shared.down_proj, MADE)], **_gated(shared.act_fn))
+            yield from self._linear(ASIDE, None, [(mixture.shared_expert_gate, ROUTES)])
+            yield abi.Op(kind=OpKind.BLEND, in_=MADE, aux=ROUTES, out=HIDDEN, width=width)
+        share = router.top_k / count
+        inner = _array([op for number in range(count) for op in self._expert(experts, number, share)])
+        self._held.append(inner)
+        step = abi.Op(
+            kind=OpKind.EXPERTS, in_=ASIDE, aux=CHOSEN, out=HIDDEN, count=count, heads=router.top_k, width=width
+        )
+        step.inner, step.outs[0], step.outs[1] = ctypes.addressof(inner), SENT, MADE
+        yield step
+        half = experts.gate_up_proj.shape[1] // 2
+        uses = {ROUTES: count, CHOSEN: 2 * router.top_k, SENT: width, MADE: width, GATE: half, UP: half}
+        for buffer, columns in uses.items():
+            self._use(buffer, columns)
+
+    def _expert(self, experts: Any, number: int, share: float) -> Iterator[abi.Op]:
+        """Two steps: gate with up, then down."""
+        name, half = self._names[id(experts)].removesuffix(".weight"), experts.gate_up_proj.shape[1] // 2
+        first = abi.Op(kind=OpKind.LINEAR, in_=SENT, count=2, width=experts.gate_up_proj.shape[2])
+        last = abi.Op(kind=OpKind.LINEAR, in_=GATE, count=1, width=half, **_gated(experts.act_fn))
+        for op, stack, part, buffer in (
+            (first, "gate_up_proj", 0, GATE), (first, "gate_up_proj", 1, UP), (last, "down_proj", 0, MADE)
+        ):  # fmt: skip
+            key = f"{name}.{stack}.{number}.{part}"
+            if key not in self._weights:
+                matrix = getattr(experts, stack)[number]
+                dense = matrix if op is last else matrix[part * half : (part + 1) * half]
+                self._weights[key] = (
+                    packed_weight(self._codes[key]) if key in self._codes else self._float_weight(dense)
+                )
+            self._shares[key] = share
+            op.matrices[part], op.outs[part] = self._weights[key].struct, buffer
+        yield from (first, last)
 
     def _onto(self, source: int, layer: nn.Linear, norm: nn.Module | None, **settings: Any) -> Iterator[abi.Op]:
         """A layer whose outputs, after a norm if there is one, are added to the hidden state."""
@@ -208,7 +270,7 @@ class _Lowering:
             yield self._norm(norm, ASIDE, HIDDEN, accumulate=1)
 
     def _linears(
-        self, source: int, norm: nn.Module, layers: list[tuple[nn.Linear, int]], fusion: str
+        self, source: int, norm: nn.Module | None, layers: list[tuple[nn.Linear, int]], fusion: str
     ) -> Iterator[abi.Op]:
         """Layers that read the same normed input, in one step if they round it alike, or in one each."""
         together = fusion in self._fusions and len({_grid_of(layer) for layer, _ in layers}) == 1
@@ -301,9 +363,12 @@ class _Lowering:
             values = values + self._low_ranks[name].dense()
             return float_weight(values, self._dtype or brief_dtype(values))
         if values.data_ptr() not in self._tensors:  # else tied: one tensor, two modules
-            dtype = values.dtype if values.element_size() == 2 else brief_dtype(values)
-            self._tensors[values.data_ptr()] = float_weight(values, self._dtype or dtype)
+            self._tensors[values.data_ptr()] = self._float_weight(values)
         return self._tensors[values.data_ptr()]
+
+    def _float_weight(self, values: Tensor) -> Weight:
+        dtype = values.dtype if values.element_size() == 2 else brief_dtype(values)
+        return float_weight(values.detach(), self._dtype or dtype)
 
     def _corrected_in_place(self, layer: nn.Module) -> bool:
         """Whether a low-rank matrix is added to the weight: an embedding's rows are looked up, not multiplied."""
@@ -337,6 +402,14 @@ class _Lowering:
 def _grid_of(layer: nn.Module) -> InputGrid | None:
     """How the inputs of a layer are rounded, whether the model was opened as it is stored or not."""
     return input_grid(layer) or stored_input_grids(layer).get("")
+
+
+def _gated(activation: nn.Module) -> dict[str, Any]:
+    """What a step needs that reads the product of gate, bent by this activation, and up."""
+    name = type(activation).__name__
+    if name not in ACTIVATIONS:
+        raise NotServedError(f"the native engine has no activation {name}: it has {', '.join(ACTIVATIONS)}")
+    return {"prologue": Prologue.GATED, "activation": ACTIVATIONS[name], "aux": UP}
 
 
 def _array(ops: list[abi.Op]) -> Any:
@@ -385,7 +458,7 @@ def _window(attention: Any) -> int:
     """How many places, its own among them, a token of this layer sees; 0 for all."""
     if hasattr(attention, "sliding_window"):
         return attention.sliding_window or 0
-    if "Mistral" in type(attention).__name__:
+    if type(attention).__name__ in ("MistralAttention", "MixtralAttention"):
         return getattr(attention.config, "sliding_window", None) or 0
     return 0
 

@@ -15,6 +15,8 @@ from gossamer.models.inputs import round_inputs, stored_input_grids
 from gossamer.models.loading import unpack
 from gossamer.models.low_rank import LowRank
 from gossamer.models.open import Opened, open_packed
+from gossamer.models.packed import QuantizedTensor
+from gossamer.models.stored_codes import stacked_codes
 
 
 class Native:
@@ -29,9 +31,10 @@ class Native:
         precision: Precision | None = None,
         threads: int | None = None,
         low_ranks: Mapping[str, LowRank] | None = None,
+        codes: Mapping[str, QuantizedTensor] | None = None,
     ) -> None:
         self._precision, self._low_ranks = precision, low_ranks
-        program = lower(model, low_ranks=low_ranks)
+        program = lower(model, codes, low_ranks=low_ranks)
         self.engine = shared_engine(threads or torch.get_num_threads())
         self._blocks = list(decoder_of(model).layers)
         self._programs = {tuple(map(id, self._blocks)): program}
@@ -67,8 +70,10 @@ def open_native(ref: str, precision: Precision | None = None, threads: int | Non
     """
     outline = open_packed(ref)
     decoder_of(outline.model)
-    low_ranks = read_adapter(outline.file) if outline.file is not None and outline.file.is_dir() else {}
-    return outline, Native(outline.model, precision, threads, low_ranks)
+    if outline.file is None or not outline.file.is_dir():
+        return outline, Native(outline.model, precision, threads)
+    low_ranks, codes = read_adapter(outline.file), stacked_codes(outline.file)
+    return outline, Native(outline.model, precision, threads, low_ranks, codes)
 
 
 class PackedEmbedding(nn.Module):
@@ -94,6 +99,10 @@ def _give_up(model: Any, program: Program, engine: Engine) -> None:
     """Frees the model's own copies of the program's weights."""
     decoder = decoder_of(model)
     decoder.embed_tokens = PackedEmbedding(decoder.embed_tokens, program.from_tokens[0], engine)
+    stacks = {id(block.mlp.experts): block.mlp.experts for block in decoder.layers if hasattr(block.mlp, "experts")}
+    for experts in stacks.values():
+        for name, stack in [*experts.named_parameters(recurse=False)]:  # programs of fewer blocks ask for their shapes
+            setattr(experts, name, nn.Parameter(stack.to("meta"), requires_grad=False))
     for name in (name for name in program.weights if name.endswith(".weight")):
         layer = model.get_submodule(name.removesuffix(".weight"))
         if hasattr(layer, "quantization_scheme"):

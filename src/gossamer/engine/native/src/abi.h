@@ -6,7 +6,7 @@ namespace gossamer {
 
 constexpr int kLanes = 16;     // rows of a weight that are computed side by side
 constexpr int kMatrices = 3;   // matrices that may share one input (query, key, value)
-constexpr int kBuffers = 12;
+constexpr int kBuffers = 16;
 constexpr int kTables = 2;     // rotary embeddings
 constexpr int kMostNorm = 16384;   // values of a norm that is a step of its own
 constexpr int kMostHeadDim = 512;
@@ -27,7 +27,7 @@ struct Matrix {
   const int8_t* zeros;     // of signed codes; null on symmetric grids
 };
 
-enum OpKind : int32_t { kEmbed, kLinear, kNorm, kRotateStore, kAttend };
+enum OpKind : int32_t { kEmbed, kLinear, kNorm, kRotateStore, kAttend, kRoute, kExperts, kBlend };
 enum Prologue : int32_t { kNothing, kRms, kGated };
 enum Activation : int32_t { kSilu, kGelu, kGeluTanh, kRelu, kRelu2, kQuickGelu };
 enum Grid : int32_t { kFree, kWhole, kE4m3, kMxfp4, kNvfp4 };  // what inputs are rounded to, see models/inputs.py
@@ -39,6 +39,12 @@ enum Grid : int32_t { kFree, kWhole, kE4m3, kMxfp4, kNvfp4 };  // what inputs ar
 //   kNorm         out (+)= norm of in, over each of `heads` parts
 //   kRotateStore  in = queries, aux = keys, both rotated; keys and values (outs[0]) into the cache
 //   kAttend       out = attention of in over the cache
+//   kRoute        out = the `count` most likely experts, then their weights, by the softmax of in over `width` experts;
+//                 weights sum to 1 where `accumulate` is set
+//   kExperts      out += of each of `count` experts its weight in aux, which kRoute wrote for `heads` of them, times what
+//                 its two linear steps in `inner` make of in: the first reads the buffer `outs[0]`, the second writes
+//                 to `outs[1]`; they run over the rows that go to the expert
+//   kBlend        out += in times the sigmoid of aux's one column
 struct Op {
   int32_t kind, in, aux, out;
   int32_t count;  // matrices
@@ -52,6 +58,7 @@ struct Op {
   int32_t outs[kMatrices];
   int32_t grid_bits;  // of whole numbers
   const float* biases[kMatrices];
+  const Op* inner;
 };
 
 struct Buffer {

@@ -81,6 +81,7 @@ struct Engine {
 int64_t needed(const Op* ops, int count, int64_t rows) {
   int64_t most = 0;
   for (int i = 0; i < count; i++) {
+    if (ops[i].kind == kExperts) most = std::max(most, needed(ops[i].inner, 2 * ops[i].count, rows) + rows * 8);
     if (ops[i].kind != kLinear) continue;
     const int64_t width = ops[i].width + 256;
     most = std::max(most, rows * (width * (4 + kMatrices * 6) + kMatrices * 512 + 64));

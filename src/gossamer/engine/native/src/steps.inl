@@ -693,6 +693,77 @@ void attention(const Op& op, const Call& call, int thread, int threads) {
   }
 }
 
+// ---------------------------------------------------------------- mixtures of experts
+
+// Of equal experts the first is taken, as by torch. The logits in `in` are used up.
+inline void route(const Op& op, const Call& call, int begin, int end) {
+  for (int row = begin; row < end; row++) {
+    float* in = call.buffers[op.in].data + row * call.buffers[op.in].stride;
+    float* out = call.buffers[op.out].data + row * call.buffers[op.out].stride;
+    float top = in[0], total = 0, kept = 0;
+    for (int i = 1; i < op.width; i++) top = std::fmax(top, in[i]);
+    for (int i = 0; i < op.width; i++) total += in[i] = std::exp(in[i] - top);
+    for (int k = 0; k < op.count; k++) {
+      int best = 0;
+      for (int i = 1; i < op.width; i++) best = in[i] > in[best] ? i : best;
+      out[k] = float(best);
+      out[op.count + k] = in[best] / total;
+      kept += out[op.count + k];
+      in[best] = -1;
+    }
+    for (int k = 0; op.accumulate && k < op.count; k++) out[op.count + k] /= kept;
+  }
+}
+
+template <bool Wide>
+void linear_of(const Op& op, const Call& call, Pool& pool, int thread, uint8_t* own, uint8_t* common) {
+  if (Wide && op.grid != kWhole) linear<true>(op, call, pool, thread, own, common);
+  else linear<false>(op, call, pool, thread, own, common);
+  pool.barrier();
+}
+
+// One expert after another, each over the rows that were sent to it, by all threads together.
+template <bool Wide>
+void experts(const Op& op, const Call& call, Pool& pool, int thread, uint8_t* own, uint8_t* common) {
+  const Buffer &in = call.buffers[op.in], &chosen = call.buffers[op.aux], &out = call.buffers[op.out];
+  const Buffer &gathered = call.buffers[op.outs[0]], &made = call.buffers[op.outs[1]];
+  Arena arena{own};
+  int32_t* rows = arena.take<int32_t>(call.rows);
+  float* weights = arena.take<float>(call.rows);
+  Call part = call;
+  for (int expert = 0; expert < op.count; expert++) {
+    int count = 0, begin, end;
+    for (int row = 0; row < call.rows; row++) {
+      const float* pairs = chosen.data + row * chosen.stride;
+      for (int k = 0; k < op.heads; k++) {
+        if (int(pairs[k]) != expert) continue;
+        rows[count] = row;
+        weights[count++] = pairs[op.heads + k];
+      }
+    }
+    if (count == 0) continue;
+    share(count, thread, pool.size(), begin, end);
+    for (int i = begin; i < end; i++) std::memcpy(gathered.data + i * gathered.stride, in.data + rows[i] * in.stride, op.width * sizeof(float));
+    pool.barrier();
+    part.rows = count;
+    for (int step = 0; step < 2; step++) linear_of<Wide>(op.inner[2 * expert + step], part, pool, thread, arena.at, common);
+    for (int i = begin; i < end; i++) {
+      float* to = out.data + rows[i] * out.stride;
+      const float* from = made.data + i * made.stride;
+      for (int c = 0; c < op.width; c++) to[c] += weights[i] * from[c];
+    }
+  }
+}
+
+inline void blend(const Op& op, const Call& call, int begin, int end) {
+  for (int row = begin; row < end; row++) {
+    const float* in = call.buffers[op.in].data + row * call.buffers[op.in].stride;
+    float* out = call.buffers[op.out].data + row * call.buffers[op.out].stride;
+    const float rate = 1.0f / (1.0f + std::exp(-call.buffers[op.aux].data[row * call.buffers[op.aux].stride]));
+    for (int i = 0; i < op.width; i++) out[i] += rate * in[i];
+  }
+}
+
 // Reads a thread's share of the memory, once, and returns a sum of it.
 float sweep(const uint8_t* memory, int64_t bytes, int thread, int threads) {
   const int64_t blocks = bytes / 256, begin = blocks * thread / threads, end = blocks * (thread + 1) / threads;
@@ -717,9 +788,15 @@ void run(const Op* ops, int count, const Call& call, Pool& pool, int thread, uin
     switch (op.kind) {
       case kEmbed: embed(op, call, begin, end); break;
       case kLinear:
-        if (call.wide && op.grid != kWhole) linear<true>(op, call, pool, thread, own, memory);
-        else linear<false>(op, call, pool, thread, own, memory);
+        if (call.wide) linear_of<true>(op, call, pool, thread, own, memory);
+        else linear_of<false>(op, call, pool, thread, own, memory);
+        continue;  // it has waited for all
+      case kExperts:
+        if (call.wide) experts<true>(op, call, pool, thread, own, memory);
+        else experts<false>(op, call, pool, thread, own, memory);
         break;
+      case kRoute: route(op, call, begin, end); break;
+      case kBlend: blend(op, call, begin, end); break;
       case kNorm: norm(op, call, begin, end); break;
       case kRotateStore: rotate_store(op, call, begin, end); break;
       default:
