@@ -86,7 +86,8 @@ def estimate_power(
         gates = _gates(design.top, netlist, wires, liberty, Path(temporary))
         toggles, ones = _toggles(Model(gates, clock, optimise=1), rows, cycles, len(wires))
     changes = dict(zip(wires, (toggles / (cycles - 1)).tolist(), strict=True))
-    moving = [count for bit, count in changes.items() if bit not in _clocks(netlist, clock)]
+    clocks = _clocks(netlist, clock)
+    moving = [count for bit, count in changes.items() if bit not in clocks]
     activity = sum(moving) / len(moving) if moving else 0.0
     library = read_liberty(liberty)
     if by == "liberty" or (by == "auto" and not opensta.usable()):
@@ -96,7 +97,7 @@ def estimate_power(
     seen = {bit: Activity(changes[bit], high / cycles) for bit, high in zip(wires, ones.tolist(), strict=True)}
     told = _by_opensta(design.top, netlist, liberty, seen, clock, 1 / frequency_hz)
     loads = _loads(netlist, library)
-    wire = sum(loads[bit] for bit in _clocks(netlist, clock)) * library.voltage**2 * frequency_hz
+    wire = sum(loads[bit] for bit in clocks) * library.voltage**2 * frequency_hz
     return Power(told.switching, told.internal, wire, told.leakage, activity, cycles, METHODS["opensta"])
 
 

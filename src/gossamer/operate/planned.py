@@ -6,7 +6,7 @@ from typing import Any
 
 from gossamer.core.errors import SettingError
 from gossamer.core.plan import Operation, load_plan
-from gossamer.operate.cache.plan import KeyValues
+from gossamer.operate.cache import KeyValues
 from gossamer.operate.speculate.wish import Wish
 
 NONE = "none"

@@ -130,9 +130,10 @@ class Worker(threading.Thread):
             self._measure()
 
     def _measure(self) -> None:
-        self.cache_bytes = self._batch.cache_bytes
+        batch = self._batch.cache_bytes
+        self.cache_bytes = batch + (self._entering[1].steps.cache_bytes if self._entering is not None else 0)
         for job in self._running.values():
-            job.cache_bytes = self.cache_bytes // len(self._running)
+            job.cache_bytes = batch // len(self._running)
 
     def _new_batch(self) -> Batch:
         opened = self._writer.opened
