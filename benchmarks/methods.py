@@ -1,8 +1,9 @@
 """Every technique on the same model, calibration data and test data: rounding, pruning, factors, and chains of them.
 
-Run: python benchmarks/methods.py [MODEL ...] [--only PRESET ...] [--on cuda] [--jobs N]   (default: tiny-lm tiny-vlm;
-with GOSSAMER_DATA also SmolLM2-135M and stories260K). Writes benchmarks/results/methods.json and methods.md; rows of
-other runs stay.
+Run: python benchmarks/methods.py [MODEL ...] [--only PRESET ...] [--effort quick] [--on cuda] [--jobs N]
+(default: tiny-lm tiny-vlm; with GOSSAMER_DATA also SmolLM2-135M and stories260K). Writes methods.json and methods.md in
+benchmarks/results; rows of other runs stay. `quick` reads fewer examples, in calibration and in the test: its rows
+stand apart.
 
 Each row is a preset, applied as `gossamer apply PRESET` does: on every plain linear layer of the blocks, the projector
 and, where it is quantised, an untied head. `awq/gptq` scales as AWQ does and rounds as GPTQ does. Loss is in nats per
@@ -35,7 +36,7 @@ from gossamer.models.open import Opened, open_model
 from gossamer.search.job import Job
 from gossamer.search.opening import open_job
 from gossamer.search.outcome import environment
-from gossamer.search.request import OptimizeRequest
+from gossamer.search.request import Effort, OptimizeRequest
 
 RESULTS = Path(__file__).parent / "results"
 ROUNDING = ("rtn", "hqq", "awq", "awq/gptq", "gptq", "gptaq", "qronos")
@@ -108,21 +109,21 @@ def losses(job: Job, model: Any) -> np.ndarray:
 
 
 @cache
-def opened_job(name: str, on: str) -> tuple[Job, np.ndarray]:
+def opened_job(name: str, effort: Effort, on: str) -> tuple[Job, np.ndarray]:
     """The data of one model's contest and the losses of the unchanged model."""
     import torch
 
     out = Path(".cache/benchmarks/methods") / name
-    job = open_job(OptimizeRequest(out=out, ratio=1.0, effort="standard", on=on, **known()[name]))
+    job = open_job(OptimizeRequest(out=out, ratio=1.0, effort=effort, on=on, **known()[name]))
     with torch.inference_mode():
         return job, losses(job, job.opened.model)
 
 
-def row_of(name: str, preset: str, on: str) -> dict[str, Any]:
+def row_of(name: str, preset: str, effort: Effort, on: str) -> dict[str, Any]:
     """One preset on one model."""
     import torch
 
-    job, reference = opened_job(name, on)
+    job, reference = opened_job(name, effort, on)
     opened = open_model(job.request.model)
     opened.model.to(on)
     clock = time.process_time if on == "cpu" else time.perf_counter
@@ -132,7 +133,7 @@ def row_of(name: str, preset: str, on: str) -> dict[str, Any]:
     with torch.inference_mode():
         change = paired_mean(reference, losses(job, opened.model), over="positions")
     return {
-        "model": name,
+        "model": name if effort == "standard" else f"{name}, {effort}",
         "preset": preset,
         "loss_16_bit": float(reference.mean()),
         "loss_change": change.model_dump(),
@@ -146,13 +147,17 @@ def row_of(name: str, preset: str, on: str) -> dict[str, Any]:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown."""
-    lines = ["| model | preset | bytes | Δ loss, nats [95 %] | time by GPTQ's | on |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| model | preset | bytes | Δ loss, nats [95 %] | of tests | time by GPTQ's | on |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in rows:
         change = row["loss_change"]
         ratio = f"{row['time_ratio']:.1f}" if "time_ratio" in row else "—"
         lines.append(
             f"| {row['model']} | {row['preset']} | {row['weight_bytes']:,} | "
-            f"{change['value']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}] | {ratio} | {row['on']} |"
+            f"{change['value']:+.4f} [{change['low']:+.4f}, {change['high']:+.4f}] | {change['n']:,} | {ratio} | "
+            f"{row['on']} |"
         )
     return "\n".join(lines)
 
@@ -167,6 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=["tiny-lm", "tiny-vlm"])
     parser.add_argument("--only", nargs="+", default=PRESETS, metavar="PRESET")
+    parser.add_argument("--effort", default="standard", choices=["quick", "standard"])
     parser.add_argument("--on", default="cpu", help="cpu or cuda")
     parser.add_argument("--jobs", type=int, default=1, help="presets at a time, each in a process")
     options = parser.parse_args()
@@ -175,7 +181,7 @@ def main() -> None:
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
         for model in options.models:
             presets = (BASE, *(preset for preset in options.only if preset != BASE))
-            futures = {pool.submit(row_of, model, preset, options.on): preset for preset in presets}
+            futures = {pool.submit(row_of, model, preset, options.effort, options.on): preset for preset in presets}
             fresh: dict[str, dict[str, Any]] = {}
             others = rows
             for future in as_completed(futures):
@@ -188,7 +194,7 @@ def main() -> None:
                 )
                 for one in fresh.values() if BASE in fresh else ():
                     one["time_ratio"] = one["seconds"] / fresh[BASE]["seconds"]
-                others = [one for one in rows if one["model"] != model or one["preset"] not in fresh]
+                others = [one for one in rows if one["model"] != row["model"] or one["preset"] not in fresh]
                 write(sorted([*others, *fresh.values()], key=place_of))
             rows = [*others, *fresh.values()]
 
