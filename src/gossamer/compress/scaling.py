@@ -20,9 +20,14 @@ class Scaling(Protocol):
     """A technique that wants its layers' input columns scaled before it quantises them."""
 
     def scales(
-        self, weights: Sequence[Tensor], statistics: Sequence[Statistics], sources: Sequence[Tensor], channels: int
+        self,
+        layers: Sequence[Layer],
+        weights: Sequence[Tensor],
+        statistics: Sequence[Statistics],
+        sources: Sequence[Tensor],
+        channels: int,
     ) -> Tensor | None:
-        """The factors (channels,) for the columns of `weights` (rows, columns each), None to leave them alone.
+        """The factors (channels,) for the columns of the `weights` (rows, columns each) of `layers`, None to leave them.
 
         `sources` give the channel behind each column of each weight, -1 for columns that stay as they are.
         """
@@ -85,7 +90,7 @@ def _fold(model: nn.Module, link: Link, statistics: Mapping[str, Statistics], as
     weights = [read_matrix(model, layer).float() for layer in link.consumers]
     known = [statistics[layer.path] for layer in link.consumers]
     sources = [source.to(weight.device) for source, weight in zip(link.sources, weights, strict=True)]
-    factors = technique.scales(weights, known, sources, link.channels)
+    factors = technique.scales(link.consumers, weights, known, sources, link.channels)
     if factors is not None:
         link.fold(model, factors)
     return True

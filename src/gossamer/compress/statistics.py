@@ -21,6 +21,7 @@ _PATCH_ELEMENTS = 1 << 23
 _DOUBLE_COLUMNS = 2048
 _STRIP = 256
 _ROWS = 2048
+_SAMPLE, _FROM_A_BATCH = 512, 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +31,14 @@ class Statistics:
     `hessian` float32 (columns, columns): the mean of x xᵀ over `tokens` input vectors (patches, for convolutions), each
     times what it weighs. `cross` float32 (columns, columns), where it was asked for: the mean of u xᵀ, u being what the
     unchanged model gives the layer in the place of x. `largest` float32 (columns,): each input's largest magnitude.
+    `sample` float32 (up to 512, columns): input vectors as they come, some from each of the first batches.
     """
 
     hessian: Tensor
     tokens: int
     cross: Tensor | None = None
     largest: Tensor | None = None
+    sample: Tensor | None = None
     _factors: dict[tuple[float, bool], Factor | None] = field(default_factory=dict, repr=False)
 
     def factor(self, damping: float, act_order: bool) -> Factor | None:
@@ -89,6 +92,7 @@ class Accumulator:
         self._mean = torch.zeros(self._columns, self._columns, dtype=dtype)
         self._cross: Tensor | None = None
         self._largest = torch.zeros(self._columns)
+        self._sample: list[Tensor] = []
         self._waiting: list[Tensor] = []
         self._unchanged: list[Tensor] = []
         self.tokens = 0
@@ -126,6 +130,8 @@ class Accumulator:
         rows = rows.detach().float()
         if len(rows):
             self._largest = torch.maximum(self._largest.to(rows.device), rows.abs().amax(0))
+            if len(self._sample) * _FROM_A_BATCH < _SAMPLE:
+                self._sample.append(rows[:: -(-len(rows) // _FROM_A_BATCH)].clone())
         enough = sum(map(len, self._waiting)) + len(rows) >= _ROWS
         weighted = rows if roots is None else rows * roots
         # the model may write over an input it has used
@@ -168,7 +174,8 @@ class Accumulator:
         if self.tokens == 0:
             raise DataError(f"layer {self._path} saw no calibration input: use data that reaches it, or leave it out")
         cross = None if self._cross is None else self._cross.float()
-        return Statistics(_mirrored(self._mean.float()), self.tokens, cross, self._largest)
+        sample = torch.cat(self._sample) if self._sample else None
+        return Statistics(_mirrored(self._mean.float()), self.tokens, cross, self._largest, sample)
 
 
 def _mirrored(matrix: Tensor) -> Tensor:

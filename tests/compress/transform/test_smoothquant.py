@@ -3,13 +3,16 @@ import torch
 from tests.models.feeds import inputs_for
 from tests.models.tiny import build
 
+from gossamer.compress.passes import Aim
 from gossamer.compress.statistics import Accumulator, Statistics
-from gossamer.compress.transform.smoothquant import SmoothQuant
+from gossamer.compress.transform.smoothquant import SmoothQuant, Smoothing, _Reader, _loss
 from gossamer.compress.transform.trial import change, results
 from gossamer.core.errors import DataError, PlanError
 from gossamer.core.technique import build as technique
 from gossamer.data.batch import Batch
 from gossamer.engine.forward import forward as run
+from gossamer.models.hierarchy import Layer
+from gossamer.models.packed import QuantizedTensor, Scheme
 from gossamer.models.structure import hierarchy_of
 
 
@@ -33,7 +36,7 @@ def smoothed(name, alpha, seed=0, everywhere=True):
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "llava", "qwen2_vl", "vit", "whisper", "bert"])
-@pytest.mark.parametrize("alpha", [0.0, 0.5, 0.85])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 0.85, None])
 def test_the_function_stays_and_weights_move(name, alpha):
     model, changed, weights, _ = smoothed(name, alpha)
     assert changed < 1e-5
@@ -56,10 +59,10 @@ def test_only_what_norms_write_is_smoothed_unless_asked():
 def test_the_formula_on_a_case_by_hand():
     inputs, weight = torch.tensor([[8.0, 1.0], [-2.0, -4.0]]), torch.tensor([[0.5, 1.0], [-2.0, 0.25]])
     sources = torch.arange(2)
-    found = SmoothQuant(0.5).scales([weight], [known(inputs)], [sources], 2)
+    found = Smoothing(0.5).scales([], [weight], [known(inputs)], [sources], 2)
     torch.testing.assert_close(found, torch.tensor([(8 / 2) ** 0.5, (4 / 1) ** 0.5]))
     torch.testing.assert_close((inputs / found).abs().amax(0), (weight * found).abs().amax(0))
-    found = SmoothQuant(1.0).scales([weight], [known(inputs)], [sources], 2)
+    found = Smoothing(1.0).scales([], [weight], [known(inputs)], [sources], 2)
     torch.testing.assert_close(found, torch.tensor([8.0, 4.0]))
 
 
@@ -74,15 +77,55 @@ def test_the_largest_inputs_are_gathered_without_padding():
 def test_layers_that_read_one_producer_share_the_largest():
     one, other = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 1.0]])
     inputs = known(torch.tensor([[4.0, 9.0]]))
-    found = SmoothQuant(0.0).scales([one, other], [inputs, inputs], [torch.arange(2), torch.arange(2)], 2)
+    found = Smoothing(0.0).scales([], [one, other], [inputs, inputs], [torch.arange(2), torch.arange(2)], 2)
     torch.testing.assert_close(found, torch.tensor([1 / 3, 1 / 2]))
 
 
 def test_channels_without_input_weight_or_reader_stay():
     inputs = known(torch.tensor([[0.0, 3.0, 2.0]]))
     weight = torch.tensor([[1.0, 0.0, 2.0]])
-    found = SmoothQuant(0.5).scales([weight], [inputs], [torch.tensor([0, 1, 3])], 5)
+    found = Smoothing(0.5).scales([], [weight], [inputs], [torch.tensor([0, 1, 3])], 5)
     assert found.tolist() == [1, 1, 1, 1, 1]
+
+
+def rounding_error(inputs, weight, factors, aim):
+    """The mean squared error of products with inputs on an 8-bit grid for each token and weights on the aim's."""
+    step = (inputs / factors).abs().amax(1, keepdim=True) / 127.5
+    rounded = (inputs / factors / step).round().clamp(-128, 127) * step
+    scales = (weight * factors).reshape(len(weight), aim.weight.groups(weight.shape[1]), -1).abs().amax(-1)
+    scales = (scales * 2 / (2**aim.weight.bits - 1)).half()
+    grid = QuantizedTensor.encode(weight * factors, aim.weight, scales).dequantize()
+    return float((rounded @ grid.T - inputs @ weight.T).square().mean())
+
+
+@pytest.mark.parametrize("scheme", [Scheme(8), Scheme(4), Scheme(4, 16)], ids=str)
+def test_learnt_factors_lose_less_than_those_of_every_alpha(scheme):
+    generator = torch.Generator().manual_seed(scheme.bits)
+    inputs = torch.randn(400, 64, generator=generator) * torch.logspace(-1, 1.5, 64)
+    inputs[::7, 3] *= 30
+    weight = torch.randn(48, 64, generator=generator) * torch.rand(64, generator=generator)
+    found, aim = Accumulator("a", 64), Aim(scheme, None)
+    found.add(inputs)
+    layer = Layer("a", "a", "linear", (48, 64), "a")
+    smoothing = {alpha: Smoothing(alpha, {"a": aim}) for alpha in (None, 0.3, 0.5, 0.65, 0.8)}
+    errors = {}
+    for alpha, each in smoothing.items():
+        factors = each.scales([layer], [weight], [found.finish()], [torch.arange(64)], 64)
+        errors[alpha] = rounding_error(inputs, weight, factors, aim)
+    errors["none"] = rounding_error(inputs, weight, torch.ones(64), aim)
+    assert errors.pop(None) < 0.95 * min(errors.values())
+
+
+def test_the_modelled_error_goes_as_the_measured_one():
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(500, 32, generator=generator) * torch.logspace(-1, 1, 32)
+    weight, aim = torch.randn(40, 32, generator=generator), Aim(Scheme(8), None)
+    reader = _Reader(weight, inputs, inputs.square().mean(0), torch.arange(32), aim)
+    ratios = []
+    for alpha in (0.0, 0.4, 0.7, 1.0):
+        factors = inputs.abs().amax(0) ** alpha
+        ratios.append(rounding_error(inputs, weight, factors, aim) / float(_loss([reader], factors)))
+    assert max(ratios) < 1.2 * min(ratios)
 
 
 def test_layers_without_a_link_are_named():

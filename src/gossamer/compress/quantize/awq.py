@@ -14,6 +14,7 @@ from gossamer.compress.quantize.grid import fit_grid
 from gossamer.compress.quantize.on_grid import OnGrid
 from gossamer.compress.statistics import Statistics
 from gossamer.core.technique import technique
+from gossamer.models.hierarchy import Layer
 from gossamer.models.packed import QuantizedTensor
 
 
@@ -43,7 +44,12 @@ class Awq(OnGrid):
         return "inputs"
 
     def scales(
-        self, weights: Sequence[Tensor], statistics: Sequence[Statistics], sources: Sequence[Tensor], channels: int
+        self,
+        layers: Sequence[Layer],
+        weights: Sequence[Tensor],
+        statistics: Sequence[Statistics],
+        sources: Sequence[Tensor],
+        channels: int,
     ) -> Tensor | None:
         """See `compress.scaling.Scaling`."""
         power = _by_channel([found.hessian.diagonal() for found in statistics], sources, channels)
