@@ -27,7 +27,7 @@ class Scaling(Protocol):
         sources: Sequence[Tensor],
         channels: int,
     ) -> Tensor | None:
-        """The factors (channels,) for the columns of the `weights` (rows, columns each) of `layers`, None to leave them.
+        """The factors (channels,) for the columns of `weights` (rows, columns each) of `layers`, None to leave them.
 
         `sources` give the channel behind each column of each weight, -1 for columns that stay as they are.
         """

@@ -5,7 +5,7 @@ from tests.models.tiny import build
 
 from gossamer.compress.passes import Aim
 from gossamer.compress.statistics import Accumulator, Statistics
-from gossamer.compress.transform.smoothquant import SmoothQuant, Smoothing, _Reader, _loss
+from gossamer.compress.transform.smoothquant import Reader, Smoothing, SmoothQuant
 from gossamer.compress.transform.trial import change, results
 from gossamer.core.errors import DataError, PlanError
 from gossamer.core.technique import build as technique
@@ -120,11 +120,11 @@ def test_the_modelled_error_goes_as_the_measured_one():
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(500, 32, generator=generator) * torch.logspace(-1, 1, 32)
     weight, aim = torch.randn(40, 32, generator=generator), Aim(Scheme(8), None)
-    reader = _Reader(weight, inputs, inputs.square().mean(0), torch.arange(32), aim)
+    reader = Reader(weight, inputs, inputs.square().mean(0), torch.arange(32), aim)
     ratios = []
     for alpha in (0.0, 0.4, 0.7, 1.0):
         factors = inputs.abs().amax(0) ** alpha
-        ratios.append(rounding_error(inputs, weight, factors, aim) / float(_loss([reader], factors)))
+        ratios.append(rounding_error(inputs, weight, factors, aim) / float(reader.loss(factors)))
     assert max(ratios) < 1.2 * min(ratios)
 
 

@@ -96,7 +96,7 @@ class Smoothing:
         if self.alpha is not None:
             return by_formula(self.alpha)
         readers = [
-            _Reader(weight, known.sample, known.hessian.diagonal(), source, self.aims.get(layer.path, Aim(None, None)))
+            Reader(weight, known.sample, known.hessian.diagonal(), source, self.aims.get(layer.path, Aim(None, None)))
             for layer, weight, known, source in zip(layers, weights, statistics, sources, strict=True)
             if known.sample is not None
         ]
@@ -105,7 +105,7 @@ class Smoothing:
 
 
 @dataclass(frozen=True, eq=False)
-class _Reader:
+class Reader:
     """A layer that reads the channels: its `weight` (rows, columns), a `sample` (tokens, columns) of its inputs and
     their `power` (columns,), the channel behind each column in `source`, and what it is rounded to."""
 
@@ -130,25 +130,24 @@ def _noise(values: Tensor, met: Tensor, group: int | None, bits: int) -> Tensor:
     numbers whose squares sum up to `met` (columns,): a grid's step goes with the largest value of each row, or of each
     `group` of its columns, and the error is spread evenly over the step."""
     groups = values.shape[1] // group if group and values.shape[1] % group == 0 else 1
-    steps = values.abs().unflatten(1, (groups, -1)).amax(-1) / (2**bits - 1)
-    return (steps.square().sum(0) * met.unflatten(0, (groups, -1)).sum(-1)).sum()
+    steps = values.abs().reshape(len(values), groups, -1).amax(-1) / (2**bits - 1)
+    return (steps.square().sum(0) * met.reshape(groups, -1).sum(-1)).sum()
 
 
-def _loss(readers: Sequence[_Reader], factors: Tensor) -> Tensor:
+def _loss(readers: Sequence[Reader], factors: Tensor) -> Tensor:
     return torch.stack([reader.loss(factors) for reader in readers]).sum()
 
 
-def _learnt(readers: Sequence[_Reader], start: Tensor, used: Tensor) -> Tensor:
+def _learnt(readers: Sequence[Reader], start: Tensor, used: Tensor) -> Tensor:
     """The best factors on a way downhill from `start`."""
     best, least = start, float(_loss(readers, start))
     logarithms = start.log().requires_grad_()
     descent = torch.optim.Adam([logarithms], lr=_RATE)
     for _ in range(_STEPS):
-        descent.zero_grad()
         with torch.enable_grad():
             loss = _loss(readers, torch.where(used, logarithms.exp(), 1.0))
         if float(loss.detach()) < least:
             best, least = torch.where(used, logarithms.detach().exp(), 1.0), float(loss.detach())
-        loss.backward()
+        (logarithms.grad,) = torch.autograd.grad(loss, logarithms)
         descent.step()
     return best.clamp(_LEAST, 1 / _LEAST)
