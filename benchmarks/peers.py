@@ -14,6 +14,9 @@ holds a script for each. A side that cannot be installed or fails is a row that 
 Bytes are those of the blocks' linear layers in the checkpoint that each tool writes: codes, scales, zero points and
 whatever else it stores for them, floating values counted as 16 bits. Time is that of the quantisation call, on one
 process; peak memory is the process's, model and libraries included.
+
+Rows of other runs with the same samples, windows and settings stay in benchmarks/results/peers.json and peers.md, with
+the ratios of their own run.
 """
 
 import argparse
@@ -228,18 +231,38 @@ def package_digest() -> str:
 def write(options: argparse.Namespace, baseline: Json, rows: list[Json]) -> None:
     """The report with intervals and ratios, as JSON and as the table for the docs."""
     done = [row | compared(row, rows, baseline) if "failed" not in row else row for row in rows]
+    fresh = {(row["side"], row["bits"]) for row in done}
+    done += [row for row in rows_before(options, baseline) if (row["side"], row["bits"]) not in fresh]
+    names = [side.name for side in SIDES]
+    done.sort(key=lambda row: (-row["bits"], names.index(row["side"])))
     text = command(options)
     report = {
         "command": text,
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "threads": options.threads},
         "data": "WikiText-2 valid (calibration) and test (judge), non-overlapping windows from the start",
-        "settings": {key: getattr(options, key) for key in ("group", "samples", "context", "batch", "iterations")},
+        "settings": settings(options),
         "ratios": f"to {REFERENCE} of the same bits; at an average, to {AVERAGED}",
         "baseline": {"perplexity": perplexity(baseline).model_dump(), **baseline},
         "rows": done,
     }
     write_json(RESULTS.with_suffix(".json"), report)
     write_text(RESULTS.with_suffix(".md"), table(options, baseline, done, text))
+
+
+def settings(options: argparse.Namespace) -> Json:
+    """What rows of one table share."""
+    return {key: getattr(options, key) for key in ("group", "samples", "context", "batch", "iterations")}
+
+
+def rows_before(options: argparse.Namespace, baseline: Json) -> list[Json]:
+    """The rows in the report so far, if they are of the same settings, model and test windows."""
+    file = RESULTS.with_suffix(".json")
+    report = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if report.get("settings") != settings(options):
+        return []
+    losses = report["baseline"]["window_losses"]
+    same = len(losses) == len(baseline["window_losses"]) and np.allclose(losses, baseline["window_losses"], atol=1e-4)
+    return list(report["rows"]) if same else []
 
 
 def perplexity(found: Json) -> Measure:
@@ -262,14 +285,10 @@ def compared(row: Json, rows: list[Json], baseline: Json) -> Json:
 
 
 def command(options: argparse.Namespace) -> str:
-    """The command line that gives this report."""
+    """The command line that gives this report; `--bits` and `--sides` choose rows, which stand by themselves."""
     words = ["python benchmarks/peers.py"]
-    for name in ("bits", "average_bits", "samples", "context", "batch", "group", "iterations", "eval_windows"):
-        value = getattr(options, name)
-        shown = " ".join(map(str, value)) if isinstance(value, list) else str(value)
-        words.append(f"--{name.replace('_', '-')} {shown}")
-    if options.sides is not None:
-        words.append("--sides " + " ".join(f"'{side}'" for side in options.sides))
+    for name in ("samples", "context", "batch", "group", "iterations", "eval_windows"):
+        words.append(f"--{name.replace('_', '-')} {getattr(options, name)}")
     if options.model is not None:
         words.append("--model …")
     return " ".join([*words, f"--threads {options.threads}"])
