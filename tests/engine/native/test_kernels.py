@@ -43,7 +43,8 @@ def product(
     op = abi.Op(kind=abi.OpKind.LINEAR, in_=0, count=1, width=columns)
     op.matrices[0], op.outs[0] = weight.struct, 1
     if grid is not None:
-        op.grid, op.grid_bits, op.scale = GRIDS[grid.format], grid.bits, grid.scale or 0.0
+        op.grid, op.grid_bits = GRIDS[grid.format], grid.bits
+        op.scale = grid.scale or float(grid.format == "nvfp4")
     call = abi.Call(rows=rows, exact=exact, wide=wide)
     for place, buffer in enumerate((source, out)):
         call.buffers[place] = abi.Buffer(buffer.data_ptr(), buffer.stride(0))
@@ -170,7 +171,7 @@ GRIDS_OF_INPUTS = st.one_of(
     st.builds(InputGrid, st.just("int"), st.integers(2, 8), st.sampled_from([None, 0.037, 1.5])),
     st.builds(InputGrid, st.just("fp8"), st.just(8), st.sampled_from([None, 0.0021, 0.5])),
     st.builds(InputGrid, st.just("mxfp4"), st.just(4)),
-    st.builds(InputGrid, st.just("nvfp4"), st.just(4), st.sampled_from([1.0, 96.5, 2688.0])),
+    st.builds(InputGrid, st.just("nvfp4"), st.just(4), st.sampled_from([None, 1.0, 96.5, 2688.0])),
 )
 
 

@@ -95,11 +95,11 @@ class Smoothing:
 
         if self.alpha is not None:
             return by_formula(self.alpha)
-        readers = [
-            Reader(weight, known.sample, known.hessian.diagonal(), source, self.aims.get(layer.path, Aim(None, None)))
-            for layer, weight, known, source in zip(layers, weights, statistics, sources, strict=True)
-            if known.sample is not None
-        ]
+        readers = []
+        for layer, weight, known, source in zip(layers, weights, statistics, sources, strict=True):
+            assert known.sample is not None
+            aim = self.aims.get(layer.path, Aim(None, None))
+            readers.append(Reader(weight, known.sample, known.hessian.diagonal(), source, aim))
         starts = [torch.ones_like(inputs), *map(by_formula, _ALPHAS)]
         return _learnt(readers, min(starts, key=lambda factors: float(_loss(readers, factors))), used)
 

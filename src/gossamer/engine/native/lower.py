@@ -284,7 +284,8 @@ class _Lowering:
         op = abi.Op(kind=OpKind.LINEAR, in_=source, count=len(layers), width=width, **settings)
         grid = _grid_of(layers[0][0])
         if grid is not None:
-            op.grid, op.grid_bits, op.scale = GRIDS[grid.format], grid.bits, grid.scale or 0.0
+            whole = grid.scale or float(grid.format == "nvfp4")  # whose groups' scales are shares of one for all
+            op.grid, op.grid_bits, op.scale = GRIDS[grid.format], grid.bits, whole
         if norm is not None and "norm" in self._fusions:
             self._set_norm(op, norm)
         elif norm is not None:
