@@ -21,7 +21,7 @@ _PATCH_ELEMENTS = 1 << 23
 _DOUBLE_COLUMNS = 2048
 _STRIP = 256
 _ROWS = 2048
-_SAMPLE, _FROM_A_BATCH = 512, 64
+_SAMPLE = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Statistics:
     `hessian` float32 (columns, columns): the mean of x xᵀ over `tokens` input vectors (patches, for convolutions), each
     times what it weighs. `cross` float32 (columns, columns), where it was asked for: the mean of u xᵀ, u being what the
     unchanged model gives the layer in the place of x. `largest` float32 (columns,): each input's largest magnitude.
-    `sample` float32 (up to 512, columns): input vectors as they come, some from each of the first batches.
+    `sample` float32 (about 512 or fewer, columns): every so many-th of the input vectors.
     """
 
     hessian: Tensor
@@ -92,7 +92,7 @@ class Accumulator:
         self._mean = torch.zeros(self._columns, self._columns, dtype=dtype)
         self._cross: Tensor | None = None
         self._largest = torch.zeros(self._columns)
-        self._sample: list[Tensor] = []
+        self._sample, self._apart, self._seen = torch.zeros(0, self._columns), 1, 0
         self._waiting: list[Tensor] = []
         self._unchanged: list[Tensor] = []
         self.tokens = 0
@@ -130,8 +130,7 @@ class Accumulator:
         rows = rows.detach().float()
         if len(rows):
             self._largest = torch.maximum(self._largest.to(rows.device), rows.abs().amax(0))
-            if len(self._sample) * _FROM_A_BATCH < _SAMPLE:
-                self._sample.append(rows[:: -(-len(rows) // _FROM_A_BATCH)].clone())
+            self._keep(rows)
         enough = sum(map(len, self._waiting)) + len(rows) >= _ROWS
         weighted = rows if roots is None else rows * roots
         # the model may write over an input it has used
@@ -141,6 +140,15 @@ class Accumulator:
             self._unchanged.append(originals if roots is None else originals * roots)
         if enough:
             self._fold()
+
+    def _keep(self, rows: Tensor) -> None:
+        """Lets every so many-th of all vectors so far be the sample, however they are cut into batches."""
+        while len(self._sample) + len(rows) // self._apart > _SAMPLE:
+            self._sample = self._sample[::2]
+            self._apart *= 2
+        mine = rows[-self._seen % self._apart :: self._apart]
+        self._sample = torch.cat([self._sample.to(rows.device), mine])
+        self._seen += len(rows)
 
     def _fold(self) -> None:
         """Folds the waiting rows into the running mean. H is symmetric: strips of its upper half are enough."""
@@ -174,8 +182,7 @@ class Accumulator:
         if self.tokens == 0:
             raise DataError(f"layer {self._path} saw no calibration input: use data that reaches it, or leave it out")
         cross = None if self._cross is None else self._cross.float()
-        sample = torch.cat(self._sample) if self._sample else None
-        return Statistics(_mirrored(self._mean.float()), self.tokens, cross, self._largest, sample)
+        return Statistics(_mirrored(self._mean.float()), self.tokens, cross, self._largest, self._sample)
 
 
 def _mirrored(matrix: Tensor) -> Tensor:

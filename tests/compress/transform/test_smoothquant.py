@@ -74,6 +74,21 @@ def test_the_largest_inputs_are_gathered_without_padding():
     assert torch.equal(accumulator.finish().largest, inputs[mask].abs().amax(0))
 
 
+@pytest.mark.parametrize("sizes", [[7], [5000], [900, 3, 2000, 1], [64] * 40])
+def test_a_sample_is_spread_over_all_inputs_however_they_come(sizes):
+    inputs = torch.arange(float(sum(sizes)))[:, None].expand(-1, 2)
+    accumulator = Accumulator("a", 2)
+    for part in inputs.split(sizes):
+        accumulator.add(part)
+    sample = accumulator.finish().sample[:, 0]
+    steps = sample.diff().unique()
+    assert len(steps) == 1
+    assert len(sample) <= 513
+    assert sample[0] == 0
+    assert sample[-1] + float(steps[0]) >= len(inputs) - 1
+    assert len(sample) >= min(200, len(inputs))
+
+
 def test_layers_that_read_one_producer_share_the_largest():
     one, other = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 1.0]])
     inputs = known(torch.tensor([[4.0, 9.0]]))
