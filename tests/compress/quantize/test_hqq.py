@@ -18,20 +18,27 @@ def weights(seed, rows=8, columns=64):
     return torch.randn(rows, columns, generator=draw) * (1 + 4 * (torch.rand(rows, columns, generator=draw) > 0.97))
 
 
-def powered(weight, tensor):
+def powered(weight, tensor, power=POWER):
     """Each group's objective, (rows, groups)."""
     error = (weight - tensor.dequantize()).reshape(*tensor.scales.shape, -1)
-    return error.double().abs().pow(POWER).sum(-1)
+    return error.double().abs().pow(power).sum(-1)
 
 
 @settings(max_examples=30)
-@given(st.integers(0, 99), st.integers(2, 8), st.sampled_from([None, 16, 32]), st.booleans(), st.integers(1, 20))
-def test_no_group_is_worse_than_at_the_start(seed, bits, group, symmetric, iterations):
+@given(
+    st.integers(0, 99),
+    st.integers(2, 8),
+    st.sampled_from([None, 16, 32]),
+    st.booleans(),
+    st.integers(1, 20),
+    st.sampled_from([POWER, 1.0, 2.0]),
+)
+def test_no_group_is_worse_than_at_the_start(seed, bits, group, symmetric, iterations, power):
     weight, scheme = weights(seed), Scheme(bits, group, symmetric)
     start = fit_grid(weight, scheme, "mse")
     before = QuantizedTensor.encode(weight, scheme, start.scales, start.zeros)
-    after = Hqq(bits, group, symmetric, iterations).quantize(weight, None).tensor
-    assert bool((powered(weight, after) <= powered(weight, before) * (1 + 1e-5)).all())
+    after = Hqq(bits, group, symmetric, iterations=iterations, power=power).quantize(weight, None).tensor
+    assert bool((powered(weight, after, power) <= powered(weight, before, power) * (1 + 1e-5)).all())
     assert torch.equal(after.codes, QuantizedTensor.encode(weight, scheme, after.scales, after.zeros).codes)
 
 
@@ -39,8 +46,19 @@ def test_no_group_is_worse_than_at_the_start(seed, bits, group, symmetric, itera
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_powered_errors_fall(bits, symmetric):
     weight = weights(1, 64, 128)
-    before, after = (one(bits, 32, symmetric).quantize(weight, None).tensor for one in (RoundToNearest, Hqq))
+    before = RoundToNearest(bits, 32, symmetric).quantize(weight, None).tensor
+    after = Hqq(bits, 32, symmetric, power=POWER).quantize(weight, None).tensor
     assert float(powered(weight, after).sum()) < 0.995 * float(powered(weight, before).sum())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_symmetric_grids_are_fitted_by_least_squares_unless_told_otherwise(bits):
+    weight = weights(1, 64, 128)
+    squares = [
+        float(powered(weight, each.quantize(weight, None).tensor, 2).sum())
+        for each in (Hqq(bits, 32), RoundToNearest(bits, 32), Hqq(bits, 32, power=POWER))
+    ]
+    assert squares[0] < squares[1] < squares[2]
 
 
 def test_one_large_error_is_given_up_for_many_small_ones():
@@ -75,6 +93,8 @@ def test_bad_input_is_refused():
     assert Hqq(4).needs == "nothing"
     with pytest.raises(PlanError, match="iterations"):
         build("hqq", {"bits": 4, "iterations": 0})
+    with pytest.raises(PlanError, match=r"power cannot be 1\.5"):
+        build("hqq", {"bits": 4, "power": 1.5})
     with pytest.raises(PlanError, match="does not divide"):
         Hqq(4, 48).quantize(weights(0), None)
     with pytest.raises(ModelError, match="finite"):
