@@ -1,6 +1,7 @@
 """Equalisation: scales move between layers so that quantisation loses less, while the model's function stays."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -15,22 +16,23 @@ from gossamer.models.hierarchy import Block, Hierarchy, Layer
 from gossamer.models.structure import read_matrix
 
 
+@dataclass(frozen=True, eq=False)
+class Reader:
+    """A layer that reads the channels of a link: its `path`, its `weight` (rows, columns), the `statistics` of its
+    inputs, and in `source` (columns,) the channel behind each column, -1 for columns that stay as they are."""
+
+    path: str
+    weight: Tensor
+    statistics: Statistics
+    source: Tensor
+
+
 @runtime_checkable
 class Scaling(Protocol):
     """A technique that wants its layers' input columns scaled before it quantises them."""
 
-    def scales(
-        self,
-        layers: Sequence[Layer],
-        weights: Sequence[Tensor],
-        statistics: Sequence[Statistics],
-        sources: Sequence[Tensor],
-        channels: int,
-    ) -> Tensor | None:
-        """The factors (channels,) for the columns of `weights` (rows, columns each) of `layers`, None to leave them.
-
-        `sources` give the channel behind each column of each weight, -1 for columns that stay as they are.
-        """
+    def scales(self, readers: Sequence[Reader], channels: int) -> Tensor | None:
+        """The factors (channels,) for the columns of the readers' weights, None to leave them alone."""
         ...
 
 
@@ -87,10 +89,11 @@ def _fold(model: nn.Module, link: Link, statistics: Mapping[str, Statistics], as
         return False
     if any(layer.path not in statistics for layer in link.consumers):
         return False
-    weights = [read_matrix(model, layer).float() for layer in link.consumers]
-    known = [statistics[layer.path] for layer in link.consumers]
-    sources = [source.to(weight.device) for source, weight in zip(link.sources, weights, strict=True)]
-    factors = technique.scales(link.consumers, weights, known, sources, link.channels)
+    readers = []
+    for layer, source in zip(link.consumers, link.sources, strict=True):
+        weight = read_matrix(model, layer).float()
+        readers.append(Reader(layer.path, weight, statistics[layer.path], source.to(weight.device)))
+    factors = technique.scales(readers, link.channels)
     if factors is not None:
         link.fold(model, factors)
     return True

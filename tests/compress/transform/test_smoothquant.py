@@ -4,14 +4,14 @@ from tests.models.feeds import inputs_for
 from tests.models.tiny import build
 
 from gossamer.compress.passes import Aim
+from gossamer.compress.scaling import Reader
 from gossamer.compress.statistics import Accumulator, Statistics
-from gossamer.compress.transform.smoothquant import Reader, Smoothing, SmoothQuant
+from gossamer.compress.transform.smoothquant import Smoothing, SmoothQuant, modelled_error
 from gossamer.compress.transform.trial import change, results
 from gossamer.core.errors import DataError, PlanError
 from gossamer.core.technique import build as technique
 from gossamer.data.batch import Batch
 from gossamer.engine.forward import forward as run
-from gossamer.models.hierarchy import Layer
 from gossamer.models.packed import QuantizedTensor, Scheme
 from gossamer.models.structure import hierarchy_of
 
@@ -59,10 +59,10 @@ def test_only_what_norms_write_is_smoothed_unless_asked():
 def test_the_formula_on_a_case_by_hand():
     inputs, weight = torch.tensor([[8.0, 1.0], [-2.0, -4.0]]), torch.tensor([[0.5, 1.0], [-2.0, 0.25]])
     sources = torch.arange(2)
-    found = Smoothing(0.5).scales([], [weight], [known(inputs)], [sources], 2)
+    found = Smoothing(0.5).scales([Reader("a", weight, known(inputs), sources)], 2)
     torch.testing.assert_close(found, torch.tensor([(8 / 2) ** 0.5, (4 / 1) ** 0.5]))
     torch.testing.assert_close((inputs / found).abs().amax(0), (weight * found).abs().amax(0))
-    found = Smoothing(1.0).scales([], [weight], [known(inputs)], [sources], 2)
+    found = Smoothing(1.0).scales([Reader("a", weight, known(inputs), sources)], 2)
     torch.testing.assert_close(found, torch.tensor([8.0, 4.0]))
 
 
@@ -92,14 +92,14 @@ def test_a_sample_is_spread_over_all_inputs_however_they_come(sizes):
 def test_layers_that_read_one_producer_share_the_largest():
     one, other = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 1.0]])
     inputs = known(torch.tensor([[4.0, 9.0]]))
-    found = Smoothing(0.0).scales([], [one, other], [inputs, inputs], [torch.arange(2), torch.arange(2)], 2)
+    found = Smoothing(0.0).scales([Reader("a", weight, inputs, torch.arange(2)) for weight in (one, other)], 2)
     torch.testing.assert_close(found, torch.tensor([1 / 3, 1 / 2]))
 
 
 def test_channels_without_input_weight_or_reader_stay():
     inputs = known(torch.tensor([[0.0, 3.0, 2.0]]))
     weight = torch.tensor([[1.0, 0.0, 2.0]])
-    found = Smoothing(0.5).scales([], [weight], [inputs], [torch.tensor([0, 1, 3])], 5)
+    found = Smoothing(0.5).scales([Reader("a", weight, inputs, torch.tensor([0, 1, 3]))], 5)
     assert found.tolist() == [1, 1, 1, 1, 1]
 
 
@@ -121,11 +121,10 @@ def test_learnt_factors_lose_less_than_those_of_every_alpha(scheme):
     weight = torch.randn(48, 64, generator=generator) * torch.rand(64, generator=generator)
     found, aim = Accumulator("a", 64), Aim(scheme, None)
     found.add(inputs)
-    layer = Layer("a", "a", "linear", (48, 64), "a")
     smoothing = {alpha: Smoothing(alpha, {"a": aim}) for alpha in (None, 0.3, 0.5, 0.65, 0.8)}
     errors = {}
     for alpha, each in smoothing.items():
-        factors = each.scales([layer], [weight], [found.finish()], [torch.arange(64)], 64)
+        factors = each.scales([Reader("a", weight, found.finish(), torch.arange(64))], 64)
         errors[alpha] = rounding_error(inputs, weight, factors, aim)
     errors["none"] = rounding_error(inputs, weight, torch.ones(64), aim)
     assert errors.pop(None) < 0.95 * min(errors.values())
@@ -135,11 +134,13 @@ def test_the_modelled_error_goes_as_the_measured_one():
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(500, 32, generator=generator) * torch.logspace(-1, 1, 32)
     weight, aim = torch.randn(40, 32, generator=generator), Aim(Scheme(8), None)
-    reader = Reader(weight, inputs, inputs.square().mean(0), torch.arange(32), aim)
+    found = Accumulator("a", 32)
+    found.add(inputs)
+    reader = Reader("a", weight, found.finish(), torch.arange(32))
     ratios = []
     for alpha in (0.0, 0.4, 0.7, 1.0):
         factors = inputs.abs().amax(0) ** alpha
-        ratios.append(rounding_error(inputs, weight, factors, aim) / float(reader.loss(factors)))
+        ratios.append(rounding_error(inputs, weight, factors, aim) / float(modelled_error(reader, aim, factors)))
     assert max(ratios) < 1.2 * min(ratios)
 
 

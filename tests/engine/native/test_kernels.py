@@ -10,7 +10,7 @@ from tests.engine.native import emulated
 from gossamer.core.errors import DeviceError
 from gossamer.engine.native import abi, library
 from gossamer.engine.native.library import Engine, isas
-from gossamer.engine.native.lower import GRIDS
+from gossamer.engine.native.lower import set_grid
 from gossamer.engine.native.weights import Weight, float_weight, packed_weight
 from gossamer.models.inputs import InputGrid, round_inputs
 from gossamer.models.packed import QuantizedTensor, Scheme
@@ -42,9 +42,7 @@ def product(
     out = torch.zeros(len(source), -(-weight.struct.rows // 16) * 16)
     op = abi.Op(kind=abi.OpKind.LINEAR, in_=0, count=1, width=columns)
     op.matrices[0], op.outs[0] = weight.struct, 1
-    if grid is not None:
-        op.grid, op.grid_bits = GRIDS[grid.format], grid.bits
-        op.scale = grid.scale or float(grid.format == "nvfp4")
+    set_grid(op, grid)
     call = abi.Call(rows=rows, exact=exact, wide=wide)
     for place, buffer in enumerate((source, out)):
         call.buffers[place] = abi.Buffer(buffer.data_ptr(), buffer.stride(0))

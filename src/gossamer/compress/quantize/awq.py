@@ -12,9 +12,9 @@ from gossamer.compress.passes import Needs, Quantized, usable
 from gossamer.compress.quantize.gptq import Gptq
 from gossamer.compress.quantize.grid import fit_grid
 from gossamer.compress.quantize.on_grid import OnGrid
+from gossamer.compress.scaling import Reader
 from gossamer.compress.statistics import Statistics
 from gossamer.core.technique import technique
-from gossamer.models.hierarchy import Layer
 from gossamer.models.packed import QuantizedTensor
 
 
@@ -43,29 +43,17 @@ class Awq(OnGrid):
         """The inputs: scales come from them."""
         return "inputs"
 
-    def scales(
-        self,
-        layers: Sequence[Layer],
-        weights: Sequence[Tensor],
-        statistics: Sequence[Statistics],
-        sources: Sequence[Tensor],
-        channels: int,
-    ) -> Tensor | None:
+    def scales(self, readers: Sequence[Reader], channels: int) -> Tensor | None:
         """See `compress.scaling.Scaling`."""
-        power = _by_channel([found.hessian.diagonal() for found in statistics], sources, channels)
-        share = _by_channel([self._shares(weight) for weight in weights], sources, channels)
+        sources = [reader.source for reader in readers]
+        power = _by_channel([reader.statistics.hessian.diagonal() for reader in readers], sources, channels)
+        share = _by_channel([self._shares(reader.weight) for reader in readers], sources, channels)
         size = power.sqrt().clamp_min(1e-3 * float(power.mean().sqrt()) or 1.0)
-        best, least = (
-            None,
-            sum(self._loss(w, found, w.new_ones(w.shape[1])) for w, found in zip(weights, statistics, strict=True)),
-        )
+        best, least = None, sum(self._loss(reader, torch.ones_like(power)) for reader in readers)
         for alpha in torch.linspace(0, 1, self.steps).tolist():
             factors = (size**alpha / (share ** (1 - alpha) + 1e-4)).clamp_min(1e-4)
             factors = factors / (factors.max() * factors.min()).sqrt()
-            loss = sum(
-                self._loss(weight, found, columns_of(factors, source))
-                for weight, found, source in zip(weights, statistics, sources, strict=True)
-            )
+            loss = sum(self._loss(reader, factors) for reader in readers)
             if loss < least:
                 best, least = factors, loss
         return best
@@ -75,11 +63,12 @@ class Awq(OnGrid):
         grouped = weight.abs().reshape(len(weight), self.scheme.groups(weight.shape[1]), -1)
         return (grouped / grouped.amax(-1, keepdim=True).clamp_min(1e-12)).reshape(weight.shape).mean(0)
 
-    def _loss(self, weight: Tensor, statistics: Statistics, factors: Tensor) -> float:
-        scaled = weight * factors
+    def _loss(self, reader: Reader, channel_factors: Tensor) -> float:
+        factors = columns_of(channel_factors, reader.source)
+        scaled = reader.weight * factors
         grid = fit_grid(scaled, self.scheme, "none")
         rounded = QuantizedTensor.encode(scaled, self.scheme, grid.scales, grid.zeros).dequantize()
-        return statistics.loss(rounded / factors - weight)
+        return reader.statistics.loss(rounded / factors - reader.weight)
 
     def quantize(self, weight: Tensor, statistics: Statistics | None, mask: Tensor | None = None) -> Quantized:
         """The quantised form of the (already scaled) `weight` (rows, columns). Raises as `Gptq.quantize` does."""

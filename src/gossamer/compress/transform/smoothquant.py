@@ -1,6 +1,6 @@
 """SmoothQuant: part of the inputs' outliers moves into the weights (arXiv 2211.10438)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from gossamer.compress.links import columns_of
 from gossamer.compress.passes import Aim, Phase
-from gossamer.compress.scaling import fold_scales
-from gossamer.compress.statistics import Statistics
+from gossamer.compress.scaling import Reader, fold_scales
 from gossamer.core.errors import DataError
 from gossamer.core.progress import SILENT
 from gossamer.core.technique import technique
@@ -72,21 +71,14 @@ class Smoothing:
     alpha: float | None = None
     aims: Mapping[str, Aim] = field(default_factory=dict)
 
-    def scales(
-        self,
-        layers: Sequence[Layer],
-        weights: Sequence[Tensor],
-        statistics: Sequence[Statistics],
-        sources: Sequence[Tensor],
-        channels: int,
-    ) -> Tensor | None:
+    def scales(self, readers: Sequence[Reader], channels: int) -> Tensor | None:
         """See `compress.scaling.Scaling`. Channels without inputs or weights keep the factor 1."""
-        inputs, size = weights[0].new_zeros(2, channels)
-        for weight, known, source in zip(weights, statistics, sources, strict=True):
-            assert known.largest is not None
-            read = source >= 0
-            inputs.scatter_reduce_(0, source[read], known.largest[read], "amax")
-            size.scatter_reduce_(0, source[read], weight.abs().amax(0)[read], "amax")
+        inputs, size = readers[0].weight.new_zeros(2, channels)
+        for reader in readers:
+            assert reader.statistics.largest is not None
+            read = reader.source >= 0
+            inputs.scatter_reduce_(0, reader.source[read], reader.statistics.largest[read], "amax")
+            size.scatter_reduce_(0, reader.source[read], reader.weight.abs().amax(0)[read], "amax")
         used = (inputs > 0) & (size > 0)
 
         def by_formula(alpha: float) -> Tensor:
@@ -95,34 +87,26 @@ class Smoothing:
 
         if self.alpha is not None:
             return by_formula(self.alpha)
-        readers = []
-        for layer, weight, known, source in zip(layers, weights, statistics, sources, strict=True):
-            assert known.sample is not None
-            aim = self.aims.get(layer.path, Aim(None, None))
-            readers.append(Reader(weight, known.sample, known.hessian.diagonal(), source, aim))
+
+        def loss(factors: Tensor) -> Tensor:
+            aims = (self.aims.get(reader.path, Aim(None, None)) for reader in readers)
+            return torch.stack([modelled_error(*each, factors) for each in zip(readers, aims, strict=True)]).sum()
+
         starts = [torch.ones_like(inputs), *map(by_formula, _ALPHAS)]
-        return _learnt(readers, min(starts, key=lambda factors: float(_loss(readers, factors))), used)
+        return _learnt(loss, min(starts, key=lambda factors: float(loss(factors))), used)
 
 
-@dataclass(frozen=True, eq=False)
-class Reader:
-    """A layer that reads the channels: its `weight` (rows, columns), a `sample` (tokens, columns) of its inputs and
-    their `power` (columns,), the channel behind each column in `source`, and what it is rounded to."""
-
-    weight: Tensor
-    sample: Tensor
-    power: Tensor
-    source: Tensor
-    aim: Aim
-
-    def loss(self, factors: Tensor) -> Tensor:
-        """The squared output error for a token, summed over outputs, of inputs and weights that lie on grids."""
-        columns = columns_of(factors, self.source)
-        inputs, weight = self.sample / columns, self.weight * columns
-        scheme, grid = self.aim.weight or Scheme(8), self.aim.inputs or InputGrid()
-        group = FLOATS[grid.format].group if grid.format != "int" else None
-        of_inputs = _noise(inputs, weight.square().sum(0), group, grid.bits) / len(inputs)
-        return of_inputs + _noise(weight, self.power / columns.square(), scheme.group, scheme.bits)
+def modelled_error(reader: Reader, aim: Aim, factors: Tensor) -> Tensor:
+    """The squared output error for a token, summed over outputs and but for a constant, of scaled inputs and weights
+    that lie on grids."""
+    known = reader.statistics
+    assert known.sample is not None
+    columns = columns_of(factors, reader.source)
+    inputs, weight = known.sample / columns, reader.weight * columns
+    scheme, grid = aim.weight or Scheme(8), aim.inputs or InputGrid()
+    group = FLOATS[grid.format].group if grid.format != "int" else None
+    of_inputs = _noise(inputs, weight.square().sum(0), group, grid.bits) / len(inputs)
+    return of_inputs + _noise(weight, known.hessian.diagonal() / columns.square(), scheme.group, scheme.bits)
 
 
 def _noise(values: Tensor, met: Tensor, group: int | None, bits: int) -> Tensor:
@@ -134,18 +118,14 @@ def _noise(values: Tensor, met: Tensor, group: int | None, bits: int) -> Tensor:
     return (steps.square().sum(0) * met.reshape(groups, -1).sum(-1)).sum()
 
 
-def _loss(readers: Sequence[Reader], factors: Tensor) -> Tensor:
-    return torch.stack([reader.loss(factors) for reader in readers]).sum()
-
-
-def _learnt(readers: Sequence[Reader], start: Tensor, used: Tensor) -> Tensor:
+def _learnt(loss_of: Callable[[Tensor], Tensor], start: Tensor, used: Tensor) -> Tensor:
     """The best factors on a way downhill from `start`."""
-    best, least = start, float(_loss(readers, start))
+    best, least = start, float(loss_of(start))
     logarithms = start.log().requires_grad_()
     descent = torch.optim.Adam([logarithms], lr=_RATE)
     for _ in range(_STEPS):
         with torch.enable_grad():
-            loss = _loss(readers, torch.where(used, logarithms.exp(), 1.0))
+            loss = loss_of(torch.where(used, logarithms.exp(), 1.0))
         if float(loss.detach()) < least:
             best, least = torch.where(used, logarithms.detach().exp(), 1.0), float(loss.detach())
         (logarithms.grad,) = torch.autograd.grad(loss, logarithms)

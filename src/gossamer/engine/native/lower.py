@@ -282,10 +282,7 @@ class _Lowering:
     ) -> Iterator[abi.Op]:
         width = layers[0][0].in_features
         op = abi.Op(kind=OpKind.LINEAR, in_=source, count=len(layers), width=width, **settings)
-        grid = _grid_of(layers[0][0])
-        if grid is not None:
-            whole = grid.scale or float(grid.format == "nvfp4")  # whose groups' scales are shares of one for all
-            op.grid, op.grid_bits, op.scale = GRIDS[grid.format], grid.bits, whole
+        set_grid(op, _grid_of(layers[0][0]))
         if norm is not None and "norm" in self._fusions:
             self._set_norm(op, norm)
         elif norm is not None:
@@ -400,6 +397,13 @@ class _Lowering:
         return angles(rotary, torch.zeros(1, 1, dtype=torch.long), table)[0].shape[-1]
 
 
+def set_grid(op: abi.Op, grid: InputGrid | None) -> None:
+    """Says how a linear step rounds its inputs; None: not at all."""
+    if grid is not None:
+        whole = grid.scale or float(grid.format == "nvfp4")  # whose groups' scales are shares of one for all
+        op.grid, op.grid_bits, op.scale = GRIDS[grid.format], grid.bits, whole
+
+
 def _grid_of(layer: nn.Module) -> InputGrid | None:
     """How the inputs of a layer are rounded, whether the model was opened as it is stored or not."""
     return input_grid(layer) or stored_input_grids(layer).get("")
@@ -434,6 +438,11 @@ def decoder_of(model: nn.Module) -> Any:
         if kind not in ROPES:
             raise NotServedError(f"the native engine has no rotary embedding {kind!r}: it has {', '.join(ROPES)}")
     return decoder
+
+
+def mixtures_of(decoder: Any) -> list[Any]:
+    """The decoder's modules of stacked experts."""
+    return [block.mlp.experts for block in decoder.layers if hasattr(block.mlp, "experts")]
 
 
 def angles(rotary: Any, positions: Tensor, table: str | None) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gossamer.engine.native import abi
 from gossamer.engine.native.library import Engine, shared_engine
-from gossamer.engine.native.lower import HIDDEN, NotServedError, Program, decoder_of, lower
+from gossamer.engine.native.lower import HIDDEN, NotServedError, Program, decoder_of, lower, mixtures_of
 from gossamer.engine.native.stepper import NativeStepper, Precision
 from gossamer.models.adapter import read_adapter
 from gossamer.models.inputs import round_inputs, stored_input_grids
@@ -69,11 +69,11 @@ def open_native(ref: str, precision: Precision | None = None, threads: int | Non
     what `open_model` does.
     """
     outline = open_packed(ref)
-    decoder_of(outline.model)
+    decoder = decoder_of(outline.model)
     if outline.file is None or not outline.file.is_dir():
         return outline, Native(outline.model, precision, threads)
-    low_ranks, codes = read_adapter(outline.file), stacked_codes(outline.file)
-    return outline, Native(outline.model, precision, threads, low_ranks, codes)
+    codes = stacked_codes(outline.file) if mixtures_of(decoder) else {}
+    return outline, Native(outline.model, precision, threads, read_adapter(outline.file), codes)
 
 
 class PackedEmbedding(nn.Module):
@@ -99,8 +99,7 @@ def _give_up(model: Any, program: Program, engine: Engine) -> None:
     """Frees the model's own copies of the program's weights."""
     decoder = decoder_of(model)
     decoder.embed_tokens = PackedEmbedding(decoder.embed_tokens, program.from_tokens[0], engine)
-    stacks = {id(block.mlp.experts): block.mlp.experts for block in decoder.layers if hasattr(block.mlp, "experts")}
-    for experts in stacks.values():
+    for experts in mixtures_of(decoder):
         for name, stack in [*experts.named_parameters(recurse=False)]:  # programs of fewer blocks ask for their shapes
             setattr(experts, name, nn.Parameter(stack.to("meta"), requires_grad=False))
     for name in (name for name in program.weights if name.endswith(".weight")):
