@@ -158,6 +158,14 @@ def test_experts_that_get_all_tokens_or_none(threads: int) -> None:
 
 
 @torch.inference_mode()
+def test_a_router_that_is_no_number_gives_none_and_breaks_nothing() -> None:
+    model = lively("mixtral")
+    model.model.layers[0].mlp.gate.weight[:] = float("nan")
+    (prompt,) = text_prompts(model, 300)
+    assert bool(native(model).prefill([prompt]).isnan().all())
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("precision", [EXACT, Precision()])
 def test_many_tokens_at_once_are_as_one_by_one(precision: Precision, monkeypatch) -> None:
     model = lively("mistral")

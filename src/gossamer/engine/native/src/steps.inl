@@ -735,11 +735,11 @@ void experts(const Op& op, const Call& call, Pool& pool, int thread, uint8_t* ow
     int count = 0, begin, end;
     for (int row = 0; row < call.rows; row++) {
       const float* pairs = chosen.data + row * chosen.stride;
-      for (int k = 0; k < op.heads; k++) {
-        if (int(pairs[k]) != expert) continue;
-        rows[count] = row;
-        weights[count++] = pairs[op.heads + k];
-      }
+      int k = 0;
+      while (k < op.heads && int(pairs[k]) != expert) k++;
+      if (k == op.heads) continue;
+      rows[count] = row;  // once, even where logits that are no numbers chose it again and again
+      weights[count++] = pairs[op.heads + k];
     }
     if (count == 0) continue;
     share(count, thread, pool.size(), begin, end);
