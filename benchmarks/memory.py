@@ -2,7 +2,7 @@
 
 Run: python benchmarks/memory.py [MODEL ...] [--preset gptq-w4g64] [--samples 8] [--context 256]
 MODEL: llama-7b-width, llava-1.5-width, smollm2-135m (the default: all three), or the directory of a model.
-Writes benchmarks/results/memory.json and memory.md, in which rows of other models stay.
+Writes benchmarks/results/memory.json and memory.md, in which rows of other models and presets stay.
 
 Each run is a process of its own. Its peak is the kernel's (VmHWM), less that of a process that only imports the
 libraries. Random weights say nothing of quality: none is reported.
@@ -233,7 +233,7 @@ def write(row: dict[str, Any], options: argparse.Namespace) -> None:
 
     file = RESULTS / "memory.json"
     kept = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
-    rows = [other for other in kept if other["model"] != row["model"]]
+    rows = [other for other in kept if (other["model"], other["preset"]) != (row["model"], row["preset"])]
     rows.append({**row, "extrapolated_cpu_seconds": extrapolated(row)})
     command = f"python benchmarks/memory.py {row['model']} --preset {options.preset} --samples {options.samples}"
     command += f" --context {options.context} --threads {options.threads}"
@@ -247,17 +247,18 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = [
         ", ".join(f"`{command}`" for command in dict.fromkeys(row["command"] for row in rows)),
         "",
-        "| model | calibration | float32 model | one block | peak above libraries | by model + block | CPU s a block | "
-        f"CPU min for {BLOCKS} blocks, extrapolated |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | preset | calibration | float32 model | one block | peak above libraries | by model + block | "
+        f"CPU s a block | CPU min for {BLOCKS} blocks, extrapolated |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         whole, block = 4 * row["parameters"], 4 * row["block_parameters"]
         above = row["peak_bytes"] - row["libraries_bytes"]
         deep = f"{row['extrapolated_cpu_seconds'] / 60:.0f}" if row["blocks"] == 2 else "not cut short"
         lines.append(
-            f"| {row['model']} | {row['calibration']} | {whole / 1e9:.2f} GB | {block / 1e9:.2f} GB | "
-            f"{above / 1e9:.2f} GB | {above / (whole + block):.2f} | {row['steps'][-2]:.1f} | {deep} |"
+            f"| {row['model']} | {row['preset']} | {row['calibration']} | {whole / 1e9:.2f} GB | "
+            f"{block / 1e9:.2f} GB | {above / 1e9:.2f} GB | {above / (whole + block):.2f} | "
+            f"{row['steps'][-2]:.1f} | {deep} |"
         )
     return "\n".join(lines) + "\n"
 

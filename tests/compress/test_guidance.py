@@ -114,7 +114,7 @@ def test_weighted_statistics_are_those_of_scaled_inputs():
     found = accumulator.finish()
     x, u, w = inputs[mask], originals[mask], weights[mask]
     torch.testing.assert_close(found.hessian, (x * w[:, None]).T @ x / len(x), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(found.cross, (u * w[:, None]).T @ x / len(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.drift, ((u - x) * w[:, None]).T @ x / len(x), rtol=1e-5, atol=1e-6)
     assert torch.equal(found.largest, x.abs().amax(0)), "what a layer can meet does not depend on weights"
 
 

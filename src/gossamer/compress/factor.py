@@ -38,6 +38,18 @@ class Factor:
         costs[self.order] = self.pivots.square()
         return costs / costs.mean()
 
+    def solve(self, matrix: Tensor) -> Tensor:
+        """M (H + λ I)⁻¹ float32 for a `matrix` M (rows, columns), columns in the weight's own order."""
+        half = torch.linalg.solve_triangular(
+            self.pull, matrix[:, self.order], upper=False, left=False, unitriangular=True
+        )
+        half.div_(self.pivots).div_(self.pivots)
+        found = torch.empty_like(matrix)
+        found[:, self.order] = torch.linalg.solve_triangular(
+            self.pull.T, half, upper=True, left=False, unitriangular=True
+        )
+        return found
+
     def remarks(self, asked: float, dead: str) -> tuple[str, ...]:
         """What did not go as `asked` of the damping, and what becomes of columns that were never active (`dead`)."""
         notes = []

@@ -29,14 +29,14 @@ class Statistics:
     """What calibration knows about a layer's inputs.
 
     `hessian` float32 (columns, columns): the mean of x xᵀ over `tokens` input vectors (patches, for convolutions), each
-    times what it weighs. `cross` float32 (columns, columns), where it was asked for: the mean of u xᵀ, u being what the
-    unchanged model gives the layer in the place of x. `largest` float32 (columns,): each input's largest magnitude.
-    `sample` float32 (about 512 or fewer, columns): every so many-th of the input vectors.
+    times what it weighs. `drift` float32 (columns, columns), where it was asked for: the mean of (u - x) xᵀ, u being
+    what the unchanged model gives the layer in the place of x. `largest` float32 (columns,): each input's largest
+    magnitude. `sample` float32 (about 512 or fewer, columns): every so many-th of the input vectors.
     """
 
     hessian: Tensor
     tokens: int
-    cross: Tensor | None = None
+    drift: Tensor | None = None
     largest: Tensor | None = None
     sample: Tensor | None = None
     _factors: dict[tuple[float, bool], Factor | None] = field(default_factory=dict, repr=False)
@@ -48,20 +48,15 @@ class Statistics:
             self._factors[key] = factorise(self.hessian, damping, act_order)
         return self._factors[key]
 
-    def target(self, weight: Tensor, damping: float) -> Tensor:
-        """The weight (rows, columns) that comes closest on x to what `weight` gives on u; without `cross` itself.
+    def target(self, weight: Tensor, factor: Factor | None) -> Tensor:
+        """The weight (rows, columns) that comes closest on x to what `weight` gives on u; without `drift` itself.
 
-        Ridge regression about `weight`: (W C + λ W)(H + λ I)⁻¹ with λ = `damping` times the mean diagonal of H.
+        Ridge regression about `weight`, W + W D (H + λ I)⁻¹, under the damped Hessian behind `factor`, which is one of
+        this H. Without one (no damping was enough) it is `weight`, too.
         """
-        strength = damping * float(self.hessian.diagonal().mean())
-        if self.cross is None or strength <= 0:
+        if self.drift is None or factor is None:
             return weight
-        damped, pulled = self.hessian.double(), (weight @ self.cross).double()
-        damped.diagonal().add_(strength)
-        root, failed = torch.linalg.cholesky_ex(damped)
-        if int(failed):
-            return weight
-        return torch.cholesky_solve(pulled.add_(weight, alpha=strength).T, root).T.float()
+        return factor.solve(weight @ self.drift).add_(weight)
 
     def loss(self, error: Tensor) -> float:
         """The mean squared output error, summed over outputs, of a weight that is off by `error` (rows, columns)."""
@@ -90,11 +85,11 @@ class Accumulator:
         self._columns = layer if isinstance(layer, int) else _columns(path, layer)
         dtype = torch.float64 if self._columns <= _DOUBLE_COLUMNS else torch.float32
         self._mean = torch.zeros(self._columns, self._columns, dtype=dtype)
-        self._cross: Tensor | None = None
+        self._drift: Tensor | None = None
         self._largest = torch.zeros(self._columns)
         self._sample, self._apart, self._seen = torch.zeros(0, self._columns), 1, 0
         self._waiting: list[Tensor] = []
-        self._unchanged: list[Tensor] = []
+        self._differences: list[Tensor] = []
         self.tokens = 0
 
     def add(
@@ -136,8 +131,8 @@ class Accumulator:
         # the model may write over an input it has used
         self._waiting.append(weighted if enough or weighted is not rows else rows.clone())
         if unchanged is not None:
-            originals = unchanged.detach().float()
-            self._unchanged.append(originals if roots is None else originals * roots)
+            difference = unchanged.detach().float() - rows
+            self._differences.append(difference if roots is None else difference.mul_(roots))
         if enough:
             self._fold()
 
@@ -160,20 +155,21 @@ class Accumulator:
         self.tokens += count
         self._mean = self._mean.to(rows.device)
         weight = count / self.tokens
+        differences = torch.cat(self._differences) if self._differences else None
+        self._differences.clear()
+        if differences is not None and self._drift is None:
+            self._drift = torch.zeros_like(self._mean)
         for start in range(0, self._columns, _STRIP):
-            gram = rows[:, start : start + _STRIP].T @ rows[:, start:]
+            strip = slice(start, start + _STRIP)
+            gram = rows[:, strip].T @ rows[:, start:]
             if not bool(torch.isfinite(gram.diagonal()).all()):
                 raise DataError(
                     f"the calibration inputs of layer {self._path} hold NaN, infinite or absurdly large values: "
                     "check the model in float32 and the calibration data"
                 )
-            self._mean[start : start + _STRIP, start:].mul_(1 - weight).add_(gram, alpha=weight / count)
-        if self._unchanged:
-            gram = torch.cat(self._unchanged).T @ rows
-            self._unchanged.clear()
-            if self._cross is None:
-                self._cross = torch.zeros_like(self._mean)
-            self._cross.mul_(1 - weight).add_(gram, alpha=weight / count)
+            self._mean[strip, start:].mul_(1 - weight).add_(gram, alpha=weight / count)
+            if differences is not None and self._drift is not None:
+                self._drift[strip].mul_(1 - weight).add_(differences[:, strip].T @ rows, alpha=weight / count)
 
     def finish(self) -> Statistics:
         """The statistics of all inputs so far. Raises `DataError` if there were none, or some were not finite."""
@@ -181,8 +177,8 @@ class Accumulator:
             self._fold()
         if self.tokens == 0:
             raise DataError(f"layer {self._path} saw no calibration input: use data that reaches it, or leave it out")
-        cross = None if self._cross is None else self._cross.float()
-        return Statistics(_mirrored(self._mean.float()), self.tokens, cross, self._largest, self._sample)
+        drift = None if self._drift is None else self._drift.float()
+        return Statistics(_mirrored(self._mean.float()), self.tokens, drift, self._largest, self._sample)
 
 
 def _mirrored(matrix: Tensor) -> Tensor:

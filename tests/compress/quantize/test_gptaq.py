@@ -18,14 +18,14 @@ def problem(seed=0, rows=12, columns=48, tokens=600, noise=0.4):
     mixing = torch.randn(columns, columns, generator=draw) * torch.rand(columns, generator=draw).square() * 2
     unchanged = torch.randn(tokens, columns, generator=draw) @ mixing
     disturbed = unchanged + noise * torch.randn(tokens, columns, generator=draw) @ mixing.roll(1, 0)
-    hessian, cross = disturbed.T @ disturbed / tokens, unchanged.T @ disturbed / tokens
-    return torch.randn(rows, columns, generator=draw), unchanged, disturbed, Statistics(hessian, tokens, cross)
+    hessian, drift = disturbed.T @ disturbed / tokens, (unchanged - disturbed).T @ disturbed / tokens
+    return torch.randn(rows, columns, generator=draw), unchanged, disturbed, Statistics(hessian, tokens, drift)
 
 
 def by_the_paper(weight, statistics, technique, scales, zeros, mask=None):
     """The paper's algorithm, one column after another: both error terms are pushed on through the inverse."""
     columns, scheme = weight.shape[1], technique.scheme
-    hessian, drift = statistics.hessian.double(), technique.alpha * (statistics.cross - statistics.hessian).double()
+    hessian, drift = statistics.hessian.double(), technique.alpha * statistics.drift.double()
     order = hessian.diagonal().argsort(descending=True, stable=True) if technique.act_order else torch.arange(columns)
     damped = (hessian + technique.damping * hessian.diagonal().mean() * torch.eye(columns))[order][:, order]
     upper = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
@@ -59,7 +59,7 @@ def test_codes_are_those_of_the_papers_update(seed, bits, symmetric, act_order, 
 
 def test_without_a_difference_it_is_gptq():
     weight, _, _, statistics = problem()
-    same = Statistics(statistics.hessian, 600, statistics.hessian)
+    same = Statistics(statistics.hessian, 600, torch.zeros(48, 48))
     for found in (same, Statistics(statistics.hessian, 600)):
         one, two = Gptaq(3, 16).quantize(weight, found), Gptq(3, 16).quantize(weight, found)
         assert torch.equal(one.tensor.codes, two.tensor.codes)
@@ -73,7 +73,7 @@ def test_without_a_difference_it_is_gptq():
 @pytest.mark.parametrize("bits", [3, 4])
 def test_outputs_are_closer_to_the_unchanged_layers_than_gptqs(bits):
     weight, unchanged, disturbed, statistics = problem(bits)
-    before = statistics.hessian.clone(), statistics.cross.clone()
+    before = statistics.hessian.clone(), statistics.drift.clone()
     errors = {}
     for technique in (Gptq(bits, 16), Gptaq(bits, 16, alpha=0.5), Gptaq(bits, 16, alpha=1.0)):
         found = technique.quantize(weight, statistics).tensor.dequantize()
@@ -81,7 +81,7 @@ def test_outputs_are_closer_to_the_unchanged_layers_than_gptqs(bits):
     gptq, half, full = errors.values()
     assert gptq > half > full
     assert torch.equal(before[0], statistics.hessian)
-    assert torch.equal(before[1], statistics.cross)
+    assert torch.equal(before[1], statistics.drift)
 
 
 def test_the_loss_is_that_of_the_original_weight():

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.models.feeds import inputs_for
 from tests.models.tiny import build
 from torch import nn
@@ -32,30 +34,55 @@ def statistics_of(unchanged, disturbed, chunk=300):
     return accumulator.finish()
 
 
+def target_of(weight, statistics, damping, act_order=True):
+    return statistics.target(weight, statistics.factor(damping, act_order))
+
+
 def test_statistics_of_both_models():
     _, unchanged, disturbed = problem()
     found = statistics_of(unchanged, disturbed)
-    assert torch.allclose(found.cross, unchanged.T @ disturbed / 2000, rtol=1e-3, atol=1e-3)
+    assert torch.allclose(found.drift, (unchanged - disturbed).T @ disturbed / 2000, rtol=1e-3, atol=1e-3)
     assert torch.allclose(found.hessian, disturbed.T @ disturbed / 2000, rtol=1e-3, atol=1e-3)
     mask = torch.arange(2000).reshape(4, 500) % 3 > 0
     accumulator = Accumulator("layer", nn.Linear(64, 1))
     accumulator.add(disturbed.reshape(4, 500, 64), mask, unchanged.reshape(4, 500, 64))
     kept = mask.flatten()
-    expected = unchanged[kept].T @ disturbed[kept] / int(kept.sum())
-    assert torch.allclose(accumulator.finish().cross, expected, rtol=1e-3, atol=1e-3)
+    expected = (unchanged - disturbed)[kept].T @ disturbed[kept] / int(kept.sum())
+    assert torch.allclose(accumulator.finish().drift, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_the_target_is_the_regression_and_the_weight_itself_without_disturbance():
     weight, unchanged, disturbed = problem()
-    target = statistics_of(unchanged, disturbed).target(weight, 1e-5)
+    target = target_of(weight, statistics_of(unchanged, disturbed), 1e-5)
     wanted = (unchanged @ weight.T).double()
     best = torch.linalg.lstsq(disturbed.double(), wanted).solution
     least, found, before = (
         float((disturbed.double() @ w - wanted).square().mean()) for w in (best, target.T.double(), weight.T.double())
     )
     assert least <= found < least + 0.05 * (before - least)
-    assert torch.allclose(statistics_of(unchanged, unchanged).target(weight, 0.01), weight, atol=1e-4)
-    assert Statistics(torch.eye(64), 1).target(weight, 0.01) is weight
+    assert torch.equal(target_of(weight, statistics_of(unchanged, unchanged), 0.01), weight)
+    alone = Statistics(torch.eye(64), 1)
+    assert alone.target(weight, alone.factor(0.01, True)) is weight
+    assert statistics_of(unchanged, disturbed).target(weight, None) is weight
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 999), st.sampled_from([1, 64, 600]), st.sampled_from([1e-3, 0.3]), st.booleans(), st.booleans())
+def test_the_target_in_float32_is_the_formulas_in_float64(seed, tokens, damping, act_order, dead):
+    """Also for fewer tokens than inputs, inputs a thousand times as large as others, and inputs never active."""
+    weight, unchanged, disturbed = problem(seed, tokens=tokens)
+    sizes = 10 ** torch.linspace(-1.5, 1.5, 64)[torch.randperm(64, generator=torch.Generator().manual_seed(seed))]
+    if dead:
+        sizes[seed % 64] = 0
+    found = statistics_of(unchanged * sizes, disturbed * sizes)
+    hessian, drift = found.hessian.double(), found.drift.double()
+    damped = hessian + damping * hessian.diagonal().mean() * torch.eye(64)
+    expected = weight.double() + torch.linalg.solve(damped, (weight.double() @ drift).T).T
+
+    def size(part):  # what the regression makes small
+        return float(((part @ damped) * part).sum().sqrt())
+
+    assert size(target_of(weight, found, damping, act_order) - expected) < 1e-3 * size(expected - weight)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
@@ -102,7 +129,7 @@ def test_first_layers_agree_with_gptq_and_later_ones_bring_the_model_closer():
 
 @pytest.mark.parametrize("name", ["llava", "owlv2", "whisper", "qwen3_vl", "mamba", "mixtral"])
 def test_both_models_walk_together(name):
-    """As long as nothing is changed, the cross moment is the Hessian."""
+    """As long as nothing is changed, nothing drifts."""
     torch.manual_seed(0)
     model = build(name)
     inputs = inputs_for(name, model)
@@ -118,4 +145,4 @@ def test_both_models_walk_together(name):
     known = [found for found in met.values() if found is not None]
     assert known
     for found in known:
-        assert torch.allclose(found.cross, found.hessian, rtol=1e-4, atol=1e-5)
+        assert torch.allclose(found.drift, torch.zeros(()), atol=1e-5)

@@ -35,10 +35,10 @@ class Gptaq(Gptq):
         return "both models"
 
     def aim(self, weight: Tensor, statistics: Statistics, factor: Factor | None) -> tuple[Tensor, Factor | None]:
-        """The centre of `asymmetric`; without a cross moment, plain GPTQ's."""
-        if statistics.cross is None or factor is None:
+        """The centre of `asymmetric`; without a drift, plain GPTQ's."""
+        if statistics.drift is None or factor is None:
             return weight, factor
-        centre, moved = asymmetric(weight, factor, self.alpha * (statistics.cross - statistics.hessian))
+        centre, moved = asymmetric(weight, factor, self.alpha * statistics.drift)
         return usable(centre), moved
 
 

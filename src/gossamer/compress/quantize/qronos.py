@@ -16,10 +16,10 @@ from gossamer.core.technique import technique
 class Qronos(Gptq):
     """GPTQ whose aim is the unchanged model's output, ‖W u − Ŵ x‖² with x the inputs behind quantised layers.
 
-    The best unrounded weight for that is the regression W C H⁻¹ (see `Statistics.target`); what remains,
-    (Ŵ − W C H⁻¹) H (Ŵ − W C H⁻¹)ᵀ, is GPTQ's own problem about another centre. The paper gets the same codes by
-    correcting before the first column and diffusing from there on. Settings are GPTQ's. `damping` is the ridge too and
-    larger than GPTQ's: the regression has as many unknowns as the weight, and fits a short calibration set all too
+    The best unrounded weight for that is the regression W C H⁻¹, C the mean of u xᵀ (see `Statistics.target`); what
+    remains, (Ŵ − W C H⁻¹) H (Ŵ − W C H⁻¹)ᵀ, is GPTQ's own problem about another centre. The paper gets the same codes
+    by correcting before the first column and diffusing from there on. Settings are GPTQ's. `damping` is the ridge too
+    and larger than GPTQ's: the regression has as many unknowns as the weight, and fits a short calibration set all too
     well. Its tokens weigh as much as the predictions hang on them (`guided`).
     """
 
@@ -33,4 +33,4 @@ class Qronos(Gptq):
 
     def aim(self, weight: Tensor, statistics: Statistics, factor: Factor | None) -> tuple[Tensor, Factor | None]:
         """The regression, diffused as GPTQ does."""
-        return statistics.target(weight, self.damping), factor
+        return statistics.target(weight, factor), factor

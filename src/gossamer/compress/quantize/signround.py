@@ -73,7 +73,7 @@ class _Learnt:
         tensor, rows = layer.tensor, len(layer.weight)
         groups = tensor.scales.shape[1]
         factor = layer.statistics.factor(settings.damping, settings.act_order)
-        aim = layer.statistics.target(layer.weight, settings.damping)
+        aim = layer.statistics.target(layer.weight, factor)
         aims = aim if factor is None else targets_of(aim, tensor.dequantize().reshape(aim.shape), factor)
         latent = aims.reshape(rows, groups, -1) / tensor.scales.float().unsqueeze(-1)
         shift = torch.zeros_like(layer.weight, requires_grad=True)
