@@ -376,3 +376,15 @@ def test_runs_that_are_none(gossamer, tmp_path: Path, out: Path, nothing_written
         gossamer("report", run).refused(str(run))
         gossamer("export", run, "--out", out).refused(str(run))
     nothing_written()
+
+
+def test_data_for_a_plan(gossamer, lm: Path, plan, out: Path, nothing_written) -> None:
+    gossamer("apply", plan(""), lm, "--out", out, "--data", "heldout").refused("--data", "plan.yaml")
+    nothing_written()
+
+
+def test_a_preset_without_data(gossamer, lm: Path, out: Path, nothing_written) -> None:
+    (lm / "gossamer.json").unlink(missing_ok=True)
+    gossamer("apply", "gptq-w4", lm, "--out", out).refused("--task")
+    gossamer("apply", "gptq-w4", lm, "--out", out, "--task", "text").refused("--data")
+    nothing_written()

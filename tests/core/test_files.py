@@ -56,6 +56,16 @@ def test_a_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == ["out"]
 
 
+def test_files_in_a_directory_get_the_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "usual").touch()
+    with writing_directory(tmp_path / "out") as temporary:
+        (temporary / "below").mkdir()
+        private = temporary / "below" / "model.safetensors"
+        private.touch(0o600)
+    assert names(tmp_path / "out") == ["below"]
+    assert (tmp_path / "out" / "below" / "model.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
 def test_a_place_below_a_file_is_refused_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match=r"file/a\.txt"):

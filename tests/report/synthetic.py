@@ -291,7 +291,7 @@ def result() -> dict[str, Any]:
                 "kind": "warning",
                 "text": "The accuracy floor is met by the point estimate; its 95 % interval reaches past it.",
             },
-            "lm_head.weight is stored on its own, since one side of the tie is quantised.",
+            "lm_head.weight is stored on its own, since one side of the tie is changed.",
             "Latency and memory of the weights are those of plain transformers, which expands packed weights to 32-bit "
             "floats when it loads them: smaller weights do not run faster there.",
         ],

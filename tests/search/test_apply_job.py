@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from gossamer.core.errors import ModelError
+from gossamer.core.plan import load_plan
 from gossamer.models.adapter import load_with_adapter
 from gossamer.models.inputs import input_grid, round_inputs
 from gossamer.models.open import open_model
@@ -111,3 +112,20 @@ def test_parity_is_not_claimed_where_nothing_could_be_compared(model, tmp_path):
     (bare / "gossamer.json").unlink()
     assert apply_job("rtn-w4g32", str(model), tmp_path / "one")["parity"] == 0
     assert apply_job("rtn-w4g32", str(bare), tmp_path / "two")["parity"] is None
+
+
+def test_a_preset_is_calibrated_on_the_data_given(model, tmp_path):
+    """On a model without data of its own; the plan that is written names them and gives the same bytes."""
+    bare = tmp_path / "bare"
+    shutil.copytree(model, bare, ignore=shutil.ignore_patterns("gossamer.json"))
+    text = tmp_path / "words.txt"
+    text.write_text("the cat sat on the mat and looked at the dog. " * 300)
+    result = apply_job("rotate+gptq-w3g32", str(bare), tmp_path / "out", task="text", data=str(text))
+    assert result["parity"] <= PARITY_LIMIT
+    plan = load_plan(tmp_path / "out" / "plan.yaml")
+    assert (plan.calibration.task, plan.calibration.data) == ("text", str(text))
+    apply_job(str(tmp_path / "out" / "plan.yaml"), str(bare), tmp_path / "again")
+    again, first = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("again", "out"))
+    assert again == first
+    assert apply_job("rtn-w4g32", str(bare), tmp_path / "rounded", task="text", data=str(text))["parity"] is not None
+    assert apply_job("rtn-w4g32", str(bare), tmp_path / "unproved")["parity"] is None

@@ -5,10 +5,11 @@ import torch
 
 from gossamer.compress.apply import apply_steps
 from gossamer.compress.presets import preset_steps
+from gossamer.data.batch import Batch
 from gossamer.models.memory import Scratch
 from gossamer.models.open import open_model
 from gossamer.search.finish import calibration_batches, finish
-from gossamer.search.jobs import _own_data, apply_job
+from gossamer.search.jobs import apply_job, calibration_on
 
 PRESETS = ["rtn-w4", "gptq-w3g32", "qronos-w4g32", "wanda-2:4+gptq-w4g32", "prune_heads-50", "gptq-w8a8"]
 
@@ -17,7 +18,7 @@ PRESETS = ["rtn-w4", "gptq-w3g32", "qronos-w4g32", "wanda-2:4+gptq-w4g32", "prun
 def test_the_checkpoint_has_the_same_bytes_as_one_made_in_memory(model, tmp_path, preset):
     mapped = apply_job(preset, str(model), tmp_path / "mapped")
     opened = open_model(str(model))
-    batches = calibration_batches(_own_data(opened), opened)
+    batches = calibration_batches(calibration_on(opened, "text", "heldout"), opened)
     applied = apply_steps(opened.model, opened.hierarchy, preset_steps(preset, opened.hierarchy), batches)
     done = finish(opened, applied, tmp_path / "plain", batches[0].inputs)
     assert done.parity == mapped["parity"]
@@ -46,7 +47,7 @@ def test_statistics_go_once_no_layer_can_share_them(model):
 
     opened = open_model(str(model))
     inputs = {"input_ids": torch.arange(1, 25).reshape(2, 12)}
-    batch = type(calibration_batches(_own_data(opened), opened)[0])(inputs, torch.empty(0), (0, 1))
+    batch = Batch(inputs, torch.empty(0), (0, 1))
     stream = Stream(Walk(opened.model, opened.hierarchy, inputs), [batch])
     stream.advance()
     alive, seen = {}, {}

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gossamer.cli.options import Data, Json, Model, Out, Seed, Task, Threads
-from gossamer.cli.terminal import Result, job, line, quantity, show, table
+from gossamer.cli.terminal import Result, job, line, notes, quantity, show, table
 from gossamer.core.errors import RequirementError
 
 app = typer.Typer(help="Integer models, and the engine that runs them.", rich_markup_mode=None, no_args_is_help=True)
@@ -65,6 +65,7 @@ def draw(result: Result) -> None:
     line(f"logits differ by {result['logit_error']:.2%} (relative, on calibration data)")
     worst = ", ".join(f"{place} {share:.2%}" for place, share in result["saturated_most"].items())
     line(f"saturated: {result['saturated']:.4%} of all values" + (f", most at {worst}" if worst else ""))
+    notes(result)
     line(f"integer model: {result['out']}")
 
 

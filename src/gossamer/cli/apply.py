@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from gossamer.cli.options import Json, Model, On, Out, Threads
+from gossamer.cli.options import Data, Json, Model, On, Out, Task, Threads
 from gossamer.cli.terminal import Result, figures, job, line, notes, show
 
 EXAMPLE = "gossamer apply gptq-w4g64 tiny-vlm --out runs/w4"
@@ -20,16 +20,24 @@ PlanName = Annotated[
 
 
 def command(
-    plan: PlanName, model: Model, out: Out, on: On = "cpu", threads: Threads = None, as_json: Json = False
+    plan: PlanName,
+    model: Model,
+    out: Out,
+    data: Data = None,
+    task: Task = None,
+    on: On = "cpu",
+    threads: Threads = None,
+    as_json: Json = False,
 ) -> None:
     """Replay a plan, or a uniform preset, on a model.
 
-    A plan is bound to the model it was made for; a preset goes with any model. The result is exported to --out.
+    A plan is bound to the model it was made for; a preset goes with any model, and is calibrated on --data. The result
+    is exported to --out.
     """
     with job(threads) as progress:
         from gossamer.search.jobs import apply_job
 
-        result = apply_job(plan, model, out, progress, on)
+        result = apply_job(plan, model, out, progress, on, task, data)
     show(result, as_json, draw)
 
 

@@ -45,6 +45,7 @@ def writing_directory(path: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
         temporary.chmod(0o755)
         yield temporary
+        _open_up(temporary)
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
@@ -53,6 +54,17 @@ def writing_directory(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _open_up(folder: Path) -> None:
+    """Gives every file the permissions that new files get here: safetensors leaves its files to their owner alone."""
+    new = folder / f".{os.getpid()}.new"
+    new.touch()
+    usual = new.stat().st_mode
+    new.unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(file.stat().st_mode | usual)
 
 
 def refuse_foreign(path: Path, marker: str) -> None:

@@ -169,7 +169,7 @@ def notes_on(layout: Layout) -> Iterator[str]:
     for why, paths in sorted(dense.items()):
         yield f"Stored on their grid at 16 bits, since {why}: {listed(paths)}."
     if layout.ties.broken:
-        yield f"Stored on their own, since one side of the tie is quantised: {listed(sorted(layout.ties.broken))}."
+        yield f"Stored on their own, since one side of the tie is changed: {listed(sorted(layout.ties.broken))}."
     if any(form.container in PACKED_FLOATS.values() for form in layout.forms):
         yield "What is not quantised is stored as bfloat16, since the loader unpacks 4-bit floats to it."
     elif layout.dtype_name == "bfloat16":

@@ -10,7 +10,7 @@ from typing import Any
 from gossamer.compress.apply import apply_steps
 from gossamer.compress.chain import assign
 from gossamer.compress.presets import preset_steps
-from gossamer.core.errors import DataError, OutputError
+from gossamer.core.errors import OutputError, SettingError
 from gossamer.core.files import refuse_foreign, writing_directory
 from gossamer.core.outcome import Measure
 from gossamer.core.plan import Calibration, ModelBinding, Plan, load_plan
@@ -18,7 +18,7 @@ from gossamer.core.progress import SILENT, Progress
 from gossamer.core.runfolder import checkpoint_of
 from gossamer.data.batch import Batch
 from gossamer.engine.forward import named_device
-from gossamer.evaluate.job import chosen_task
+from gossamer.evaluate.job import chosen_task, named_task
 from gossamer.evaluate.running import RUNTIME, measure_running
 from gossamer.evaluate.splits import sources
 from gossamer.evaluate.tasks import open_task
@@ -35,21 +35,32 @@ PRESET_SAMPLES = 128
 """Calibration examples of a preset, or as many as the data holds."""
 
 
-def apply_job(plan: str, model: str, out: Path, progress: Progress = SILENT, on: str = "cpu") -> Json:
+def apply_job(
+    plan: str,
+    model: str,
+    out: Path,
+    progress: Progress = SILENT,
+    on: str = "cpu",
+    task: str | None = None,
+    data: str | None = None,
+) -> Json:
     """Carries out a plan file, or a preset such as `gptq-w4g64`, on `model` and writes the checkpoint to `out`.
 
-    It computes on the device `on`, `cpu` or `cuda`. A preset is calibrated on the model's own default data. Returns
-    `checkpoint`, `plan`, `measured`, `parity` (None where neither plan nor model names data on which outputs could be
-    compared) and `notes`. Raises `PlanError` for a plan that is malformed or made for another model, `SettingError`
-    for an operation that is not known.
+    It computes on the device `on`, `cpu` or `cuda`. A preset is calibrated on `data` of `task`, by default the model's
+    own; a plan names its data itself. Returns `checkpoint`, `plan`, `measured`, `parity` (None where nothing names data
+    on which outputs could be compared) and `notes`. Raises `PlanError` for a plan that is malformed or made for another
+    model, `DataError` for a preset without data, `SettingError` for an operation that is not known, and for data given
+    to a plan.
     """
     refuse_foreign(out, "config.json")
     device = named_device(on)
     is_file = Path(plan).suffix in (".yaml", ".yml") or Path(plan).exists()
     loaded = load_plan(Path(plan)) if is_file else None
+    if loaded is not None and (task or data):
+        raise SettingError(f"--task and --data are a preset's: {plan} is a plan, which names its calibration itself")
     opened = open_model(model, memory=Scratch(out) if device.type == "cpu" else IN_MEMORY)
     if loaded is None:
-        loaded = _preset_plan(plan, opened)
+        loaded = _preset_plan(plan, opened, task, data)
     check_operation(loaded.operation)
     loaded.check_model(opened.hierarchy.family, opened.fingerprint)
     batches = calibration_batches(loaded.calibration, opened)
@@ -57,7 +68,7 @@ def apply_job(plan: str, model: str, out: Path, progress: Progress = SILENT, on:
     opened.model.to(device)
     applied = apply_steps(opened.model, opened.hierarchy, loaded.compression, batches, progress, opened.memory)
     opened.model.cpu()
-    done = finish(opened, applied, out, _probe(opened, batches))
+    done = finish(opened, applied, out, _probe(opened, batches, task, data))
     loaded.save(out / "plan.yaml")
     size = done.stored.weight_bytes
     return {
@@ -72,24 +83,16 @@ def apply_job(plan: str, model: str, out: Path, progress: Progress = SILENT, on:
     }
 
 
-def _preset_plan(name: str, opened: Opened) -> Plan:
+def _preset_plan(name: str, opened: Opened, task: str | None, data: str | None) -> Plan:
     steps = preset_steps(name, opened.hierarchy)
-    calibration = None
-    if assign(opened.hierarchy, steps).needs_data:
-        calibration = _own_data(opened)
-        if calibration is None:
-            raise DataError(
-                f"preset {name} needs calibration data and the model names none: use a plan with calibration"
-            )
+    needed = assign(opened.hierarchy, steps).needs_data
+    calibration = calibration_on(opened, *named_task(opened, task, data)) if needed else None
     binding = ModelBinding(family=opened.hierarchy.family, fingerprint=opened.fingerprint)
     return Plan(model=binding, calibration=calibration, compression=steps)
 
 
-def _own_data(opened: Opened) -> Calibration | None:
-    """Calibration on the data that the model names as its own, None if it names none."""
-    task, data = opened.defaults.get("task"), opened.defaults.get("data")
-    if task is None or data is None:
-        return None
+def calibration_on(opened: Opened, task: str, data: str) -> Calibration:
+    """As a preset is calibrated: on the first `PRESET_SAMPLES` examples, or as many as there are."""
     split = BUILT_IN.get(data, (None, None))[0]
     settings: Json = {} if split is None else {"split": split, "limit": PRESET_SAMPLES * SPARE.get(task, 1)}
     pool = open_task(task, data, opened, **settings)
@@ -103,10 +106,10 @@ def _own_data(opened: Opened) -> Calibration | None:
     )
 
 
-def _probe(opened: Opened, batches: list[Batch]) -> Mapping[str, Any] | None:
-    """Inputs on which outputs are compared: of calibration, or of the model's own data."""
-    if not batches:
-        batches = calibration_batches(_own_data(opened), opened)
+def _probe(opened: Opened, batches: list[Batch], task: str | None, data: str | None) -> Mapping[str, Any] | None:
+    """Inputs on which outputs are compared: of calibration, or of the data given or the model's own."""
+    if not batches and (task or opened.defaults.get("task")) and (data or opened.defaults.get("data")):
+        batches = calibration_batches(calibration_on(opened, *named_task(opened, task, data)), opened)
     return batches[0].inputs if batches else None
 
 

@@ -87,6 +87,7 @@ def test_the_command_line_quantises_tiny_lm(tmp_path, capsys) -> None:
     said = json.loads(capsys.readouterr().out)
     assert said["logit_error"] < 0.06
     assert 0 < said["saturated"] < 1e-3
+    assert said["notes"] == []
     model = load_integer(out)
     assert model.fingerprint == said["fingerprint"] == open_model("tiny-lm").fingerprint
     tokens = torch.arange(40, 90)
@@ -95,6 +96,26 @@ def test_the_command_line_quantises_tiny_lm(tmp_path, capsys) -> None:
     found = torch.from_numpy(model.run({"input_ids": tokens}, 8)) * model.scale
     assert float((found - wanted).norm() / wanted.norm()) < 0.08
     assert (found.argmax(-1) == wanted.argmax(-1)).float().mean() > 0.8
+
+
+def test_a_stream_that_integers_do_not_hold_is_said(tmp_path, capsys) -> None:
+    """One channel is ten thousand times as large as the others, which alone decide on the logits."""
+    from transformers import AutoTokenizer
+
+    opened = open_model("tiny-lm")
+    model = opened.model
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    with torch.no_grad():
+        model.get_input_embeddings().weight[:, 0] = 3e4
+        model.lm_head.weight[:, 0] = 0
+    model.save_pretrained(tmp_path / "massive")
+    AutoTokenizer.from_pretrained(embedded_model("tiny-lm")).save_pretrained(tmp_path / "massive")
+    arguments = ["accelerator", "quantize", str(tmp_path / "massive"), "--task", "text", "--data", "heldout"]
+    assert run([*arguments, "--examples", "2", "--out", str(tmp_path / "out"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["logit_error"] > 0.5
+    assert "gossamer apply rotate" in said["notes"][0]
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,12 @@ DEPTH = 8
 """Columns of a chunk where no engine is given."""
 CHECKED = 8
 """Examples on which the result is compared with the model."""
+FAR_OFF = 0.5
+"""Relative error of the logits from which the integer model is of no use."""
+ROTATE = (
+    "The integer model is far off the model. If a few channels of its stream are a thousand times as large as others, "
+    "turn the stream first: gossamer apply rotate MODEL --data DATA --out ROTATED, then quantise ROTATED."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,6 +136,7 @@ def quantize_job(
         wanted = made.float_logits(example).double()
         error = made.integer_logits(example, tally=tally) - wanted
         differences.append(float(error.norm() / wanted.norm()))
+    logit_error = sum(differences) / len(differences)
     save_integer(made.integer, out)
     return {
         "model": model,
@@ -141,8 +148,9 @@ def quantize_job(
             name: {"blocks": len(stack.blocks), "width": stack.width, "scale": stack.scale}
             for name, stack in made.integer.stacks.items()
         },
-        "logit_error": sum(differences) / len(differences),
+        "logit_error": logit_error,
         "saturated": tally.share,
         "saturated_most": dict(tally.worst()),
+        "notes": [ROTATE] if logit_error > FAR_OFF else [],
         "out": str(out),
     }
