@@ -161,6 +161,7 @@ def _compress(
         if not layer.on_grid:
             result.notes.append(f"{layer.path}: left at 16 bits, since its storage has no low-bit form")
             return
+        memory.rest()  # what was touched on the way here
         chain, weight = chains[layer.path], finite_weight(model, layer)
         done = chain.run(weight, statistics)
         if isinstance(chain.quantise, Polisher) and statistics is not None and done.tensor is not None:

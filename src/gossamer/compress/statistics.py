@@ -56,7 +56,10 @@ class Statistics:
         """
         if self.drift is None or factor is None:
             return weight
-        return factor.solve(weight @ self.drift).add_(weight)
+        found = torch.empty_like(weight)
+        for rows, place in zip(torch.split(weight, _STRIP), torch.split(found, _STRIP), strict=True):
+            torch.add(rows, factor.solve(rows @ self.drift), out=place)
+        return found
 
     def loss(self, error: Tensor) -> float:
         """The mean squared output error, summed over outputs, of a weight that is off by `error` (rows, columns)."""

@@ -90,7 +90,8 @@ def diffuse(weight: Tensor, factor: Factor, scheme: Scheme, grid: Grid, mask: Te
     zeros = None if grid.zeros is None else grid.zeros.float().T.contiguous().unbind()
     errors = weight.T[order]
     kept = None if mask is None else mask.T[order]
-    codes = torch.empty_like(errors)
+    codes = torch.empty(errors.shape, dtype=torch.int8, device=errors.device)
+    numbers = torch.empty_like(errors[:_BLOCK])
     for start in range(0, columns, _BLOCK):
         stop = min(start + _BLOCK, columns)
         targets = torch.addmm(errors[start:stop], pull[start:stop, :start], errors[:start]).unbind()
@@ -99,7 +100,7 @@ def diffuse(weight: Tensor, factor: Factor, scheme: Scheme, grid: Grid, mask: Te
             j = start + offset
             if offset:
                 target.addmv_(known[:, :offset], pull[j, start:j])
-            scale, code = scales[group[j]], codes[j]
+            scale, code = scales[group[j]], numbers[offset]
             torch.div(target, scale, out=code)
             if zeros is None:
                 scheme.round_(code)
@@ -112,9 +113,10 @@ def diffuse(weight: Tensor, factor: Factor, scheme: Scheme, grid: Grid, mask: Te
                 if kept is not None:
                     code.copy_(torch.where(kept[j], code, zero))
                 errors[j].addcmul_(code - zero, scale, value=-1)
+        codes[start:stop] = scheme.encode(numbers[: stop - start])
     back = torch.empty_like(order)
     back[order] = torch.arange(columns, device=order.device)
-    return scheme.encode(codes)[back].T.contiguous()
+    return codes[back].T.contiguous()
 
 
 def targets_of(weight: Tensor, rounded: Tensor, factor: Factor) -> Tensor:
