@@ -1,12 +1,14 @@
 """Table I: blocks are alike, sizes are the published ones, energy is counted."""
 
+from itertools import pairwise
+
 import pytest
 
 from gossamer.accelerator.engine_files import ENGINES
 from gossamer.accelerator.program import lower_prefill
 from gossamer.accelerator.shapes import SHAPES, Shape, hollow
 from gossamer.accelerator.table1 import Case, row
-from gossamer.dataflow.cycles.program import schedule_cycles
+from gossamer.dataflow.cycles.program import schedule_cycles, timeline
 from gossamer.dataflow.technology import TECHNOLOGIES, energy_mj
 
 PROCESS = TECHNOLOGIES.load("sg13g2")
@@ -25,6 +27,16 @@ def test_more_blocks_are_more_of_the_same() -> None:
     shape = Shape("tiny", 3, 96, 4, 4, 192, 24, post=True)
     taken = [schedule_cycles(lower_prefill(hollow(shape, n), engine, 40).schedule).total for n in (1, 2, 3)]
     assert taken[2] - taken[1] == pytest.approx(taken[1] - taken[0], rel=0.01)
+
+
+@pytest.mark.parametrize(("model", "rows"), [("deit-s", 197), ("roberta-base", 128)])
+def test_a_block_is_not_kept_waiting(model: str, rows: int) -> None:
+    """Weights and the next head's values are there before the array needs them: few cycles pass between its steps."""
+    program = lower_prefill(hollow(SHAPES[model], 2), ENGINES.load("large"), rows)
+    busy = [span for span in timeline(program.schedule) if span.unit == "compute"]
+    second = busy[len(busy) // 2 :]
+    idle = sum(after.start - before.end for before, after in pairwise(second))
+    assert idle < 0.025 * (second[-1].end - second[0].start)
 
 
 @pytest.mark.parametrize("case", [Case("deit-s", "prefill", 197), Case("deit-s", "prefill", 64)])

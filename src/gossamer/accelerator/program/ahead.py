@@ -42,7 +42,9 @@ class _Line:
     """Steps in order, to which loads of constants come as early as they can without holding others up.
 
     A computation that needs what was loaded waits for every load before it. So a load passes none that does, no other
-    load, and only as many as take its time. Entries of side memories are few, and come with the load before.
+    load, and only as many as take its time. Steps are issued in order, and a load not before the one before it is done:
+    there are computations between the two that take as long, or those behind would wait with it. Entries of side
+    memories are few: their loads come before a long one.
     """
 
     def __init__(self, engine: IntegerEngine, most: Sequence[int]) -> None:
@@ -51,30 +53,44 @@ class _Line:
         self._waits: list[bool] = []  # computations that wait for loads: that need what was loaded since the last
         self._fresh: set[Buffer] = set()
         self._last = -1  # the last load's place
+        self._short = 0  # where a load of a few entries goes: before the last one, if that is long and may wait
 
     def add(self, step: Step, views: dict[str, View], early: bool) -> None:
         """Adds a step, at the end if it is not to be early."""
         buffers = {view.buffer for view in views.values()}
-        at = self._early(step) if early else len(self.steps)
+        short = early and isinstance(step, Load) and step.space is not Space.SRAM
+        at = self._short if short else self._early(step) if early else len(self.steps)
         self.steps.insert(at, (step, views))
         self._waits.insert(at, unit(step) == "compute" and not self._fresh.isdisjoint(buffers))
         if isinstance(step, Load):
-            self._last = at
+            self._last = self._last + 1 if short else at
+            self._short = self._short + 1 if short else at if early else at + 1
             if not any(self._waits[at:]):
                 self._fresh |= buffers
         elif self._waits[at]:
             self._fresh.clear()
 
     def _early(self, step: Step) -> int:
-        if isinstance(step, Load) and step.space is not Space.SRAM:
-            return self._last + 1
+        free = self._free()
         left = self._cycles(step)
-        for i in range(len(self.steps) - 1, self._last, -1):
+        for i in range(len(self.steps) - 1, free - 1, -1):
             if unit(self.steps[i][0]) == "compute":
                 left -= self._cycles(self.steps[i][0])
                 if left <= 0 or self._waits[i]:
                     return i + 1
-        return self._last + 1
+        return free
+
+    def _free(self) -> int:
+        """The first place at which the last load is done, if it began in its own; the end if it is not by then."""
+        if self._last < 0:
+            return 0
+        left = self._cycles(self.steps[self._last][0])
+        for i in range(self._last + 1, len(self.steps)):
+            if left <= 0:
+                return i
+            if unit(self.steps[i][0]) == "compute":
+                left -= self._cycles(self.steps[i][0])
+        return len(self.steps)
 
     def _cycles(self, step: Step) -> int:
         return step_cycles(self.engine, step, (0, *self.most), READ_LATENCY, WRITE_LATENCY)

@@ -1,5 +1,7 @@
 """Attention: heads of a group share keys and values, which the outer memory keeps for later programs."""
 
+from collections.abc import Callable, Iterator
+
 from gossamer.accelerator.program.draft import View
 from gossamer.accelerator.program.images import AttentionImages
 from gossamer.accelerator.program.products import Work, load_rows, product
@@ -17,11 +19,14 @@ def self_attention(work: Work, name: str, h: View, x: View, m: int, images: Atte
     query = _projected(work, f"{name}.query", h, m, images, True, rotary)
     mixed = work.draft.tensor(f"{name} mixed", m, images.attention.heads * images.head)
     chunks = images.head // work.engine.depth
-    for g in range(images.attention.kv_heads):
+
+    def fetch(g: int) -> tuple[View, View]:
         if images.cache.keys:
             _store_keys(work, key, g, m, images, start)
         keys = key.chunk(g * chunks) if start == 0 else _load_keys(work, name, images, g, start + m)
-        values = _load_values(work, name, images, g, start + m)
+        return keys, _load_values(work, name, images, g, start + m)
+
+    for g, keys, values in _fetched(work, images, fetch):
         _group(work, images, g, query, keys, values, mixed, m, start, start + m)
     return _added(work, name, mixed, x, m, images)
 
@@ -35,9 +40,12 @@ def decode_attention(work: Work, name: str, h: View, x: View, images: AttentionI
         _store_keys(work, key, g, 1, images, 0, POSITION)
     query = _projected(work, f"{name}.query", h, 1, images, True, rotary)
     mixed = work.draft.tensor(f"{name} mixed", 1, images.attention.heads * images.head)
-    for g in range(images.attention.kv_heads):
+
+    def fetch(g: int) -> tuple[View, View]:
         keys = _load_keys(work, name, images, g, context, POSITION)
-        values = _load_values(work, name, images, g, context, POSITION)
+        return keys, _load_values(work, name, images, g, context, POSITION)
+
+    for g, keys, values in _fetched(work, images, fetch):
         _group(work, images, g, query, keys, values, mixed, 1, 0, context, POSITION)
     return _added(work, name, mixed, x, 1, images)
 
@@ -54,13 +62,31 @@ def cross_attention(
     query = _projected(work, f"{name}.query", h, m, images, True, None)
     mixed = work.draft.tensor(f"{name} mixed", m, images.attention.heads * images.head)
     chunks = images.head // work.engine.depth
-    for g in range(images.attention.kv_heads):
+
+    def fetch(g: int) -> tuple[View, View]:
         if key is not None:
             _store_keys(work, key, g, rows, images, 0)
         keys = _load_keys(work, name, images, g, rows) if key is None else key.chunk(g * chunks)
-        values = _load_values(work, name, images, g, rows)
+        return keys, _load_values(work, name, images, g, rows)
+
+    for g, keys, values in _fetched(work, images, fetch):
         _group(work, images, g, query, keys, values, mixed, m, 0, rows)
     return _added(work, name, mixed, x, m, images)
+
+
+def _fetched(
+    work: Work, images: AttentionImages, fetch: Callable[[int], tuple[View, View]]
+) -> Iterator[tuple[int, View, View]]:
+    """Each key-value head with its keys and values, which are on their way while the head before is worked on."""
+    count = images.attention.kv_heads
+    coming = fetch(0)
+    for g in range(count):
+        keys, values = coming
+        if work.ahead and g + 1 < count:
+            coming = fetch(g + 1)
+        yield g, keys, values
+        if not work.ahead and g + 1 < count:
+            coming = fetch(g + 1)
 
 
 def _rotary(work: Work, name: str, images: AttentionImages, m: int, start: int, register: int = 0) -> View | None:

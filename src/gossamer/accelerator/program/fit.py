@@ -26,9 +26,9 @@ class _Way:
     beside: Beside
 
     def steps(self, engine: IntegerEngine, build: Build, most: tuple[int, ...]) -> list[Step]:
-        work = Work(engine, Draft(engine), self.piece, self.band)
+        work = Work(engine, Draft(engine), self.piece, self.band, self.beside > Beside.NEVER)
         build(work)
-        return place(constants_first(work.draft, most), self.beside)
+        return place(constants_first(work.draft, most), self.beside, most)
 
 
 def fitted(engine: IntegerEngine, build: Build, rows: int, most: tuple[int, ...] = ()) -> list[Step]:

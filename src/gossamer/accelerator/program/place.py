@@ -7,12 +7,14 @@ Lee 2020, arXiv 2001.03288); where that finds no room, first what has the fewest
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from heapq import heapify, heappop, heappush
 
 from gossamer.accelerator.program.draft import Buffer, Draft, View
+from gossamer.dataflow.cycles.program import step_cycles
+from gossamer.dataflow.cycles.transfer import READ_LATENCY, WRITE_LATENCY
 from gossamer.dataflow.engine import IntegerEngine
 from gossamer.dataflow.schedule import Load, Space, Step, Store, Tensor, unit
 
@@ -34,6 +36,8 @@ class _Life:
     last: int
     apart: "set[_Life]" = field(default_factory=set, repr=False)
     aside: "set[_Life]" = field(default_factory=set, repr=False)
+    later: "set[_Life]" = field(default_factory=set, repr=False)
+    """As `aside`, of computations that begin while a load is under way; never more than a wish."""
     at: int = -1
 
 
@@ -48,17 +52,20 @@ class Beside(IntEnum):
     """They do lie in other banks."""
 
 
-def place(draft: Draft, beside: Beside = Beside.OFTEN) -> list[Step]:
+def place(draft: Draft, beside: Beside = Beside.OFTEN, most: Sequence[int] = ()) -> list[Step]:
     """The draft's steps with addresses.
 
     Args:
         draft: the steps.
         beside: what transfers are given room for.
+        most: greatest value of each register.
 
     Raises:
         FullError: a buffer that finds no room.
     """
     lives = _lives(draft, beside > Beside.NEVER)
+    if beside > Beside.NEVER:
+        _wish(draft, lives, most)
     if beside == Beside.ALWAYS:
         for life in lives.values():
             life.apart |= life.aside
@@ -122,6 +129,28 @@ def _lives(draft: Draft, overlap: bool) -> dict[Buffer, _Life]:
     return lives
 
 
+def _wish(draft: Draft, lives: dict[Buffer, _Life], most: Sequence[int]) -> None:
+    """What a load writes lies aside of what is computed with until its time is up, or until it is waited for."""
+
+    def cycles(step: Step) -> int:
+        return step_cycles(draft.engine, step, (0, *most), READ_LATENCY, WRITE_LATENCY)
+
+    for i, (step, views) in enumerate(draft.steps):
+        if not isinstance(step, Load) or step.space != Space.SRAM:
+            continue
+        mine, left = lives[views["to"].buffer], cycles(step)
+        for other, others in draft.steps[i + 1 :]:
+            if unit(other) != "compute":
+                continue
+            theirs = {lives[view.buffer] for view in others.values() if view.buffer.space == Space.SRAM}
+            if left <= 0 or mine in theirs:
+                break
+            left -= cycles(other)
+            mine.later |= theirs
+            for life in theirs:
+                life.later.add(mine)
+
+
 def _together(members: list[_Life]) -> dict[_Life, list[_Life]]:
     """Which buffers hold something at the same time."""
     together: dict[_Life, list[_Life]] = {life: [] for life in members}
@@ -166,7 +195,7 @@ def _settle(life: _Life, together: list[_Life], size: int, bank: int) -> None:
     taken = [(other.at, other.at + other.buffer.size) for other in together if other.at >= 0]
     starts = {0, *(stop for _, stop in taken), *(range(0, size, bank) if bank else ())}
     shut = {b for other in life.apart if other.at >= 0 for b in _banks(other, bank)}
-    busy = {b for other in life.aside if other.at >= 0 for b in _banks(other, bank)}
+    busy = {b for other in life.aside | life.later if other.at >= 0 for b in _banks(other, bank)}
     used = {b for start, stop in taken for b in range(start // bank, (stop - 1) // bank + 1)} if bank else set()
     best = None
     for start in sorted({-(-start // align) * align for start in starts}):

@@ -18,13 +18,14 @@ class Work:
     """What all parts of one program share.
 
     `piece`: lines that one piece of a weight may take. `band`: rows that an MLP treats at once, whole blocks of lines;
-    its weights are loaded anew for every band.
+    its weights are loaded anew for every band. `ahead`: whether there is room for keys and values of two heads.
     """
 
     engine: IntegerEngine
     draft: Draft
     piece: int
     band: int
+    ahead: bool = True
 
 
 def product(
