@@ -11,7 +11,7 @@ from gossamer.models.open import open_model
 from gossamer.search.finish import calibration_batches, finish
 from gossamer.search.jobs import apply_job, calibration_on
 
-PRESETS = ["rtn-w4", "gptq-w3g32", "qronos-w4g32", "wanda-2:4+gptq-w4g32", "prune_heads-50", "gptq-w8a8"]
+PRESETS = ["rtn-w4", "gptq-w3g32", "qronos-w4g32", "awq-w4g32", "wanda-2:4+gptq-w4g32", "prune_heads-50", "gptq-w8a8"]
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -191,7 +191,7 @@ def _compress(
     walk = Walk(model, hierarchy, batches[0].inputs)
     if any(isinstance(chain.quantise, Scaling) for chain in chains.values()):
         wanted = {path: chain.quantise for path, chain in chains.items()}
-        left = fold_scales(model, hierarchy, walk, batches, wanted, progress)
+        left = fold_scales(model, hierarchy, walk, batches, wanted, progress, memory=memory)
         experts = [path for path in left if layers[path].index is not None]
         alone = [path for path in left if path not in experts]
         for names in (*alone, *([listed(experts)] if experts else [])):

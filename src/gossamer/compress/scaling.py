@@ -13,6 +13,7 @@ from gossamer.core.progress import Progress
 from gossamer.data.batch import Batch
 from gossamer.engine.walk import Entry, Walk
 from gossamer.models.hierarchy import Block, Hierarchy, Layer
+from gossamer.models.memory import IN_MEMORY, Memory
 from gossamer.models.structure import read_matrix
 
 
@@ -44,11 +45,13 @@ def fold_scales(
     assigned: Mapping[str, object],
     progress: Progress,
     norms_only: bool = False,
+    memory: Memory = IN_MEMORY,
 ) -> list[str]:
     """Scales the layers whose technique is a `Scaling`, block by block, wherever what writes their inputs can make up
     for it; the model computes what it computed. Returns the paths that no link reaches: they stay as they are. So do,
-    with `norms_only`, layers that read another layer's channels rather than a norm's."""
-    stream = Stream(walk, batches)
+    with `norms_only`, layers that read another layer's channels rather than a norm's. `memory`, where the model lives,
+    rests after each block."""
+    stream = Stream(walk, batches, memory)
     left = [path for path, technique in assigned.items() if isinstance(technique, Scaling)]
     for _, wanted, links, _ in linked_blocks(model, hierarchy, stream, set(left), progress):
         statistics = collect(model, stream, wanted)
@@ -79,6 +82,7 @@ def linked_blocks(
                 yield stage.block, wanted, *finder.at(step)
         if not stream.last:
             stream.advance()
+        stream.memory.rest()
 
 
 def _fold(model: nn.Module, link: Link, statistics: Mapping[str, Statistics], assigned: Mapping[str, object]) -> bool:

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from functools import cache
@@ -70,6 +71,8 @@ def build() -> Path:
         return target
     if compiler is None:
         raise DeviceError("the native engine needs a C++ compiler to be built once: install g++ or clang++")
+    if sys.stderr.isatty():
+        print("compiling the native engine, once for this version: about half a minute", file=sys.stderr, flush=True)
     compile_library(compiler, target, platform.machine())
     return target
 
