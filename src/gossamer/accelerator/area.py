@@ -15,7 +15,7 @@ from gossamer.accelerator.engine_files import ENGINES
 from gossamer.accelerator.synthesis import SRAM_UM2_PER_BIT
 from gossamer.core.described import Described
 from gossamer.core.errors import SettingError
-from gossamer.dataflow.engine import IntegerEngine
+from gossamer.dataflow.engine import SCORE_TILES, IntegerEngine
 
 
 class AreaModel(BaseModel):
@@ -76,6 +76,6 @@ def memory_bits(engine: IntegerEngine) -> dict[str, int]:
         "parameter memory": 64 * engine.parameters,
         "group memory": 8 * engine.columns * engine.groups * engine.four_bit,
         "table memories": 8 * 256 * engine.tables * engine.rows * engine.lanes,
-        "octave memory": 10 * engine.rows * engine.chunks,
+        "octave memory": 10 * engine.rows * (engine.chunks + SCORE_TILES),
         "instruction memory": 512 * engine.instructions,
     }

@@ -10,6 +10,10 @@ REGISTERS = 8
 """Registers that the host sets and steps add to addresses and lengths; register 0 reads as zero."""
 
 
+SCORE_TILES = 32
+"""Row tiles of scores that one step takes, at most."""
+
+
 class IntegerEngine(BaseModel):
     """An integer engine: `rows` × `columns` accumulators, each fed by a dot product of `depth` bytes a cycle.
 

@@ -233,7 +233,7 @@ def test_what_cannot_be_lowered_is_said() -> None:
         lower_prefill(small_llama(2, group=8, head=6), engine, 4)
     with pytest.raises(SettingError, match="cross attention needs memory_rows"):
         lower_prefill(crossed(Maker(1), 20, 2, 28, 24, WORDS), engine, 4)
-    with pytest.raises(SettingError, match="columns of scores; the engine holds 16 chunks"):
+    with pytest.raises(SettingError, match="8 rows of 150 scores; the engine holds 16 chunks"):
         lower_prefill(bert_named("encoder", positions=200), engine.model_copy(update={"chunks": 16}), 150)
 
 

@@ -112,7 +112,7 @@ def test_exponentials_of_all_distances() -> None:
         "open_i": (5, (valid[:, None] - np.arange(0, 8, 2)).ravel()),
         "first_i": (7, np.tile([1, 0, 0, 0], len(scores))),
         "last_i": (8, np.tile([0, 0, 0, 1], len(scores))),
-        "start_i": (2, np.eye(1, rows, 0, dtype=int)[0]),
+        "start_i": (8, np.eye(1, rows, 3, dtype=int)[0]),
     }
     late = {name: np.pad(column, (at, 30 - at)) for name, (at, column) in columns.items()}
     for name, value in (("score_i", 1), ("multiplier_i", 1), ("shift_i", 0)):

@@ -9,7 +9,7 @@ from gemm_unit import Unit
 
 from gossamer.accelerator.golden.machine import Machine
 from gossamer.dataflow.cycles.gemm import gemm_cycles
-from gossamer.dataflow.engine import IntegerEngine
+from gossamer.dataflow.engine import SCORE_TILES, IntegerEngine
 from gossamer.dataflow.schedule import NOWHERE, Gemm, Mode, Space, Tensor
 
 SMALL = {"bank_lines": 64, "parameters": 256, "groups": 64, "tables": 2, "chunks": 64}
@@ -124,16 +124,20 @@ def attention(engine: IntegerEngine, random: np.random.Generator, registers: lis
     """SCORE and the VALUE that reads it, sometimes of lengths that a register adds to."""
     place = Placer(engine, random)
     keys, head = int(random.integers(1, 5 * engine.columns)), int(random.integers(1, 3 * engine.columns))
-    m = int(random.integers(1, engine.rows + 1))
+    causal = bool(random.integers(0, 2))
     key_chunks, head_chunks = -(-keys // engine.depth), -(-head // engine.depth)
-    row = int(random.integers(0, engine.line_rows - m + 1))
+    tiles = 1 if causal else min(int(random.integers(1, 5)), engine.chunks // key_chunks)
+    m = int(random.integers(1, tiles * engine.rows + 1))
+    if m > engine.rows:
+        row = engine.rows * int(random.integers(0, 2 * engine.line_rows // engine.rows))
+    else:
+        row = int(random.integers(0, engine.line_rows - m + 1))
     query, scores, out = (place.place(m, chunks, row) for chunks in (head_chunks, key_chunks, head_chunks))
     key = place.place(-(-keys // engine.columns) * engine.columns, head_chunks, 0)
     value = place.place(-(-head // engine.columns) * engine.columns, key_chunks, 0)
     flag = bool(random.integers(0, 2))
     less = registers[3] if flag and keys > registers[3] else 0
     dynamic = {"register": 3, "add_n": True, "add_limit": True} if less else {}
-    causal = bool(random.integers(0, 2))
     shift = int(random.integers(14, 24))
     score = Gemm(
         query, key, scores, m, keys - less, head, Mode.SCORE,
@@ -152,6 +156,20 @@ def test_random_attention(name: str) -> None:
     for _ in range(30):
         steps = attention(ENGINES[name], random, registers)
         check(name, steps, random, registers)
+
+
+def test_as_many_rows_of_scores_as_the_engine_takes() -> None:
+    """32 row tiles of 2 chunks fill the memory of octaves; columns tile by tile, some of them not valid."""
+    engine, random = ENGINES["wide"], np.random.default_rng(4)
+    m = SCORE_TILES * engine.rows
+    for keys, head in ((8, 4), (7, 24), (1, 1)):
+        place = Placer(engine, random)
+        query, key = place.place(m, -(-head // 4), 0), place.place(8, -(-head // 4), 0)
+        scores, out = place.place(m, -(-keys // 4), 0), place.place(m, -(-head // 4), 0)
+        value = place.place(-(-head // 8) * 8, -(-keys // 4), 0)
+        score = Gemm(query, key, scores, m, keys, head, Mode.SCORE, multiplier=40000, shift=20, limit=keys)
+        steps = [score, Gemm(scores, value, out, m, head, keys, Mode.VALUE, shift=1)]
+        check("wide", steps, random)
 
 
 def test_a_product_with_enough_chunks_computes_all_the_time() -> None:

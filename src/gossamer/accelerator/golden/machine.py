@@ -62,7 +62,7 @@ class Machine:
             Space.TABLES: np.zeros(256 * engine.tables, np.uint8),
             Space.INSTRUCTIONS: np.zeros(BYTES * engine.instructions, np.uint8),
         }
-        self._softmax = Softmax.start(engine.rows)
+        self._softmax = Softmax.start(0)
 
     def run(self, steps: Sequence[Step] | Schedule) -> None:
         """Every step of a schedule, in order."""
@@ -162,8 +162,8 @@ class Machine:
         left = self.read(step.a, step.m, chunks)
         if step.mode == Mode.VALUE:
             parts = left.astype(np.int64).reshape(step.m, chunks, engine.depth)
-            last = self._softmax.maximum[: step.m] >> OCTAVE_BITS
-            settled = [settle(parts[:, i], self._softmax.octaves[i][: step.m], last) for i in range(chunks)]
+            last = self._softmax.maximum >> OCTAVE_BITS
+            settled = [settle(parts[:, i], self._softmax.octaves[i], last) for i in range(chunks)]
             a: Ints = np.concatenate(settled, axis=1)
         else:
             a = left.view(np.int8).astype(np.int64)
@@ -219,14 +219,12 @@ class Machine:
 
     def _score(self, step: Gemm, scores: Ints, n: int, limit: int) -> None:
         depth = self.engine.depth
-        self._softmax = Softmax.start(self.engine.rows)
-        padded = np.zeros((self.engine.rows, scores.shape[1]), np.int64)
-        padded[: step.m] = scores
-        limits = limit + np.arange(self.engine.rows) * step.causal
+        self._softmax = Softmax.start(step.m)
+        limits = limit + np.arange(step.m) * step.causal
         out = []
         for k in range(-(-n // depth)):
             valid = np.arange(k * depth, (k + 1) * depth) < limits[:, None]
-            out.append(self._softmax.exponentials(padded[:, k * depth : (k + 1) * depth], valid)[: step.m])
+            out.append(self._softmax.exponentials(scores[:, k * depth : (k + 1) * depth], valid))
         self._put(step, np.concatenate(out, axis=1), n)
 
     def _put(self, step: Gemm, values: Ints, n: int) -> None:

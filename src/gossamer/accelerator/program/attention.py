@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from gossamer.accelerator.program.draft import View
 from gossamer.accelerator.program.images import AttentionImages
 from gossamer.accelerator.program.products import Work, load_rows, product
+from gossamer.dataflow.engine import SCORE_TILES
 from gossamer.dataflow.schedule import Gemm, Load, Mode, Pattern, Store
 
 TOKEN, POSITION = 1, 2
@@ -199,13 +200,15 @@ def _group(
     length: int,
     register: int = 0,
 ) -> None:
-    """The query heads of key-value head `g`, a row tile after the other, causal ones up to the diagonal only."""
+    """The query heads of key-value head `g`, as many row tiles at once as the engine holds; causal ones one after the
+    other, up to the diagonal only."""
     engine, draft, given = work.engine, work.draft, images.attention
     chunks = images.head // engine.depth
     shared = given.heads // given.kv_heads
+    tiles = 1 if given.causal else max(1, min(SCORE_TILES, engine.chunks // -(-length // engine.depth)))
     for head in range(g * shared, (g + 1) * shared):
-        for row in range(0, m, engine.rows):
-            count = min(engine.rows, m - row)
+        for row in range(0, m, tiles * engine.rows):
+            count = min(tiles * engine.rows, m - row)
             seen = start + row + count if given.causal and not register else length
             scores = draft.tensor("scores", count, seen)
             moving = bool(register)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from gossamer.accelerator.isa import encode
 from gossamer.accelerator.program.access import Access, Where, accesses, clash
 from gossamer.core.errors import SettingError
-from gossamer.dataflow.engine import REGISTERS, IntegerEngine
+from gossamer.dataflow.engine import REGISTERS, SCORE_TILES, IntegerEngine
 from gossamer.dataflow.schedule import (
     Add,
     End,
@@ -170,11 +170,15 @@ def _gemm_fits(step: Gemm, engine: IntegerEngine, most: int) -> str | None:
     if step.four_bit and not engine.four_bit:
         return "this engine has no 4-bit weights"
     if step.mode in (Mode.SCORE, Mode.VALUE):
-        if step.m > engine.rows:
-            return f"{step.m} rows of scores; the engine takes {engine.rows} at once"
+        tiles, most_tiles = -(-step.m // engine.rows), 1 if step.causal else SCORE_TILES
+        if tiles > most_tiles:
+            return f"{step.m} rows of scores; the engine takes {most_tiles * engine.rows} at once"
         columns = n if step.mode == Mode.SCORE else k
-        if columns > engine.chunks * engine.depth:
-            return f"{columns} columns of scores; the engine holds {engine.chunks} chunks of {engine.depth}"
+        if tiles * -(-columns // engine.depth) > engine.chunks:
+            return (
+                f"{step.m} rows of {columns} scores; the engine holds {engine.chunks} chunks of {engine.rows} rows "
+                f"and {engine.depth} columns"
+            )
     else:
         wrong = _multiple({"parameters": step.parameters}, engine.lanes)
     greatest = 255 * 128 if step.mode == Mode.VALUE else 128 * (8 * 15 if step.four_bit else 128)

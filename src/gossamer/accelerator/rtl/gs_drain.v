@@ -15,6 +15,7 @@ module gs_drain #(
     input  wire [5:0]  chunk_windows_i,
     input  wire [23:0] parameters_i,
     input  wire        whole_i,     // a tile's sums stand in the next cycle
+    output wire        fresh_o,     // the tile that gets whole next is its row tile's first
     output wire        drain_o,
     output wire        first_o,     // window of a chunk
     output wire        last_o,
@@ -29,9 +30,10 @@ module gs_drain #(
     reg [7:0] left_q;
     reg [5:0] phase_q;
     reg [4:0] wait_q;
-    reg divide_q, row_last_q;
+    reg row_last_q;
     wire column_last = tile_q + 24'd1 >= tiles_i;
 
+    assign fresh_o   = tile_q == 24'd0;
     assign drain_o   = left_q != 8'd0 && wait_q == 5'd0;
     assign first_o   = phase_q == 6'd0;
     assign last_o    = phase_q + 6'd1 == chunk_windows_i;
@@ -44,15 +46,13 @@ module gs_drain #(
             tile_q   <= 24'd0;
             phase_q  <= 6'd0;
             wait_q   <= 5'd0;
-            divide_q <= divide_i;
             entry_o  <= parameters_i;
         end else begin
             if (whole_i) begin
                 left_q     <= column_last ? last_windows_i : windows_i;
                 row_last_q <= column_last;
                 tile_q     <= column_last ? 24'd0 : tile_q + 24'd1;
-                wait_q     <= divide_q ? WAIT : 5'd0;
-                divide_q   <= 1'b0;
+                wait_q     <= (divide_i && fresh_o) ? WAIT : 5'd0;
             end else begin
                 if (drain_o) left_q <= left_q - 8'd1;
                 if (wait_q != 5'd0) wait_q <= wait_q - 5'd1;

@@ -52,6 +52,8 @@ module gs_gemm #(
     localparam RESULT = 10;
     localparam SCORED = DEPTH / LANES + 11;
     localparam CHUNK_BITS = $clog2(CHUNKS);
+    localparam TILES = 32;  // row tiles of a SCORE, at most
+    localparam TILE_BITS = $clog2(TILES);
     localparam [31:0] STEP = LANES[31:0];
     localparam signed [32:0] MOST_OPEN = {1'b0, LANES[31:0]};
     localparam signed [32:0] LEAST_OPEN = -64;
@@ -93,7 +95,7 @@ module gs_gemm #(
     );
 
     // ---- chunks: reads, and what travels with them
-    wire issue, first_chunk, last_chunk;
+    wire issue, first_chunk, last_chunk, row_issued;
     /* verilator lint_off UNUSEDSIGNAL */
     wire [23:0] chunk;
     /* verilator lint_on UNUSEDSIGNAL */
@@ -108,7 +110,7 @@ module gs_gemm #(
         .a_line_i(a_first), .a_row_i(a_row), .a_pitch_i(a_pitch), .w_line_i(w_first), .w_row_i(w_row),
         .w_pitch_i(w_pitch), .x_line_i(x_first), .x_row_i(x_row), .o_line_i(o_first), .o_row_i(o_row),
         .group_i(instruction_i[GEMM_GROUP_LO +: GEMM_GROUP_W]), .groups_i(instruction_i[GEMM_GROUPS_LO +: GEMM_GROUPS_W]),
-        .issue_o(issue), .first_o(first_chunk), .last_o(last_chunk), .a_line_o(a_line_o), .a_row_o(a_slot),
+        .issue_o(issue), .first_o(first_chunk), .last_o(last_chunk), .row_end_o(row_issued), .a_line_o(a_line_o), .a_row_o(a_slot),
         .w_line_o(w_line_o), .w_row_o(w_slot), .chunk_o(chunk), .group_o(group)
     );
     assign a_en_o = issue;
@@ -130,21 +132,34 @@ module gs_gemm #(
     /* verilator lint_on UNUSEDSIGNAL */
     wire [9*DEPTH*ROWS-1:0] a;
     reg [ROW*COLUMNS-1:0] w1_q, w2_q;
-    wire [10*ROWS-1:0] octaves, last_octaves;
+    wire [10*ROWS-1:0] octaves, final_octaves, last_octaves;
     wire [31*ROWS-1:0] totals;
-    reg [CHUNK_BITS-1:0] scored_q;
-    wire scored;
+    reg [CHUNK_BITS-1:0] scored_q, settled_q;  // chunks of scores: written, and of the row tiles before in VALUE
+    reg [TILE_BITS-1:0] scored_tile_q, settled_tile_q;
+    wire scored, scored_tile;
     wire [8*COLUMNS-1:0] scale;
 
     always @(posedge clk_i) begin
         w1_q <= w_moved[ROW*COLUMNS-1:0];
         w2_q <= w1_q;
         scored_q <= setup ? {CHUNK_BITS{1'b0}} : scored_q + {{(CHUNK_BITS - 1){1'b0}}, scored};
+        scored_tile_q <= setup ? {TILE_BITS{1'b0}} : scored_tile_q + {{(TILE_BITS - 1){1'b0}}, scored_tile};
+        if (setup) begin
+            settled_q <= {CHUNK_BITS{1'b0}};
+            settled_tile_q <= {TILE_BITS{1'b0}};
+        end else if (row_issued) begin
+            settled_q <= settled_q + chunks[CHUNK_BITS-1:0];
+            settled_tile_q <= settled_tile_q + {{(TILE_BITS - 1){1'b0}}, 1'b1};
+        end
     end
 
     gs_octaves #(.ROWS(ROWS), .CHUNKS(CHUNKS)) octave_memory (
         .clk_i(clk_i), .write_i(scored), .write_chunk_i(scored_q), .data_i(last_octaves), .read_i(issue && value),
-        .read_chunk_i(chunk[CHUNK_BITS-1:0]), .data_o(octaves)
+        .read_chunk_i(settled_q + chunk[CHUNK_BITS-1:0]), .data_o(octaves)
+    );
+    gs_octaves #(.ROWS(ROWS), .CHUNKS(TILES)) final_memory (
+        .clk_i(clk_i), .write_i(scored_tile), .write_chunk_i(scored_tile_q), .data_i(last_octaves),
+        .read_i(issue && value), .read_chunk_i(settled_tile_q), .data_o(final_octaves)
     );
 
     generate
@@ -174,7 +189,8 @@ module gs_gemm #(
     // ---- sums
     wire drain, first_window, last_window, row_end, odd;
     wire [32*LANES*ROWS-1:0] sums;
-    reg fresh_q, divide_q;  // no tile is whole yet; the first one's row sums are
+    reg divide_q;  // a row tile's first tile is whole, and so are its rows' sums
+    wire fresh;
 
     gs_array #(.ROWS(ROWS), .COLUMNS(COLUMNS), .DEPTH(DEPTH), .LANES(LANES), .FOUR_BIT(FOUR_BIT)) array (
         .clk_i(clk_i), .a_i(a), .w_i(w2_q), .four_bit_i(four_bit), .add_i(added_q[4]), .first_i(first_q[4]),
@@ -184,7 +200,7 @@ module gs_gemm #(
     gs_drain #(.LANES(LANES), .DIVIDER(DIVIDER)) drainer (
         .clk_i(clk_i), .rst_i(rst_i), .setup_i(setup), .divide_i(value), .tiles_i(tiles), .windows_i(windows),
         .last_windows_i(last_windows), .chunk_windows_i(chunk_windows),
-        .parameters_i(instruction_i[GEMM_PARAMETERS_LO +: GEMM_PARAMETERS_W]), .whole_i(whole), .drain_o(drain),
+        .parameters_i(instruction_i[GEMM_PARAMETERS_LO +: GEMM_PARAMETERS_W]), .whole_i(whole), .fresh_o(fresh), .drain_o(drain),
         .first_o(first_window), .last_o(last_window), .row_end_o(row_end), .odd_o(odd), .entry_o(p_entry_o)
     );
     assign p_en_o = drain && !score && !value;
@@ -195,11 +211,13 @@ module gs_gemm #(
     reg [SCORED:1] drained_q, begun_q, ended_q, row_ended_q;
     /* verilator lint_on UNUSEDSIGNAL */
     reg [6:1] odd_q;
+    reg start_q;  // a row tile begins
     wire aux_first = drained_q[3] && begun_q[3];
     wire aux_last = drained_q[3] && ended_q[3];
     wire result = score ? drained_q[SCORED] && ended_q[SCORED] : drained_q[RESULT] && ended_q[RESULT];
     wire result_row_end = score ? row_ended_q[SCORED] : row_ended_q[RESULT];
     assign scored = score && drained_q[9] && ended_q[9];
+    assign scored_tile = scored && row_ended_q[9];
 
     always @(posedge clk_i) begin
         drained_q   <= (rst_i || done_q) ? {SCORED{1'b0}} : {drained_q[SCORED-1:1], drain};
@@ -207,8 +225,9 @@ module gs_gemm #(
         ended_q     <= {ended_q[SCORED-1:1], last_window};
         row_ended_q <= {row_ended_q[SCORED-1:1], row_end};
         odd_q       <= {odd_q[5:1], odd};
-        fresh_q     <= setup || (fresh_q && !whole);
-        divide_q    <= whole && fresh_q && value;
+        divide_q    <= whole && fresh && value;
+        if (setup) start_q <= 1'b1;
+        else if (drained_q[8] && ended_q[8]) start_q <= row_ended_q[8];
     end
 
     // ---- aux
@@ -249,7 +268,7 @@ module gs_gemm #(
 
     always @(posedge clk_i) begin
         if (setup) column_q <= 32'd0;
-        else if (drained_q[4]) column_q <= column_q + STEP;
+        else if (drained_q[4]) column_q <= row_ended_q[4] ? 32'd0 : column_q + STEP;
         open_q <= clipped[7:0];
     end
 
@@ -263,7 +282,7 @@ module gs_gemm #(
             wire [4:0] place;
             gs_feed #(.DEPTH(DEPTH)) feed (
                 .clk_i(clk_i), .settle_i(value), .bytes_i(a_moved[ROW*r +: ROW]), .octave_i(octaves[10*r +: 10]),
-                .last_octave_i(last_octaves[10*r +: 10]), .add_i(added_q[4]), .first_i(first_q[4]),
+                .last_octave_i(final_octaves[10*r +: 10]), .add_i(added_q[4]), .first_i(first_q[4]),
                 .a_o(a[9*DEPTH*r +: 9*DEPTH]), .total_o(totals[31*r +: 31])
             );
             gs_reciprocal reciprocal (
@@ -273,10 +292,10 @@ module gs_gemm #(
                 .clk_i(clk_i), .wide_i(wide), .multiply_i(multiply), .rotary_i(rotary), .score_i(score), .value_i(value),
                 .aux_i(aux), .multiplier_i(multiplier), .shift_i(shift), .table_i(look_up), .inverse_i(inverse),
                 .place_i(place), .write_i(m_en_i && m_space_i == SPACE_TABLES[2:0]), .word_i(m_word_i), .data_i(m_data_i),
-                .start_i(setup && score), .sums_i(sums[32*LANES*r +: 32*LANES]), .entries_i(p_data_i),
+                .sums_i(sums[32*LANES*r +: 32*LANES]), .entries_i(p_data_i),
                 .load_i(drained_q[4] && begun_q[4]), .x_i(x_moved[ROW*r +: ROW]),
                 .open_i(causal ? open_q + INDEX : open_q), .odd_i(odd_q[6]), .first_i(begun_q[7]),
-                .last_i(drained_q[8] && ended_q[8]), .octave_o(last_octaves[10*r +: 10]), .chunk_o(results[ROW*r +: ROW])
+                .last_i(drained_q[8] && ended_q[8]), .start_i(start_q), .octave_o(last_octaves[10*r +: 10]), .chunk_o(results[ROW*r +: ROW])
             );
         end
     endgenerate

@@ -4,7 +4,7 @@
 module gs_issue #(
     parameter ROWS    = 8,
     parameter COLUMNS = 8,
-    parameter DIVIDER = 18,  // cycles that the first tile's drain waits for the rows' reciprocals, where it does
+    parameter DIVIDER = 18,  // cycles that the drain of a row tile's first tile waits for reciprocals, where it does
     parameter LINE_ROWS = (ROWS > COLUMNS) ? ROWS : COLUMNS
 ) (
     input  wire        clk_i,
@@ -31,6 +31,7 @@ module gs_issue #(
     output wire        issue_o,   // reads, with what follows
     output wire        first_o,   // chunk of a tile
     output wire        last_o,
+    output wire        row_end_o, // last chunk of a row tile
     output wire [23:0] a_line_o,
     output wire [7:0]  a_row_o,
     output wire [23:0] w_line_o,
@@ -42,13 +43,13 @@ module gs_issue #(
     localparam [7:0] LINE = LINE_ROWS[7:0];
     localparam [7:0] WAIT = DIVIDER[7:0];
 
-    reg run_q, whole_q;  // whole_q: no tile has been issued yet
+    reg run_q;
     reg [23:0] tile_q, w_base_q;
     reg [7:0] w_row_q, gap_q, count_q;
     wire [23:0] a_base;
     wire rows_last;
     wire column_last = tile_q + 24'd1 >= tiles_i;
-    wire [7:0] drain = (column_last ? last_windows_i : windows_i) + ((divide_i && whole_q) ? WAIT : 8'd0);
+    wire [7:0] drain = (column_last ? last_windows_i : windows_i) + ((divide_i && tile_q == 24'd0) ? WAIT : 8'd0);
     wire tile_end = issue_o && last_o;
     wire [7:0] w_next = w_row_q + STEP;
     wire group_end = last_o || (group_i != 8'd0 && count_q + 8'd1 == group_i);
@@ -56,13 +57,14 @@ module gs_issue #(
     assign first_o  = chunk_o == 24'd0;
     assign last_o   = chunk_o + 24'd1 >= chunks_i;
     assign issue_o  = run_q && !(last_o && gap_q != 8'd0);
+    assign row_end_o = tile_end && column_last;
     assign a_line_o = a_base + chunk_o;
     assign w_line_o = w_base_q + chunk_o;
     assign w_row_o  = w_row_q;
 
     /* verilator lint_off PINCONNECTEMPTY */
     gs_rows #(.LINE_ROWS(LINE_ROWS), .NORM_ROWS(ROWS)) rows (
-        .clk_i(clk_i), .start_i(setup_i), .next_i(tile_end && column_last), .m_i(m_i),
+        .clk_i(clk_i), .start_i(setup_i), .next_i(row_end_o), .m_i(m_i),
         .a_line_i(a_line_i), .a_row_i(a_row_i), .a_pitch_i(a_pitch_i),
         .b_line_i(x_line_i), .b_row_i(x_row_i), .b_pitch_i(16'd0),
         .o_line_i(o_line_i), .o_row_i(o_row_i), .o_pitch_i(16'd0),
@@ -74,22 +76,20 @@ module gs_issue #(
     always @(posedge clk_i) begin
         if (rst_i) run_q <= 1'b0;
         else if (setup_i) run_q <= 1'b1;
-        else if (tile_end && column_last && rows_last) run_q <= 1'b0;
+        else if (row_end_o && rows_last) run_q <= 1'b0;
 
         if (setup_i) begin
             chunk_o <= 24'd0;
             gap_q   <= 8'd0;
-            whole_q <= 1'b1;
             count_q <= 8'd0;
         end else begin
             if (issue_o) chunk_o <= last_o ? 24'd0 : chunk_o + 24'd1;
             if (issue_o) count_q <= group_end ? 8'd0 : count_q + 8'd1;
-            if (tile_end) whole_q <= 1'b0;
             if (tile_end) gap_q <= drain - 8'd1;
             else if (gap_q != 8'd0) gap_q <= gap_q - 8'd1;
         end
 
-        if (setup_i || (tile_end && column_last)) begin
+        if (setup_i || row_end_o) begin
             tile_q   <= 24'd0;
             w_base_q <= w_line_i;
             w_row_q  <= w_row_i;

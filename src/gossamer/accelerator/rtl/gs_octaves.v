@@ -1,4 +1,4 @@
-// The octaves of a row tile's scores: for each chunk, each row's maximum in octaves. Data come in the cycle after the read.
+// Octaves of scores: for each chunk (or row tile), each row's maximum. Data come in the cycle after the read.
 `default_nettype none
 module gs_octaves #(
     parameter ROWS   = 8,

@@ -23,7 +23,6 @@ module gs_post #(
     input  wire                   write_i,     // of the tables
     input  wire [31:0]            word_i,
     input  wire [8*BUS_BYTES-1:0] data_i,
-    input  wire                   start_i,     // of a softmax
     input  wire [32*LANES-1:0]    sums_i,
     /* verilator lint_off UNUSEDSIGNAL */
     input  wire [64*LANES-1:0]    entries_i,   // stage 1
@@ -36,6 +35,7 @@ module gs_post #(
     /* verilator lint_on UNUSEDSIGNAL */
     input  wire                   first_i,     // stage 7: the first window of a chunk
     input  wire                   last_i,      // stage 8: the last window of a chunk
+    input  wire                   start_i,     // stage 8: the chunk is its row's first
     output wire [9:0]             octave_o,
     output reg  [8*DEPTH-1:0]     chunk_o      // the cycle after the last window's results: stage 11 (SCORE: later)
 );

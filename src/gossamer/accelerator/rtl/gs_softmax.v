@@ -7,7 +7,7 @@ module gs_softmax #(
     parameter LANES = 4
 ) (
     input  wire                clk_i,
-    input  wire                start_i,
+    input  wire                start_i,   // with last_i: of a row's first chunk
     input  wire [16*LANES-1:0] scores_i,
     input  wire [LANES-1:0]    valid_i,
     input  wire                first_i,   // one cycle after the first scores_i of a chunk
@@ -18,7 +18,6 @@ module gs_softmax #(
     localparam WAITS = DEPTH / LANES + 1;
     localparam WIDTH = 17 * LANES;
     localparam [15:0] LOW = 16'h8000;
-    localparam [9:0] LOW_OCTAVE = 10'h200;
     localparam [10:0] FADED = 11'd9;
 
     reg [WIDTH*(WAITS+1)-1:0] line_q;  // newest at the top
@@ -38,8 +37,7 @@ module gs_softmax #(
         line_q   <= {valid_i, scores_i, line_q[WIDTH*(WAITS+1)-1:WIDTH]};
         window_q <= highest;
         if (first_i || $signed(window_q) > $signed(chunk_q)) chunk_q <= window_q;
-        if (start_i) octave_o <= LOW_OCTAVE;
-        else if (last_i && $signed(aligned) > $signed(octave_o)) octave_o <= aligned;
+        if (last_i && (start_i || $signed(aligned) > $signed(octave_o))) octave_o <= aligned;
     end
 
     genvar q;

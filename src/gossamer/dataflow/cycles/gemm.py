@@ -6,7 +6,7 @@ from gossamer.dataflow.engine import IntegerEngine
 from gossamer.dataflow.schedule import Gemm, Mode, Tensor
 
 DIVIDER = 18
-"""Cycles that the first drain of a VALUE waits for its rows' reciprocals."""
+"""Cycles that the first drain of a row tile of a VALUE waits for its rows' reciprocals."""
 SETUP = 4
 """From the start to the first read."""
 ARRAY = 5
@@ -34,14 +34,13 @@ def gemm_cycles(engine: IntegerEngine, step: Gemm, registers: Sequence[int] = ()
     full = tile // engine.lanes
     last = -(-n * size // engine.depth) * (engine.depth // (size * engine.lanes)) - (tiles - 1) * full
     rows = row_tiles(engine, step)
-    between = rows * (tiles - 1) * max(chunks, full) + (rows - 1) * max(chunks, last)
     wait = DIVIDER if step.mode is Mode.VALUE else 0
-    if rows * tiles > 1:
-        first = full if tiles > 1 else last
-        between += max(chunks, first + wait) - max(chunks, first)
-        wait = 0
+    first = full if tiles > 1 else last
+    row = (tiles - 1) * max(chunks, full) + max(chunks, last) + max(chunks, first + wait) - max(chunks, first)
+    last += wait if tiles == 1 else 0
+    between = rows * row - max(chunks, last)
     softmax = engine.depth // engine.lanes + 1 if step.mode is Mode.SCORE else 0
-    return SETUP + chunks - 1 + between + ARRAY - 1 + wait + last + POST + softmax
+    return SETUP + chunks - 1 + between + ARRAY - 1 + last + POST + softmax
 
 
 def row_tiles(engine: IntegerEngine, step: Gemm) -> int:
