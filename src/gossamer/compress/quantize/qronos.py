@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from gossamer.compress.factor import Factor
-from gossamer.compress.passes import Needs
+from gossamer.compress.passes import Needs, usable
 from gossamer.compress.quantize.gptq import Gptq
 from gossamer.compress.statistics import Statistics
 from gossamer.core.technique import technique
@@ -33,4 +33,4 @@ class Qronos(Gptq):
 
     def aim(self, weight: Tensor, statistics: Statistics, factor: Factor | None) -> tuple[Tensor, Factor | None]:
         """The regression, diffused as GPTQ does."""
-        return statistics.target(weight, factor), factor
+        return usable(statistics.target(weight, factor)), factor
