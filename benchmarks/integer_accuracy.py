@@ -48,7 +48,7 @@ def contestants() -> dict[str, dict[str, Any]]:
         }  # fmt: skip
         found["SmolLM2-135M"] = {
             "model": str(smollm2()), "data": str(wiki / "valid.txt"), "test": str(wiki / "test.txt"),
-            "rotate": True, "context": 256, "windows": 6, "calibration": 6,
+            "rotate": True, "context": 256, "windows": 32,
         }  # fmt: skip
     return found
 
