@@ -383,8 +383,9 @@ def test_data_for_a_plan(gossamer, lm: Path, plan, out: Path, nothing_written) -
     nothing_written()
 
 
-def test_a_preset_without_data(gossamer, lm: Path, out: Path, nothing_written) -> None:
-    (lm / "gossamer.json").unlink(missing_ok=True)
-    gossamer("apply", "gptq-w4", lm, "--out", out).refused("--task")
-    gossamer("apply", "gptq-w4", lm, "--out", out, "--task", "text").refused("--data")
+def test_a_preset_without_data(gossamer, lm: Path, tmp_path: Path, out: Path, nothing_written) -> None:
+    bare = tmp_path / "bare"
+    shutil.copytree(lm, bare, ignore=shutil.ignore_patterns("gossamer.json"))
+    gossamer("apply", "gptq-w4", bare, "--out", out).refused("--task")
+    gossamer("apply", "gptq-w4", bare, "--out", out, "--task", "text").refused("--data")
     nothing_written()
