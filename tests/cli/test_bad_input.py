@@ -388,4 +388,7 @@ def test_a_preset_without_data(gossamer, lm: Path, tmp_path: Path, out: Path, no
     shutil.copytree(lm, bare, ignore=shutil.ignore_patterns("gossamer.json"))
     gossamer("apply", "gptq-w4", bare, "--out", out).refused("--task")
     gossamer("apply", "gptq-w4", bare, "--out", out, "--task", "text").refused("--data")
+    # also where only the proof of the checkpoint would need them, before there is one
+    gossamer("apply", "rtn-w4", bare, "--out", out, "--task", "text").refused("--data")
+    gossamer("apply", "rtn-w4", bare, "--out", out, "--task", "text", "--data", "none.txt").refused("none.txt")
     nothing_written()

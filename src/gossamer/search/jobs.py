@@ -59,16 +59,18 @@ def apply_job(
     if loaded is not None and (task or data):
         raise SettingError(f"--task and --data are a preset's: {plan} is a plan, which names its calibration itself")
     opened = open_model(model, memory=Scratch(out) if device.type == "cpu" else IN_MEMORY)
+    named = _named(opened, task, data)
     if loaded is None:
-        loaded = _preset_plan(plan, opened, task, data)
+        loaded = _preset_plan(plan, opened, named)
     check_operation(loaded.operation)
     loaded.check_model(opened.hierarchy.family, opened.fingerprint)
     batches = calibration_batches(loaded.calibration, opened)
+    probe = _probe(opened, batches, named)
     dense = account(opened, {}).weight_bytes
     opened.model.to(device)
     applied = apply_steps(opened.model, opened.hierarchy, loaded.compression, batches, progress, opened.memory)
     opened.model.cpu()
-    done = finish(opened, applied, out, _probe(opened, batches, task, data))
+    done = finish(opened, applied, out, probe)
     loaded.save(out / "plan.yaml")
     size = done.stored.weight_bytes
     return {
@@ -83,10 +85,16 @@ def apply_job(
     }
 
 
-def _preset_plan(name: str, opened: Opened, task: str | None, data: str | None) -> Plan:
+def _named(opened: Opened, task: str | None, data: str | None) -> tuple[str, str] | None:
+    """Task and data as given, or else the model's own; None where nothing is given and it names none."""
+    nothing = task is None and data is None and not (opened.defaults.get("task") and opened.defaults.get("data"))
+    return None if nothing else named_task(opened, task, data)
+
+
+def _preset_plan(name: str, opened: Opened, named: tuple[str, str] | None) -> Plan:
     steps = preset_steps(name, opened.hierarchy)
     needed = assign(opened.hierarchy, steps).needs_data
-    calibration = calibration_on(opened, *named_task(opened, task, data)) if needed else None
+    calibration = calibration_on(opened, *(named or named_task(opened))) if needed else None
     binding = ModelBinding(family=opened.hierarchy.family, fingerprint=opened.fingerprint)
     return Plan(model=binding, calibration=calibration, compression=steps)
 
@@ -106,10 +114,10 @@ def calibration_on(opened: Opened, task: str, data: str) -> Calibration:
     )
 
 
-def _probe(opened: Opened, batches: list[Batch], task: str | None, data: str | None) -> Mapping[str, Any] | None:
-    """Inputs on which outputs are compared: of calibration, or of the data given or the model's own."""
-    if not batches and (task or opened.defaults.get("task")) and (data or opened.defaults.get("data")):
-        batches = calibration_batches(calibration_on(opened, *named_task(opened, task, data)), opened)
+def _probe(opened: Opened, batches: list[Batch], named: tuple[str, str] | None) -> Mapping[str, Any] | None:
+    """Inputs on which outputs are compared: of calibration, or of the task and data that are `named`."""
+    if not batches and named is not None:
+        batches = calibration_batches(calibration_on(opened, *named), opened)
     return batches[0].inputs if batches else None
 
 

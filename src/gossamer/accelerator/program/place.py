@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from heapq import heapify, heappop, heappush
+from itertools import islice
 
 from gossamer.accelerator.program.draft import Buffer, Draft, View
 from gossamer.dataflow.cycles.program import step_cycles
@@ -139,7 +140,7 @@ def _wish(draft: Draft, lives: dict[Buffer, _Life], most: Sequence[int]) -> None
         if not isinstance(step, Load) or step.space != Space.SRAM:
             continue
         mine, left = lives[views["to"].buffer], cycles(step)
-        for other, others in draft.steps[i + 1 :]:
+        for other, others in islice(draft.steps, i + 1, None):
             if unit(other) != "compute":
                 continue
             theirs = {lives[view.buffer] for view in others.values() if view.buffer.space == Space.SRAM}

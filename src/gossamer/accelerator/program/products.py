@@ -25,7 +25,7 @@ class Work:
     draft: Draft
     piece: int
     band: int
-    ahead: bool = True
+    ahead: bool
 
 
 def product(
