@@ -22,6 +22,8 @@ EVERY = [
     pytest.param("arm:neon", marks=NO_ARM),
     pytest.param("arm:generic", marks=[NO_ARM, pytest.mark.slow]),
 ]
+TILED = [isa for isa in ("amx", "bf16") if isa in HERE]
+"""Code that multiplies many rows as bfloat16."""
 BITS = range(2, 9)
 
 
@@ -128,14 +130,15 @@ def test_float_weights(isa: str, rows: int, columns: int, tokens: int, dtype: to
         found = product(float_weight(dense, dtype), inputs, isa, exact=exact, threads=2)
         rounded = inputs.double() @ dense.to(dtype).double().T
         error = float((found - rounded).norm() / rounded.norm())
-        tiled = isa == "amx" and not exact and tokens >= 16 and dtype != torch.float32
+        tiled = isa in TILED and not exact and tokens >= 16 and dtype != torch.float32
         assert error < (6e-3 if tiled else 1e-6)
         assert float((found - inputs @ dense.T).norm() / rounded.norm()) < unit + (6e-3 if tiled else 0)
 
 
-@pytest.mark.skipif("amx" not in HERE, reason="this processor has no matrix units")
-@settings(max_examples=40)
+@pytest.mark.skipif(not TILED, reason="this processor multiplies no bfloat16")
+@settings(max_examples=60)
 @given(
+    isa=st.sampled_from(TILED or [""]),
     bits=st.sampled_from(BITS),
     group=st.sampled_from([None, 24, 64]),
     symmetric=st.booleans(),
@@ -144,14 +147,14 @@ def test_float_weights(isa: str, rows: int, columns: int, tokens: int, dtype: to
     tokens=st.integers(16, 70),
     threads=st.integers(1, 3),
 )
-def test_many_tokens_by_matrix_units_are_right_to_bfloat16(
-    bits, group, symmetric, rows, groups, tokens, threads
+def test_many_tokens_as_bfloat16_are_right_to_its_precision(
+    isa, bits, group, symmetric, rows, groups, tokens, threads
 ) -> None:
     columns = group * groups if group else 70 * groups
     tensor = quantised(rows, columns, Scheme(bits, group, symmetric))
     inputs = torch.randn(tokens, columns, generator=torch.Generator().manual_seed(tokens))
     exact = inputs.double() @ tensor.dequantize().double().T
-    found = product(packed_weight(tensor), inputs, "amx", exact=False, threads=threads)
+    found = product(packed_weight(tensor), inputs, isa, exact=False, threads=threads)
     size = inputs.norm(dim=1)[:, None] * tensor.dequantize().norm(dim=1)
     assert float(((found - exact).abs() / size.clamp(min=1e-9)).max()) < 2**-7
 

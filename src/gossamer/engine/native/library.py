@@ -19,11 +19,13 @@ SOURCES = Path(__file__).parent / "src"
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-w")
 _AVX2 = ("-mavx2", "-mfma", "-mf16c", "-mbmi2")
 _AVX512 = (*_AVX2, *(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni")), "-mprefer-vector-width=512")
+_BF16 = (*_AVX512, "-mavx512bf16", "-mavx512vbmi")
 _UNITS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
         "avx2": _AVX2,
         "avx512": _AVX512,
-        "amx": (*_AVX512, "-mavx512bf16", "-mavx512vbmi", "-mamx-tile", "-mamx-bf16"),
+        "bf16": _BF16,
+        "amx": (*_BF16, "-mamx-tile", "-mamx-bf16"),
     },
     "aarch64": {"neon": ("-march=armv8.2-a+dotprod",)},
 }
@@ -53,7 +55,7 @@ def library() -> ctypes.CDLL:
 
 
 def isas() -> list[str]:
-    """The kinds of processor code that run here, best first: of amx, avx512, avx2, neon, generic."""
+    """The kinds of processor code that run here, best first: of amx, bf16, avx512, avx2, neon, generic."""
     names: bytes = library().gossamer_isas()
     return names.decode().split()
 

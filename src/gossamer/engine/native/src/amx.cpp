@@ -1,7 +1,7 @@
 #include "common.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
-#define GOSSAMER_AMX
+#define GOSSAMER_TILES "tiles_amx.h"
 #define GOSSAMER_ISA amx
 #define GOSSAMER_ISA_HEADER "isa_avx512.h"
 namespace gossamer::amx { constexpr bool kPairs = false; constexpr int kRows = 8; }

@@ -26,6 +26,7 @@ GOSSAMER_DECLARE(generic)
 #if defined(__x86_64__)
 GOSSAMER_DECLARE(avx2)
 GOSSAMER_DECLARE(avx512)
+GOSSAMER_DECLARE(bf16)
 GOSSAMER_DECLARE(amx)
 #elif defined(__aarch64__)
 GOSSAMER_DECLARE(neon)
@@ -45,14 +46,16 @@ std::vector<Isa> found() {
   const bool second = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool vnni = second && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+  const bool brief = vnni && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
 #if defined(__linux__)
   unsigned eax = 7, ebx = 0, ecx = 0, edx = 0;
   asm("cpuid" : "+a"(eax), "=b"(ebx), "+c"(ecx), "=d"(edx));
   const bool tiles = (edx >> 24 & 1) && (edx >> 22 & 1);
   constexpr long kAskForTiles = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  if (vnni && tiles && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi") && syscall(SYS_arch_prctl, kAskForTiles, kTileData) == 0)
+  if (brief && tiles && syscall(SYS_arch_prctl, kAskForTiles, kTileData) == 0)
     isas.push_back({"amx", amx::run, amx::sweep});
 #endif
+  if (brief) isas.push_back({"bf16", bf16::run, bf16::sweep});
   if (vnni) isas.push_back({"avx512", avx512::run, avx512::sweep});
   if (second) isas.push_back({"avx2", avx2::run, avx2::sweep});
 #elif defined(__aarch64__)

@@ -404,16 +404,15 @@ inline void share(int count, int thread, int threads, int& begin, int& end) {
 
 // ---------------------------------------------------------------- many rows: bfloat16 tiles
 
-#ifdef GOSSAMER_AMX
-#include "tiles_amx.h"
+#ifdef GOSSAMER_TILES
+#include "tiles.h"
 #else
-constexpr bool kTiles = false;
+constexpr bool kTiles = false, kTilesBeatBytes = false;
 struct TileState {
   explicit TileState(bool) {}
 };
 inline void tiled_linear(const Op&, const Call&, Pool&, int, uint8_t*, Arena) {}
 #endif
-
 
 template <bool Wide>
 void linear(const Op& op, const Call& call, Pool& pool, int thread, uint8_t* own, uint8_t* common) {
@@ -421,7 +420,9 @@ void linear(const Op& op, const Call& call, Pool& pool, int thread, uint8_t* own
   bool tiled = kTiles && !call.exact && rows >= 16;
   int largest_columns = 0;
   for (int i = 0; i < op.count; i++) {
-    if (op.matrices[i].kind == kFloat32) tiled = false;  // asked for in full
+    const int kind = op.matrices[i].kind;
+    if (kind == kFloat32) tiled = false;  // asked for in full
+    if (kind == kPacked && !Wide && !kTilesBeatBytes) tiled = false;
     largest_columns = op.matrices[i].columns > largest_columns ? op.matrices[i].columns : largest_columns;
   }
   // Few rows: every thread prepares them for itself, which costs less than waiting for each other.
