@@ -1,10 +1,13 @@
 """What speculative decoding gives: how often drafts are taken, and how fast decoding is beside plain decoding.
 
-Run: python benchmarks/speculation.py [MODEL ...]   (default: tiny-lm, tiny-vlm, and SmolLM2-135M where it is at hand)
+Run: python benchmarks/speculation.py [MODEL ...]
+MODEL: tiny-lm, tiny-vlm, SmolLM2-135M where it is at hand: in transformers' code, or "tiny-lm, native" and so on in the
+native engine. Default: all.
 Writes benchmarks/results/speculation.json and speculation.md, in which rows of other models stay.
 
 Acceptance is computed, not counted: on texts that plain decoding wrote, at every token, from the laws of target and
-draft there, for every rule and number of drafts. So all see the same places and only the rule differs. Speed is the
+draft there, for every rule and number of drafts. So all see the same places and only the rule differs. It is that of
+transformers' code; the native engine's rows, whose laws are the same to rounding, are of speed alone. Speed is the
 time of plain decoding by that of a way to speculate, from the prompt to the end of the answer, both in turn for each
 prompt; the median over prompts and quartiles. Both write by the same law, which tests show.
 """
@@ -13,8 +16,9 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +29,19 @@ from gossamer.core.files import write_json, write_text
 from gossamer.core.outcome import Measure
 from gossamer.data.text import read_text
 from gossamer.data.vqa import read_vqa
-from gossamer.engine.decode import Request, decode
+from gossamer.engine.decode import Request, StepperOf, decode
 from gossamer.engine.sampling import Sampler, Sampling
 from gossamer.engine.stepping import Inputs, Stepper
 from gossamer.evaluate.intervals import bootstrap_ratio
 from gossamer.evaluate.meters import clock_of, in_turn
 from gossamer.evaluate.prompts import prompt_inputs
-from gossamer.models.open import open_model
 from gossamer.operate.speculate.decode import Speculation, Statistics
 from gossamer.operate.speculate.draft_model import DraftModel, text_of
 from gossamer.operate.speculate.lookup import PromptLookup
 from gossamer.operate.speculate.self_draft import SelfDraft, first_blocks
 from gossamer.operate.speculate.verify import RULES
+from gossamer.operate.writer import Engine, Writer, open_writer
+from gossamer.search.jobs import apply_job
 from gossamer.search.outcome import environment
 from models import CACHE, smollm2
 
@@ -49,12 +54,14 @@ SIZES = (1, 2, 4, 8, 16)
 
 @dataclass(frozen=True)
 class Contest:
-    """A target with its drafts. `drafts`: name → the model and what it is given for each prompt."""
+    """A target with its drafts. `stepper_of` reads the target's tokens; `drafts`: name → the model, its prompts, and
+    what reads its tokens."""
 
     name: str
     target: Any
+    stepper_of: StepperOf
     prompts: list[Inputs]
-    drafts: dict[str, tuple[Any, list[Inputs]]]
+    drafts: dict[str, tuple[Any, list[Inputs], StepperOf]]
     blocks: tuple[int, ...]
     new_tokens: int
     eos: frozenset[int] | None
@@ -65,49 +72,79 @@ class Contest:
         return Request(self.prompts[number], sampling, self.new_tokens, eos=self.eos)
 
 
-def language(name: str, target: Any, drafts: dict[str, Any], blocks: tuple[int, ...], count: int, new: int) -> Contest:
+def language(
+    name: str, target: Writer, drafts: dict[str, Writer], blocks: tuple[int, ...], count: int, new: int
+) -> Contest:
     """The beginnings of paragraphs spread over the built-in held-out text, to be continued."""
+    tokenizer: Any = target.opened.tokenizer
     (document, *_), _ = read_text("heldout")
     paragraphs = [part for part in document.text.split("\n\n") if len(part) > 400]
     chosen = [paragraphs[at * len(paragraphs) // count] for at in range(count)]
-    ids = [target.tokenizer(text, return_tensors="pt")["input_ids"][:, :PROMPT_TOKENS] for text in chosen]
+    ids = [tokenizer(text, return_tensors="pt")["input_ids"][:, :PROMPT_TOKENS] for text in chosen]
     prompts: list[Inputs] = [{"input_ids": each} for each in ids]
     data = f"{count} paragraphs of heldout, {PROMPT_TOKENS} tokens continued by {new}"
-    models = {label: (draft.model, prompts) for label, draft in drafts.items()}
-    return Contest(name, target.model, prompts, models, blocks, new, frozenset(), data)
+    models = {label: (draft.opened.model, prompts, draft.stepper_of) for label, draft in drafts.items()}
+    return Contest(name, target.opened.model, target.stepper_of, prompts, models, blocks, new, frozenset(), data)
 
 
-def tiny_lm() -> Contest:
+def tiny_lm(engine: Engine) -> Contest:
     """The embedded language model and its draft."""
-    return language("tiny-lm", open_model("tiny-lm"), {"tiny-lm-draft": open_model("tiny-lm-draft")}, (2, 4), 12, 120)
+    target, draft = open_writer("tiny-lm", engine), open_writer("tiny-lm-draft", engine)
+    return language(label("tiny-lm", engine), target, {"tiny-lm-draft": draft}, (2, 4), 12, 120)
 
 
-def tiny_vlm() -> Contest:
+def tiny_vlm(engine: Engine) -> Contest:
     """The embedded vision-language model and its small sibling, which sees the image too, or the text only."""
-    target, small, count = open_model("tiny-vlm"), open_model("tiny-vlm-small"), 40
+    readers, count = [open_writer(name, engine) for name in ("tiny-vlm", "tiny-vlm-small")], 40
+    target, small = (each.opened for each in readers)
     examples, _ = read_vqa("scenes", split="test", limit=count)
     seen = [
         [prompt_inputs(each, example.question, [example.image.load()]) for example in examples]
         for each in (target, small)
     ]
     drafts = {
-        "tiny-vlm-small": (small.model, seen[1]),
-        "tiny-vlm-small, text only": (small.model, [text_of(target.model, inputs) for inputs in seen[0]]),
-    }
+        "tiny-vlm-small": (small.model, seen[1], readers[1].stepper_of),
+        "tiny-vlm-small, text only": (
+            small.model, [text_of(target.model, inputs) for inputs in seen[0]], readers[1].stepper_of
+        ),
+    }  # fmt: skip
     data = f"{count} questions about test scenes, answered to the end"
-    return Contest("tiny-vlm", target.model, seen[0], drafts, (1, 2), 24, None, data)
+    return Contest(
+        label("tiny-vlm", engine), target.model, readers[0].stepper_of, seen[0], drafts, (1, 2), 24, None, data
+    )
 
 
-def smollm() -> Contest:
+def smollm(engine: Engine) -> Contest:
     """A real language model, without a draft model."""
-    return language("SmolLM2-135M", open_model(str(smollm2())), {}, (8, 16), 4, 64)
+    return language(label("SmolLM2-135M", engine), open_writer(str(smollm2()), engine), {}, (8, 16), 4, 64)
 
 
-def contests() -> dict[str, Any]:
+def smollm_packed() -> Contest:
+    """The same at 4 bits in groups of 32, by the native engine."""
+    target = CACHE / "engine" / "smollm2-135m-w4g32"
+    if not target.exists():
+        apply_job("rtn-w4g32", str(smollm2()), target)
+    name = label("SmolLM2-135M at 4 bits", "native")
+    return language(name, open_writer(str(target), "native"), {}, (8, 16), 4, 64)
+
+
+def label(name: str, engine: Engine) -> str:
+    """What the tables call a model on an engine."""
+    return name if engine == "torch" else f"{name}, {engine}"
+
+
+def contests() -> dict[str, Callable[[], Contest]]:
     """Name → how to open it. A model that is not at hand is left out and named on standard output."""
-    found = {"tiny-lm": tiny_lm, "tiny-vlm": tiny_vlm}
-    if "GOSSAMER_DATA" in os.environ or (CACHE / "smollm2-135m").exists():
-        return {**found, "SmolLM2-135M": smollm}
+    makers: dict[str, Callable[[Engine], Contest]] = {"tiny-lm": tiny_lm, "tiny-vlm": tiny_vlm}
+    at_hand = "GOSSAMER_DATA" in os.environ or (CACHE / "smollm2-135m").exists()
+    if at_hand:
+        makers["SmolLM2-135M"] = smollm
+    engines: tuple[Engine, ...] = ("torch", "native")
+    found: dict[str, Callable[[], Contest]] = {
+        label(name, engine): partial(make, engine) for engine in engines for name, make in makers.items()
+    }
+    if at_hand:
+        return {**found, "SmolLM2-135M at 4 bits, native": smollm_packed}
     print("skipped: SmolLM2-135M needs .cache/models/smollm2-135m (python benchmarks/models.py smollm2)")
     return found
 
@@ -126,7 +163,7 @@ def laws_on(model: Any, prompt: Inputs, answer: Sequence[int], sampling: Samplin
 
 def acceptances(contest: Contest, temperature: float) -> Iterator[dict[str, Any]]:
     """A row for each draft: the mean acceptance by rule and number of drafts."""
-    drafts = dict(contest.drafts)
+    drafts = {name: (model, prompts) for name, (model, prompts, _) in contest.drafts.items()}
     for blocks in contest.blocks:
         drafts[f"self:{blocks}"] = (first_blocks(contest.target, blocks), contest.prompts)
     sums: dict[str, list[dict[str, float]]] = {name: [] for name in drafts}
@@ -166,8 +203,8 @@ def ways(contest: Contest, number: int, sampled: bool) -> dict[str, Speculation]
     found = {"lookup": Speculation(PromptLookup())}
     for blocks in contest.blocks:
         found[f"self:{blocks}"] = Speculation(SelfDraft(blocks))
-    for name, (model, prompts) in contest.drafts.items():
-        drafter = DraftModel(model, prompts[number])
+    for name, (model, prompts, stepper_of) in contest.drafts.items():
+        drafter = DraftModel(model, prompts[number], stepper_of)
         found[name] = Speculation(drafter)
         found[f"{name}, always 4"] = Speculation(drafter, 4)
         if sampled:
@@ -185,12 +222,12 @@ def speeds(contest: Contest, temperature: float) -> Iterator[dict[str, Any]]:
         request = contest.request(number, Sampling(temperature, seed=number))
         found = ways(contest, number, temperature > 0)
         start = time.perf_counter()
-        plain = sum(1 for _ in decode(contest.target, [request]))
+        plain = sum(1 for _ in decode(contest.target, [request], stepper_of=contest.stepper_of))
         pace = (time.perf_counter() - start) / plain
         for name, way in found.items():
             count = Statistics()
             start = time.perf_counter()
-            tokens = sum(1 for _ in way.decode(contest.target, request, statistics=count))
+            tokens = sum(1 for _ in way.decode(contest.target, request, None, count, contest.stepper_of))
             ratios.setdefault(name, []).append(pace / ((time.perf_counter() - start) / tokens))
             counted.setdefault(name, []).append(count)
     for name, each in ratios.items():
@@ -207,7 +244,7 @@ def speeds(contest: Contest, temperature: float) -> Iterator[dict[str, Any]]:
 def verify_costs(contest: Contest) -> dict[str, float]:
     """Time of a pass over M tokens by that of a pass over one: the v(M) that decides what pays."""
     with torch.inference_mode():
-        stepper = Stepper(contest.target)
+        stepper = contest.stepper_of(contest.target)
         stepper.prefill([contest.prompts[0]])
 
         def run(size: int) -> None:
@@ -269,7 +306,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Runs all models."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", help="tiny-lm, tiny-vlm, SmolLM2-135M")
+    parser.add_argument("models", nargs="*", help="as the tables call them; default: all")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     known = contests()
@@ -282,7 +319,12 @@ def main() -> None:
             "model": name,
             "data": contest.data,
             "verify": verify_costs(contest),
-            "acceptance": [each for temperature in (0.7, 1.0) for each in acceptances(contest, temperature)],
+            "acceptance": [
+                each
+                for temperature in (0.7, 1.0)
+                if not name.endswith("native")
+                for each in acceptances(contest, temperature)
+            ],
             "speeds": [each for temperature in (0.0, 1.0) for each in speeds(contest, temperature)],
         }
         kept = [other for other in kept if other["model"] != name] + [row]

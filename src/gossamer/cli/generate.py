@@ -44,6 +44,19 @@ def command(
     ] = "auto",
     drafts: Annotated[int, typer.Option(metavar="K", help="Drafts that are verified together.")] = 1,
     rule: Annotated[DraftRule, typer.Option(help="How several drafts are verified.")] = DraftRule.kseq,
+    early_exit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE|N:T",
+            show_default=False,
+            help="Lossy: take tokens from the first blocks where those are sure. 1%: so many may differ, which is "
+            "calibrated first; 8:0.9: after 8 blocks, where the likeliest leads by 0.9.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="What --early-exit is calibrated on; by default the model's, or a text."),
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it stands, without a chat template.")] = False,
     kv: Kv = None,
     engine: Engine = EngineName.auto,
@@ -57,12 +70,16 @@ def command(
     The text appears as it comes; how fast it came is said on standard error. Of a run folder, what its plan says of
     operation holds where --kv and --speculate do not say otherwise.
     """
-    with output() as say, job(threads):
+    with output() as say, job(threads) as progress:
+        from gossamer.core.errors import SettingError
         from gossamer.engine.sampling import Sampling
+        from gossamer.operate.early_exit.wish import ExitWish
         from gossamer.operate.generate import generate
         from gossamer.operate.planned import cache_of, planned, speculation_of
         from gossamer.operate.speculate.wish import Wish
 
+        if data is not None and early_exit is None:
+            raise SettingError("--data is what --early-exit is calibrated on: give both, or neither")
         plan = planned(model)
         result = generate(
             model,
@@ -76,6 +93,8 @@ def command(
             engine=engine.value,
             on=on,
             speculate=speculation_of(plan, None if speculate is None else Wish(speculate, draft_tokens, drafts, rule)),
+            early_exit=None if early_exit is None else ExitWish(early_exit, data),
+            progress=progress,
             say=(lambda text: None) if as_json else say,
         )
     show(result, as_json, draw)
@@ -103,3 +122,23 @@ def draw(result: Result) -> None:
             + (f"; drafting is off: {drafted['off']}" if drafted["off"] else ""),
             file=sys.stderr,
         )
+    left = result.get("early_exit")
+    if left is not None:
+        print(_exits(left), file=sys.stderr)
+
+
+def _exits(left: Result) -> str:
+    """What came of leaving early."""
+    found: Result = left.get("calibration") or {}
+    if left["lossy"]:
+        way = f"{left['blocks']}:{left['threshold']}"
+        said = f"{left['early']} tokens left after {left['blocks']} blocks (--early-exit {way}): lossy, "
+        if not found:
+            return said + "by how much is not known"
+        return said + f"{found['differ']:.2%} of the tokens differed on {found['examples']} examples"
+    if found["way"] is None:
+        return f"no token left early, and nothing is lost: below {found['risk']:.3%} is not safe at any threshold"
+    return (
+        f"no token left early, and nothing is lost: it does not pay, as after {found['way']['blocks']} blocks "
+        f"{found['early']:.0%} of the tokens might"
+    )

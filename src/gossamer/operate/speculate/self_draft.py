@@ -34,9 +34,7 @@ def first_blocks(model: Any, count: int) -> Any:
     Raises `SettingError` unless that is at least one block and not all, `ModelError` for a model whose language blocks
     are not known.
     """
-    blocks = [
-        block.module for block in hierarchy_of(model, model.config).blocks() if block.path.startswith("language.")
-    ]
+    blocks = language_blocks(model)
     if not blocks:
         raise ModelError(f"{type(model).__name__} has no language blocks that are known: it cannot draft for itself")
     if not 1 <= count < len(blocks):
@@ -50,6 +48,12 @@ def first_blocks(model: Any, count: int) -> Any:
         owner = part
     owner._modules[name] = nn.ModuleList(model.get_submodule(block) for block in blocks[:count])
     return shorter
+
+
+def language_blocks(model: Any) -> list[str]:
+    """The modules that are the model's language blocks, in order; none where they are not known."""
+    blocks = hierarchy_of(model, model.config).blocks()
+    return [block.module for block in blocks if block.path.startswith("language.")]
 
 
 def _twin(module: Any, blocks: int, count: int) -> Any:
