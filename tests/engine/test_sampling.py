@@ -50,6 +50,18 @@ def test_the_law_is_its_definition(logits: list[float], sampling: Sampling) -> N
     np.testing.assert_allclose(found, plainly(logits, sampling), atol=1e-9)
 
 
+@settings(max_examples=60)
+@given(st.integers(0, 2**31), st.floats(0.01, 0.999), st.sampled_from([0.1, 1.0, 20.0]), st.booleans())
+def test_the_law_of_long_vocabularies_is_its_definition(seed: int, p: float, heat: float, ties: bool) -> None:
+    """Whether few tokens hold the probability or nearly all, and where many are equally likely."""
+    logits = 4 * torch.randn(2, 1500, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    logits = logits.round() if ties else logits
+    sampling = Sampling(heat, top_p=p)
+    found = law(logits, sampling).numpy()
+    for row, each in zip(logits, found, strict=True):
+        np.testing.assert_allclose(each, plainly(row.tolist(), sampling), atol=1e-9)
+
+
 @settings(max_examples=100)
 @given(st.integers(0, 2**31), SAMPLINGS)
 def test_the_law_is_that_of_transformers_row_by_row(seed: int, sampling: Sampling) -> None:

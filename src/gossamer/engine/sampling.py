@@ -69,7 +69,7 @@ def law(logits: Tensor, sampling: Sampling) -> Tensor:
         best = logits.argmax(-1, keepdim=True)
         return torch.zeros(logits.shape, dtype=torch.float64, device=logits.device).scatter(-1, best, 1.0)
     scores = logits.double()
-    scores = (scores - scores.amax(-1, keepdim=True)) / sampling.temperature
+    scores = (scores - scores.amax(-1, keepdim=True)).div_(sampling.temperature)
     return keep_min_p(keep_top_p(keep_top_k(scores, sampling.top_k), sampling.top_p), sampling.min_p).softmax(-1)
 
 
@@ -80,15 +80,29 @@ def keep_top_k(scores: Tensor, k: int) -> Tensor:
     return scores.masked_fill(scores < scores.topk(k, dim=-1).values[..., -1:], -math.inf)
 
 
+_LIKELIEST = 64
+"""So many tokens mostly hold what `top_p` asks for; where they do not, eight times as many are looked at."""
+
+
 def keep_top_p(scores: Tensor, p: float) -> Tensor:
-    """Scores with -inf outside the fewest most likely tokens whose probability is at least `p`."""
+    """Scores with -inf outside the fewest most likely tokens whose probability is at least `p`; of equal ones those that
+    come first. Only as many as are needed are put in order, as vocabularies are long."""
     if p >= 1:
         return scores
-    ranked, order = scores.sort(dim=-1, descending=True, stable=True)
-    mass = ranked.softmax(-1)
-    reached_before = mass.cumsum(-1) - mass >= p
-    reached_before[..., 0] = False
-    return scores.masked_fill(torch.empty_like(reached_before).scatter(-1, order, reached_before), -math.inf)
+    total, most, size = scores.logsumexp(-1, keepdim=True), _LIKELIEST, scores.shape[-1]
+    while True:
+        ranked = scores.topk(min(most, size), dim=-1).values
+        reached = (ranked - total).exp().cumsum(-1) >= p
+        if most >= size or bool(reached[..., -1].all()):
+            break
+        most *= 8
+    count = ((~reached).sum(-1, keepdim=True) + 1).clamp(max=ranked.shape[-1])
+    last = ranked.gather(-1, count - 1)
+    kept, equal = scores > last, scores == last
+    spare = count - kept.sum(-1, keepdim=True)
+    if bool((equal.sum(-1, keepdim=True) > spare).any()):
+        equal &= equal.cumsum(-1) <= spare
+    return scores.masked_fill(~(kept | equal), -math.inf)
 
 
 def keep_min_p(scores: Tensor, share: float) -> Tensor:
@@ -121,6 +135,8 @@ class Sampler:
 
     def choose(self, logits: Tensor) -> int:
         """A token by logits (vocabulary,); it counts as written when it is noted."""
+        if self.sampling.temperature == 0:  # its law is all on one token
+            return int(self._after_penalties(logits[None], None)[0].argmax())
         return int(draw(self.law(logits[None])[0], self.uniform()))
 
     def law(self, logits: Tensor, ahead: Tensor | None = None) -> Tensor:
@@ -129,9 +145,7 @@ class Sampler:
         The last position follows all of the tokens `ahead` (…, length), which might come after those noted; the one
         before it all but the last of them, and so on: length is at least positions − 1. Penalties count them.
         """
-        if self._penalises:
-            logits = penalised(logits, *self._history(logits, ahead), self.sampling)
-        return law(logits, self.sampling)
+        return law(self._after_penalties(logits, ahead), self.sampling)
 
     def uniform(self) -> Tensor:
         """The next random number, in [0, 1)."""
@@ -141,10 +155,11 @@ class Sampler:
         """Takes down that `token` has been written."""
         self._answer.append(token)
 
-    @property
-    def _penalises(self) -> bool:
+    def _after_penalties(self, logits: Tensor, ahead: Tensor | None) -> Tensor:
         chosen = self.sampling
-        return chosen.repetition_penalty != 1 or bool(chosen.presence_penalty or chosen.frequency_penalty)
+        if chosen.repetition_penalty == 1 and not (chosen.presence_penalty or chosen.frequency_penalty):
+            return logits
+        return penalised(logits, *self._history(logits, ahead), chosen)
 
     def _history(self, logits: Tensor, ahead: Tensor | None) -> tuple[Tensor, Tensor]:
         """What `penalised` asks for, at each position."""
