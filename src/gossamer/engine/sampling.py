@@ -85,8 +85,8 @@ _LIKELIEST = 64
 
 
 def keep_top_p(scores: Tensor, p: float) -> Tensor:
-    """Scores with -inf outside the fewest most likely tokens whose probability is at least `p`; of equal ones those that
-    come first. Only as many as are needed are put in order, as vocabularies are long."""
+    """Scores with -inf outside the fewest most likely tokens whose probability is at least `p`; of equal ones the first
+    are kept. Only as many as are needed are put in order, as vocabularies are long."""
     if p >= 1:
         return scores
     total, most, size = scores.logsumexp(-1, keepdim=True), _LIKELIEST, scores.shape[-1]
