@@ -94,15 +94,10 @@ inline void tiled_linear(const Op& op, const Call& call, Pool& pool, int thread,
         const bool both = 2 * pair + 1 < tiles;
         fill_panel(w, 2 * pair, begin, count, panel);
         if (both) fill_panel(w, 2 * pair + 1, begin, count, panel + kPanel / 2);
-        for (int row = 0; row < padded; row += 32) {
-          const bool onto = begin > 0 || op.accumulate, two = row + 16 < padded;
-          float* out = buffer.data + row * buffer.stride + 32 * pair;
-          const uint16_t* from = a + row * stride + begin;
-          if (two && both) product<2, 2>(from, stride, panel, count, out, buffer.stride, onto);
-          else if (two) product<2, 1>(from, stride, panel, count, out, buffer.stride, onto);
-          else if (both) product<1, 2>(from, stride, panel, count, out, buffer.stride, onto);
-          else product<1, 1>(from, stride, panel, count, out, buffer.stride, onto);
-        }
+        const bool onto = begin > 0 || op.accumulate;
+        float* out = buffer.data + 32 * pair;
+        if (both) product<2>(a + begin, stride, panel, count, padded, out, buffer.stride, onto);
+        else product<1>(a + begin, stride, panel, count, padded, out, buffer.stride, onto);
       }
     }
     if (op.biases[m]) {

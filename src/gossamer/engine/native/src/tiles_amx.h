@@ -22,9 +22,8 @@ struct TileState {
   }
 };
 
-// 16 or 32 rows of inputs `a` (row stride in elements) times a panel of 16 or 32 weight rows, onto or into `out`.
 template <int Rows, int Tiles>
-inline void product(const uint16_t* a, int64_t stride, const __m512i* panel, int count, float* out, int64_t width, bool onto) {
+inline void square(const uint16_t* a, int64_t stride, const __m512i* panel, int count, float* out, int64_t width, bool onto) {
   const int64_t bytes = width * 4;
   if (onto) {
     _tile_loadd(0, out, bytes);
@@ -55,4 +54,14 @@ inline void product(const uint16_t* a, int64_t stride, const __m512i* panel, int
   if (Tiles > 1) _tile_stored(1, out + 16, bytes);
   if (Rows > 1) _tile_stored(2, out + 16 * width, bytes);
   if (Rows > 1 && Tiles > 1) _tile_stored(3, out + 16 * width + 16, bytes);
+}
+
+// `rows` rows of inputs `a`, a multiple of 16 (row stride in elements), times a panel of 16 or 32 weight rows, onto or into
+// `out`.
+template <int Tiles>
+inline void product(const uint16_t* a, int64_t stride, const __m512i* panel, int count, int rows, float* out, int64_t width, bool onto) {
+  for (int row = 0; row < rows; row += 32, a += 32 * stride, out += 32 * width) {
+    if (row + 16 < rows) square<2, Tiles>(a, stride, panel, count, out, width, onto);
+    else square<1, Tiles>(a, stride, panel, count, out, width, onto);
+  }
 }
