@@ -194,7 +194,7 @@ def table(rows: list[Json], command: str) -> str:
 def main() -> None:
     """Runs the contest."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=list(MODELS), choices=[*MODELS, []])
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"{', '.join(MODELS)}; default: all")
     parser.add_argument("--bits", type=int, nargs="+", choices=(16, 8, 4))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--prompt", type=int, default=128)
@@ -202,6 +202,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--without", nargs="+", default=[], choices=[*SIDES], metavar="SIDE")
     options = parser.parse_args()
+    if unknown := [name for name in options.models if name not in MODELS]:
+        parser.error(f"{unknown[0]} is not known: give {', '.join(MODELS)}")
     for name in options.models or MODELS:
         make, widths = MODELS[name]
         dense = make()

@@ -240,22 +240,24 @@ async def _answer(service: Service, request: Request, kind: type[Completion]) ->
 async def _pieces(
     answer: Answer, visit: Visit, job: Job, event: Event, inbox: "asyncio.Queue[Said]"
 ) -> AsyncIterator[bytes]:
-    if head := answer.first():
-        yield head
+    """The answer as it comes: whatever has come by now goes out together, as each sending costs more than it holds."""
+    ready = [answer.first()]
     try:
         while event.finished is None:
             if event.text:
-                yield answer.piece(event.text, None)
+                ready.append(answer.piece(event.text, None))
+            if inbox.empty() and any(ready):
+                yield b"".join(ready)
+                ready = []
             event = await _event(inbox)
     except Exception as error:
         said = api_error(error)
         visit.status = said.status
         traceback.print_exception(error)
-        yield server_sent(said.body)
+        yield b"".join([*ready, server_sent(said.body)])
         return
     visit.status = 200
-    yield answer.piece(event.text, event.finished)
-    yield answer.last(usage_of(job))
+    yield b"".join([*ready, answer.piece(event.text, event.finished), answer.last(usage_of(job))])
 
 
 class _Stream(StreamingResponse):

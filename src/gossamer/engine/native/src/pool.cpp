@@ -62,8 +62,10 @@ void Pool::work(int thread) {
   while (true) {
     // The next token comes within milliseconds, and waking a sleeper takes longer than a layer: so look a while first.
     const auto until = std::chrono::steady_clock::now() + std::chrono::milliseconds(5);
-    while (generation_.load(std::memory_order_acquire) == seen && std::chrono::steady_clock::now() < until)
+    while (generation_.load(std::memory_order_acquire) == seen && std::chrono::steady_clock::now() < until) {
       for (int spins = 0; spins < 64 && generation_.load(std::memory_order_acquire) == seen; spins++) relax();
+      std::this_thread::yield();  // who prepares that token, or sends the last one, may need this core
+    }
     if (generation_.load(std::memory_order_acquire) == seen) {
       std::unique_lock<std::mutex> lock(mutex_);
       wake_.wait(lock, [&] { return generation_.load() != seen; });
