@@ -49,12 +49,13 @@ def llama() -> torch.nn.Module:
 def write(
     path: Path,
     model: torch.nn.Module,
-    quantised: bool = False,
+    quantised: str = "",
     tokens: Sequence[str] = PLAIN,
     split: str | None = None,
     without: str = "",
 ) -> None:
-    """Writes `model`, its matrices as Q8_0 if `quantised`. Query and key rows lie in GGUF's interleaved order.
+    """Writes `model`, its matrices `quantised` as of this type, if one is given. Query and key rows lie in GGUF's
+    interleaved order.
 
     With `split`, GGUF's name of a way to cut text, the tokenizer is a byte-level one. `without` is left out.
     """
@@ -95,7 +96,7 @@ def write(
         if f"{target}.weight" == without:
             continue
         if quantised and array.ndim == 2:
-            kind = GGMLQuantizationType.Q8_0
+            kind = GGMLQuantizationType[quantised]
             writer.add_tensor(f"{target}.weight", quantize(array, kind), raw_dtype=kind)
         else:
             writer.add_tensor(f"{target}.weight", np.ascontiguousarray(array))
@@ -118,7 +119,7 @@ def test_a_float_file_gives_the_same_outputs(tmp_path: Path) -> None:
 
 def test_a_quantised_file_opens_dense_and_can_be_saved(tmp_path: Path) -> None:
     model = llama()
-    write(tmp_path / "model.gguf", model, quantised=True)
+    write(tmp_path / "model.gguf", model, quantised="Q8_0")
     opened = open_model(str(tmp_path / "model.gguf"))
     assert all(tensor.dtype == torch.float32 for tensor in opened.model.parameters())
     assert 0 < opened.stored_bytes < 2 * opened.hierarchy.parameters
@@ -154,7 +155,7 @@ def test_a_file_that_has_changed_is_read_anew(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     write(path, llama())
     before = inspect(str(path))["weight_bytes"]
-    write(path, llama(), quantised=True)
+    write(path, llama(), quantised="Q8_0")
     assert inspect(str(path))["weight_bytes"] < before / 3
 
 
@@ -170,7 +171,7 @@ def test_the_tokenizer_cuts_text_as_the_file_says(tmp_path: Path, split: str, sp
 
 
 def test_text_is_measured_on_the_file_itself(tmp_path: Path) -> None:
-    write(tmp_path / "model.gguf", llama(), quantised=True, tokens=BYTE_LEVEL, split="smollm")
+    write(tmp_path / "model.gguf", llama(), quantised="Q8_0", tokens=BYTE_LEVEL, split="smollm")
     (tmp_path / "text.txt").write_text("some text of nothing but small letters and spaces " * 4)
     opened = open_model(str(tmp_path / "model.gguf"))
     task = open_task("text", str(tmp_path / "text.txt"), opened)

@@ -23,7 +23,7 @@ void point_all(Op* ops, int count) {
   for (Op* op = ops; op < ops + count; op++) {
     point(op->weight);
     for (const float*& bias : op->biases) point(bias);
-    for (Matrix& w : op->matrices) point(w.codes), point(w.scales), point(w.zeros);
+    for (Matrix& w : op->matrices) point(w.codes), point(w.scales), point(w.zeros), point(w.least);
     point(op->inner);
     if (op->inner) point_all((Op*)op->inner, 2 * op->count);
   }

@@ -69,7 +69,7 @@ def _moved(ops: "ctypes.Array[abi.Op]", parcel: "_Parcel") -> "ctypes.Array[abi.
         op.weight = parcel.place(op.weight)
         op.biases = type(op.biases)(*map(parcel.place, op.biases))
         for matrix in op.matrices:
-            for name in ("codes", "scales", "zeros"):
+            for name in ("codes", "scales", "zeros", "least"):
                 setattr(matrix, name, parcel.place(getattr(matrix, name)))
         if op.inner:
             op.inner = parcel.add(bytes(_moved((abi.Op * (2 * op.count)).from_address(op.inner), parcel)))

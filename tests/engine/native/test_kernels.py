@@ -12,6 +12,7 @@ from gossamer.engine.native import abi, library
 from gossamer.engine.native.library import Engine, isas
 from gossamer.engine.native.lower import set_grid
 from gossamer.engine.native.weights import Weight, float_weight, packed_weight
+from gossamer.models.gguf_codes import ShiftedTensor
 from gossamer.models.inputs import InputGrid, round_inputs
 from gossamer.models.packed import QuantizedTensor, Scheme
 
@@ -106,6 +107,24 @@ def test_rounding_inputs_costs_what_their_bits_say(isa: str, bits: int) -> None:
         for wide in (True, False)
     ]
     assert errors[0] < 1e-4 < errors[1] < 2e-2
+
+
+@pytest.mark.parametrize("isa", EVERY)
+@settings(max_examples=30)
+@given(
+    bits=st.sampled_from(BITS), rows=st.integers(1, 40), groups=st.integers(1, 4), tokens=st.integers(1, 33),
+    exact=st.booleans(), seed=st.integers(0, 2**20),
+)  # fmt: skip
+def test_groups_that_begin_where_they_like(isa, bits, rows, groups, tokens, exact, seed) -> None:
+    tensor = quantised(rows, 32 * groups, Scheme(bits, 32), seed)
+    draw = torch.Generator().manual_seed(seed)
+    weight = ShiftedTensor(tensor, (8 * torch.randn(rows, groups, generator=draw)).half())
+    inputs = torch.randn(tokens, 32 * groups, generator=draw)
+    exactly = inputs.double() @ weight.dequantize().double().T
+    found = product(packed_weight(weight), inputs, isa, exact=exact)
+    size = inputs.norm(dim=1)[:, None] * weight.dequantize().norm(dim=1)
+    tiled = isa in TILED and not exact and tokens >= 16
+    assert float(((found - exactly).abs() / size).max()) < (2**-7 if tiled else 1e-4)
 
 
 @pytest.mark.parametrize("isa", EVERY)

@@ -39,7 +39,7 @@ class Matrix(ctypes.Structure):
     _fields_ = [
         *((name, _int) for name in ("kind", "rows", "columns", "bits")),
         *((name, _int) for name in ("step", "steps_per_scale", "scale_groups", "unused")),
-        *((name, _pointer) for name in ("codes", "scales", "zeros")),
+        *((name, _pointer) for name in ("codes", "scales", "zeros", "least")),
     ]
 
 

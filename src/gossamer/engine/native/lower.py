@@ -20,11 +20,12 @@ from gossamer.core.errors import ModelError
 from gossamer.engine.native import abi
 from gossamer.engine.native.abi import Activation, Grid, OpKind, Prologue
 from gossamer.engine.native.weights import Weight, float_weight, packed_weight
+from gossamer.models.gguf_codes import Codes
 from gossamer.models.inputs import InputGrid, input_grid, stored_input_grids
 from gossamer.models.loading import unpack
 from gossamer.models.low_rank import LowRank
 from gossamer.models.number_formats import Format
-from gossamer.models.packed import QuantizedTensor, brief_dtype
+from gossamer.models.packed import brief_dtype
 from gossamer.models.stored_codes import codes_of_layer
 
 BLOCKS = (
@@ -97,7 +98,7 @@ class Program:
 
 def lower(
     model: nn.Module,
-    codes: Mapping[str, QuantizedTensor] | None = None,
+    codes: Mapping[str, Codes] | None = None,
     dtype: torch.dtype | None = None,
     fusions: frozenset[str] = FUSIONS,
     known: Mapping[str, Weight] | None = None,
@@ -118,7 +119,7 @@ class _Lowering:
     def __init__(
         self,
         model: nn.Module,
-        codes: Mapping[str, QuantizedTensor],
+        codes: Mapping[str, Codes],
         dtype: torch.dtype | None,
         fusions: frozenset[str],
         known: Mapping[str, Weight],
@@ -130,6 +131,7 @@ class _Lowering:
         self._codes, self._dtype, self._fusions, self._low_ranks = codes, dtype, fusions, low_ranks
         self._weights: dict[str, Weight] = dict(known)
         self._tensors: dict[int, Weight] = {}
+        self._packed_before: list[tuple[Codes, Weight]] = []
         self._shares: dict[str, float] = {}
         self._held: list[Any] = []
         self._widths: dict[int, int] = {}
@@ -347,11 +349,18 @@ class _Lowering:
         if type(layer).__name__ != "Linear" and not isinstance(layer, nn.Embedding):
             kind = type(layer).__name__
             raise NotServedError(f"the native engine runs plain linear layers, and this model has a {kind}")
-        codes = None
+        codes: Codes | None = None
         if not self._corrected_in_place(layer):
             codes = self._codes[name] if name in self._codes else codes_of_layer(layer)
-        weight = self._weights[name] = self._dense(layer) if codes is None else packed_weight(codes)
+        weight = self._weights[name] = self._dense(layer) if codes is None else self._packed(codes)
         return weight
+
+    def _packed(self, codes: Codes) -> Weight:
+        for other, weight in self._packed_before:
+            if other is codes:  # tied: one tensor, two modules
+                return weight
+        self._packed_before.append((codes, packed_weight(codes)))
+        return self._packed_before[-1][1]
 
     def _dense(self, layer: Any) -> Weight:
         unpack(layer)

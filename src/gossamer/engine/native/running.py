@@ -11,11 +11,11 @@ from gossamer.engine.native.library import Engine, shared_engine
 from gossamer.engine.native.lower import HIDDEN, NotServedError, Program, decoder_of, lower, mixtures_of
 from gossamer.engine.native.stepper import NativeStepper, Precision
 from gossamer.models.adapter import read_adapter
+from gossamer.models.gguf_codes import Codes, gguf_codes
 from gossamer.models.inputs import round_inputs, stored_input_grids
 from gossamer.models.loading import unpack
 from gossamer.models.low_rank import LowRank
 from gossamer.models.open import Opened, open_packed
-from gossamer.models.packed import QuantizedTensor
 from gossamer.models.stored_codes import stacked_codes
 
 
@@ -31,7 +31,7 @@ class Native:
         precision: Precision | None = None,
         threads: int | None = None,
         low_ranks: Mapping[str, LowRank] | None = None,
-        codes: Mapping[str, QuantizedTensor] | None = None,
+        codes: Mapping[str, Codes] | None = None,
     ) -> None:
         self._precision, self._low_ranks = precision, low_ranks
         program = lower(model, codes, low_ranks=low_ranks)
@@ -71,7 +71,9 @@ def open_native(ref: str, precision: Precision | None = None, threads: int | Non
     outline = open_packed(ref)
     decoder = decoder_of(outline.model)
     if outline.file is None or not outline.file.is_dir():
-        return outline, Native(outline.model, precision, threads)
+        stored = outline.file is not None and outline.file.suffix.lower() == ".gguf"
+        known = gguf_codes(outline.file, outline.model) if outline.file is not None and stored else None
+        return outline, Native(outline.model, precision, threads, codes=known)
     codes = stacked_codes(outline.file) if mixtures_of(decoder) else {}
     return outline, Native(outline.model, precision, threads, read_adapter(outline.file), codes)
 

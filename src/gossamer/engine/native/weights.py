@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from gossamer.engine.native import abi
-from gossamer.models.packed import QuantizedTensor
+from gossamer.models.gguf_codes import Codes, ShiftedTensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,27 +24,29 @@ class Weight:
         return sum(tensor.nbytes for tensor in self.held)
 
 
-def packed_weight(tensor: QuantizedTensor) -> Weight:
-    """A weight on a grid of whole numbers at exactly its bits, scales and zero points beside.
+def packed_weight(codes: Codes) -> Weight:
+    """A weight on a grid of whole numbers at exactly its bits, scales and zero points or least values beside.
 
-    The matrix view (rows, columns) of `tensor` counts. Raises `ValueError` for codes of floats, which the kernels do
-    not read.
+    The matrix view (rows, columns) counts. Raises `ValueError` for codes of floats, which the kernels do not read.
     """
+    tensor = codes.codes if isinstance(codes, ShiftedTensor) else codes
     scheme = tensor.scheme
     if scheme.format != "int":
         raise ValueError(f"the kernels read whole numbers, not {scheme.format}")
     rows, columns = tensor.codes.shape
-    codes = pad(tensor.codes, (0, -columns % 4, 0, -rows % abi.LANES))
-    planes = _planes((codes.short() + (1 << (scheme.bits - 1))).to(torch.uint8), scheme.bits)
+    filled = pad(tensor.codes, (0, -columns % 4, 0, -rows % abi.LANES))
+    planes = _planes((filled.short() + (1 << (scheme.bits - 1))).to(torch.uint8), scheme.bits)
     group = scheme.group or columns
     step = _step(group) if scheme.group else abi.MOST_STEP
     held = [planes, _by_tile(tensor.scales)]
     if tensor.zeros is not None:
         held.append(_by_tile(tensor.zeros))
+    if isinstance(codes, ShiftedTensor):
+        held.append(_by_tile(codes.least))
     struct = abi.Matrix(
         kind=abi.MatrixKind.PACKED,
         rows=rows,
-        columns=codes.shape[1],
+        columns=filled.shape[1],
         bits=scheme.bits,
         step=step,
         steps_per_scale=group // step if scheme.group else 1 << 30,
@@ -52,6 +54,7 @@ def packed_weight(tensor: QuantizedTensor) -> Weight:
         codes=held[0].data_ptr(),
         scales=held[1].data_ptr(),
         zeros=held[2].data_ptr() if tensor.zeros is not None else None,
+        least=held[2].data_ptr() if isinstance(codes, ShiftedTensor) else None,
     )
     return Weight(struct, held)
 

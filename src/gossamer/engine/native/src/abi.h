@@ -25,6 +25,7 @@ struct Matrix {
   const uint8_t* codes;
   const uint16_t* scales;  // float16
   const int8_t* zeros;     // of signed codes; null on symmetric grids
+  const uint16_t* least;   // float16, as the scales: what the lowest code stands for; null where codes count from zeros
 };
 
 enum OpKind : int32_t { kEmbed, kLinear, kNorm, kRotateStore, kAttend, kRoute, kExperts, kBlend };
