@@ -55,7 +55,9 @@ def command(
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="What --early-exit is calibrated on; by default the model's, or a text."),
+        typer.Option(
+            metavar="PATH", help="What --early-exit is calibrated on; by default a built-in text, or the model's data."
+        ),
     ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it stands, without a chat template.")] = False,
     kv: Kv = None,

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 BLOCK = 32
+_ROWS = 256
+"""So many of a matrix are compared, spread over all of it."""
 _BITS = {"Q4_0": 4, "Q4_1": 4, "Q5_0": 5, "Q5_1": 5, "Q8_0": 8}
 
 
@@ -46,7 +48,7 @@ Codes = QuantizedTensor | ShiftedTensor
 
 def gguf_codes(path: Path, model: "nn.Module") -> dict[str, Codes]:
     """Parameter → its codes, for every matrix of the file in one of these formats that has the values which `model`,
-    opened from the file, has there: others (stacks, parts of a merged layer) are left out.
+    opened from the file, has there, as far as `_ROWS` rows tell: others (stacks, parts of a merged layer) are left out.
 
     Raises what `read_gguf` does.
     """
@@ -67,7 +69,8 @@ def gguf_codes(path: Path, model: "nn.Module") -> dict[str, Codes]:
         if stored.data.shape[0] != rows:
             continue
         for codes in _in_orders(decoded(np.array(stored.data), kind, (rows, columns)), model.config):
-            if torch.equal(codes.dequantize(), dense.float()):
+            some = torch.arange(0, rows, -(-rows // _ROWS))
+            if torch.equal(_ordered(codes, some).dequantize(), dense[some].float()):
                 found |= dict.fromkeys(same[dense.data_ptr()], codes)
                 break
     return found
@@ -115,8 +118,10 @@ def _in_orders(codes: Codes, config: Any) -> Iterator[Codes]:
 
 
 def _ordered(codes: Codes, order: Tensor) -> Codes:
+    """These rows, in this order."""
     if isinstance(codes, ShiftedTensor):
         tensor = _ordered(codes.codes, order)
         assert isinstance(tensor, QuantizedTensor)
         return ShiftedTensor(tensor, codes.least[order])
-    return QuantizedTensor(codes.scheme, codes.shape, codes.codes[order], codes.scales[order])
+    shape = (len(order), *codes.shape[1:])
+    return QuantizedTensor(codes.scheme, shape, codes.codes[order], codes.scales[order])

@@ -12,7 +12,7 @@ from gossamer.core.outcome import Measure
 from gossamer.core.progress import SILENT, Progress
 from gossamer.core.runfolder import checkpoint_of
 from gossamer.data.images import load_image
-from gossamer.engine.decode import Event, Request, decode
+from gossamer.engine.decode import Event, Request, decode, prompt_ids, room_for
 from gossamer.engine.sampling import Sampling
 from gossamer.engine.stepping import Stepper, StepperOf
 from gossamer.evaluate.intervals import wilson
@@ -65,12 +65,15 @@ def generate(
         raise SettingError(
             "early exit needs a cache that keeps all, and no drafts: give --kv none and --speculate none"
         )
-    leave, calibration = (None, None) if early_exit is None else early_exit.fitted(checkpoint_of(ref), progress)
     writer = open_writer(checkpoint_of(ref), engine, on, keeper)
     opened = writer.opened
     if keeper is not None and speculate is not None and speculate.drafts > 1:
         raise SettingError(f"{speculate.drafts} drafts need a cache that keeps all: give --kv none, or --drafts 1")
     speculation = None if speculate is None else speculate.fitted(opened, prompt, pictures, raw, engine, on)
+    leave, calibration = None, None
+    if early_exit is not None:  # what is wrong with the prompt is said before the calibration
+        room_for(opened.model, prompt_ids(opened.model, prompt_inputs(opened, prompt, pictures, raw)))
+        leave, calibration = early_exit.fitted(checkpoint_of(ref), progress)
     count = Statistics()
     start = time.perf_counter()
     inputs = prompt_inputs(opened, prompt, pictures, raw)

@@ -16,6 +16,7 @@ from gossamer.models.open import open_model
 from gossamer.operate.early_exit.calibrate import calibrate, fewest, p_value
 from gossamer.operate.early_exit.decode import WAITING, EarlyExit, Left, margins
 from gossamer.operate.early_exit.wish import ExitWish
+from gossamer.operate.generate import generate
 from gossamer.operate.speculate.self_draft import first_blocks
 from gossamer.operate.writer import open_writer
 
@@ -202,6 +203,15 @@ def test_what_cannot_be_calibrated_or_left_is_refused() -> None:
             ExitWish(how).fitted("tiny-lm")
     with pytest.raises(SettingError, match="needs none"):
         ExitWish("2:0.5", "heldout").fitted("tiny-lm")
+
+
+def test_a_prompt_without_room_is_refused_before_the_calibration(monkeypatch) -> None:
+    def calibrates(*_: object, **__: object) -> None:
+        raise AssertionError("calibrated")
+
+    monkeypatch.setattr(ExitWish, "fitted", calibrates)
+    with pytest.raises(DataError, match="shorten it"):
+        generate("tiny-lm", "once upon a time " * 400, early_exit=ExitWish("5%"))
 
 
 def test_a_share_is_calibrated_on_the_models_own_data() -> None:

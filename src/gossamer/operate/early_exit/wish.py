@@ -15,16 +15,18 @@ from gossamer.operate.early_exit.decode import EarlyExit
 
 CONTEXT = 64
 """Tokens of a window of text: short ones make many examples."""
-SPARE = 2
-"""Times the fewest examples are read: with no more, a single token that differs would be too many."""
-DATA = "heldout"
-"""The text for a model that suggests no data of its own."""
+SPARE, MOST = 2, 8192
+"""Times the fewest examples are read, as with no more a single token that differs would be too many; and no more."""
+TEXT = "validation"
+"""The built-in text that is there to choose by; the other one is to report on."""
+SPLITS = {"scenes": "val"}
+"""The split to choose by, of built-in sets that have one."""
 
 
 @dataclass(frozen=True)
 class ExitWish:
     """`how` is `N:THRESHOLD` (see `EarlyExit`), or a share such as `1%`: at most so many of the tokens may differ from
-    the whole model's, as is to be shown on `data`, by default the model's own or `DATA`."""
+    the whole model's, as is to be shown on `data`, by default `TEXT`, or of a model of another task its own data."""
 
     how: str
     data: str | None = None
@@ -47,7 +49,8 @@ class ExitWish:
         if not 0 < risk < 1:
             raise SettingError(f"early exit {self.how!r} is not possible: give a share above 0% and below 100%")
         opened = open_model(ref)
-        found = calibrate(opened.model, _task(opened, self.data, SPARE * fewest(risk)), risk, progress=progress)
+        task = _task(opened, self.data, min(MOST, SPARE * fewest(risk)))
+        found = calibrate(opened.model, task, risk, progress=progress)
         return (found.way if found.pays else None), found
 
 
@@ -55,11 +58,11 @@ _ACCEPTED = "a share such as 1%, or N:THRESHOLD such as 8:0.9"
 
 
 def _task(opened: Any, data: str | None, examples: int) -> Task:
-    suggested = opened.defaults.get("task")
-    name, source = named_task(opened, suggested or "text", data or (None if suggested else DATA))
+    name = opened.defaults.get("task", "text")
     if name == "text":
-        return open_task(name, source, opened, limit=examples, context=CONTEXT)
-    return open_task(name, source, opened, limit=examples)
+        return open_task(name, data or TEXT, opened, limit=examples, context=CONTEXT)
+    _, source = named_task(opened, name, data)
+    return open_task(name, source, opened, limit=examples, split=SPLITS.get(source))
 
 
 def _number(text: str, kind: Any, whole: str) -> Any:
