@@ -109,21 +109,21 @@ def losses(job: Job, model: Any) -> np.ndarray:
 
 
 @cache
-def opened_job(name: str, effort: Effort, on: str) -> tuple[Job, np.ndarray]:
+def opened_job(name: str, effort: Effort, on: str, seed: int) -> tuple[Job, np.ndarray]:
     """The data of one model's contest and the losses of the unchanged model."""
     import torch
 
     out = Path(".cache/benchmarks/methods") / name
-    job = open_job(OptimizeRequest(out=out, ratio=1.0, effort=effort, on=on, **known()[name]))
+    job = open_job(OptimizeRequest(out=out, ratio=1.0, effort=effort, on=on, seed=seed, **known()[name]))
     with torch.inference_mode():
         return job, losses(job, job.opened.model)
 
 
-def row_of(name: str, preset: str, effort: Effort, on: str) -> dict[str, Any]:
+def row_of(name: str, preset: str, effort: Effort, on: str, seed: int) -> dict[str, Any]:
     """One preset on one model."""
     import torch
 
-    job, reference = opened_job(name, effort, on)
+    job, reference = opened_job(name, effort, on, seed)
     opened = open_model(job.request.model)
     opened.model.to(on)
     clock = time.process_time if on == "cpu" else time.perf_counter
@@ -174,6 +174,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=PRESETS, metavar="PRESET")
     parser.add_argument("--effort", default="standard", choices=["quick", "standard"])
     parser.add_argument("--on", default="cpu", help="cpu or cuda")
+    parser.add_argument("--seed", type=int, default=0, help="of the windows drawn; rows of others than 0 are not kept")
     parser.add_argument("--jobs", type=int, default=1, help="presets at a time, each in a process")
     options = parser.parse_args()
     file = RESULTS / "methods.json"
@@ -181,7 +182,10 @@ def main() -> None:
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
         for model in options.models:
             presets = (BASE, *(preset for preset in options.only if preset != BASE))
-            futures = {pool.submit(row_of, model, preset, options.effort, options.on): preset for preset in presets}
+            futures = {
+                pool.submit(row_of, model, preset, options.effort, options.on, options.seed): preset
+                for preset in presets
+            }
             fresh: dict[str, dict[str, Any]] = {}
             others = rows
             for future in as_completed(futures):
@@ -192,6 +196,8 @@ def main() -> None:
                 print(
                     f"{model} {row['preset']}: {row['loss_change']['value']:+.4f} in {row['seconds']:.1f} s", flush=True
                 )
+                if options.seed:
+                    continue
                 for one in fresh.values() if BASE in fresh else ():
                     one["time_ratio"] = one["seconds"] / fresh[BASE]["seconds"]
                 others = [one for one in rows if one["model"] != row["model"] or one["preset"] not in fresh]
