@@ -1,6 +1,6 @@
 """How fast models write on a CPU: the native engine beside transformers, torchao, OpenVINO and llama.cpp.
 
-Run: python benchmarks/engine.py [MODEL ...] [--bits 16 8 4] [--threads N] [--prompt 128] [--new 48] [--rounds 3]
+Run: python benchmarks/engine.py [MODEL ...] [--bits 16 8 4] [--threads N] [--prompt 128 ...] [--new 48] [--rounds 3]
 MODEL: smollm2-135m, llama-0.5b-shape, llama-7b-shape (two blocks of that width). Default: all, the shapes at 4 bits.
 Writes benchmarks/results/engine.json and engine.md, in which rows of other models stay.
 
@@ -12,6 +12,7 @@ shapes) say nothing of quality: none is reported.
 """
 
 import argparse
+import itertools
 import json
 import operator
 import os
@@ -128,12 +129,12 @@ def run(side: str, task: Json) -> Json:
         return in_process(python_of(environment), SCRIPTS / f"{script}.py", Path(folder), task["threads"])
 
 
-def contest(name: str, dense: Path, bits: int, options: argparse.Namespace) -> list[Json]:
-    """The rows of a model at one width."""
+def contest(name: str, dense: Path, bits: int, tokens: int, options: argparse.Namespace) -> list[Json]:
+    """The rows of a model at one width, with prompts of so many tokens."""
     from transformers import AutoTokenizer
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    ids = AutoTokenizer.from_pretrained(dense)(text).input_ids[: options.prompt]
+    ids = AutoTokenizer.from_pretrained(dense)(text).input_ids[:tokens]
     task = {
         "bits": bits, "threads": options.threads, "prompt": ids, "new": options.new, "repetitions": 5,
         **exports(dense, bits),
@@ -145,7 +146,7 @@ def contest(name: str, dense: Path, bits: int, options: argparse.Namespace) -> l
             if not (found[side] and "failed" in found[side][0]):
                 found[side].append(run(side, task))
                 print(name, bits, turn, side, {k: v for k, v in found[side][-1].items() if k != "tokens"}, flush=True)
-    return [row(name, bits, side, found[side], found[OURS]) for side in sides]
+    return [{"prompt": tokens, **row(name, bits, side, found[side], found[OURS])} for side in sides]
 
 
 def row(name: str, bits: int, side: str, runs: list[Json], ours: list[Json]) -> Json:
@@ -173,11 +174,11 @@ def table(rows: list[Json], command: str) -> str:
     lines = [
         f"`{command}`. Tokens per second; in brackets how many times as fast ours (wide inputs) is in the same round.",
         "",
-        "| model | bits | side | prefill | decode | peak memory | of the roofline | same of 16 tokens |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | bits | prompt | side | prefill | decode | peak memory | of the roofline | same of 16 tokens |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for line in rows:
-        start = f"| {line['model']} | {line['bits']} | {line['side']} |"
+        start = f"| {line['model']} | {line['bits']} | {line['prompt']} | {line['side']} |"
         if "failed" in line:
             lines.append(f"{start} not measured: {line['failed']} | | | | |")
             continue
@@ -197,7 +198,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"{', '.join(MODELS)}; default: all")
     parser.add_argument("--bits", type=int, nargs="+", choices=(16, 8, 4))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--prompt", type=int, default=128)
+    parser.add_argument("--prompt", type=int, nargs="+", default=[128], help="its tokens")
     parser.add_argument("--new", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--without", nargs="+", default=[], choices=[*SIDES], metavar="SIDE")
@@ -207,18 +208,20 @@ def main() -> None:
     for name in options.models or MODELS:
         make, widths = MODELS[name]
         dense = make()
-        for bits in options.bits or widths:
-            rows = contest(name, dense, bits, options)
+        for bits, tokens in itertools.product(options.bits or widths, options.prompt):
+            rows = contest(name, dense, bits, tokens, options)
             file = RESULTS / "engine.json"
             kept = json.loads(file.read_text())["rows"] if file.exists() else []
-            kept = [each for each in kept if (each["model"], each["bits"]) != (name, bits)] + rows
-            order = list(MODELS)
-            kept.sort(key=lambda each: (order.index(each["model"]), -each["bits"]))
-            command = (
-                f"python benchmarks/engine.py --threads {options.threads} --prompt {options.prompt} --new {options.new}"
-            )
+            kept = [each for each in kept if place_of(each) != place_of(rows[0])] + rows
+            kept.sort(key=place_of)
+            command = f"python benchmarks/engine.py --threads {options.threads} --new {options.new}"
             write_json(file, {"command": command, "rows": kept})
             write_text(RESULTS / "engine.md", table(kept, command))
+
+
+def place_of(line: Json) -> tuple[int, int, int]:
+    """Where a contest's rows stand."""
+    return list(MODELS).index(line["model"]), -line["bits"], line["prompt"]
 
 
 if __name__ == "__main__":

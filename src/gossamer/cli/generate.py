@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gossamer.cli.options import DraftRule, Engine, EngineName, Json, Kv, ModelOrRun, On, Seed, Threads
+from gossamer.cli.options import Data, DraftRule, Engine, EngineName, Json, Kv, ModelOrRun, On, Seed, Threads
 from gossamer.cli.terminal import Result, job, output, quantity, show
 
 EXAMPLE = 'gossamer generate tiny-lm --prompt "Once upon a time" --max-tokens 60 --temperature 0.7'
@@ -50,15 +50,10 @@ def command(
             metavar="SHARE|N:T",
             show_default=False,
             help="Lossy: take tokens from the first blocks where those are sure. 1%: so many may differ, which is "
-            "calibrated first; 8:0.9: after 8 blocks, where the likeliest leads by 0.9.",
+            "calibrated first, on --data; 8:0.9: after 8 blocks, where the likeliest leads by 0.9.",
         ),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH", help="What --early-exit is calibrated on; by default a built-in text, or the model's data."
-        ),
-    ] = None,
+    data: Data = None,
     raw: Annotated[bool, typer.Option("--raw", help="Give the prompt as it stands, without a chat template.")] = False,
     kv: Kv = None,
     engine: Engine = EngineName.auto,
