@@ -172,7 +172,8 @@ def row(name: str, bits: int, side: str, runs: list[Json], ours: list[Json]) -> 
 def table(rows: list[Json], command: str) -> str:
     """The Markdown page."""
     lines = [
-        f"`{command}`. Tokens per second; in brackets how many times as fast ours (wide inputs) is in the same round.",
+        f"`{command}`, rows of other prompts than 128 with `--prompt`. Tokens per second; in brackets how many times "
+        "as fast ours (wide inputs) is in the same round.",
         "",
         "| model | bits | prompt | side | prefill | decode | peak memory | of the roofline | same of 16 tokens |",
         "|---|---|---|---|---|---|---|---|---|",

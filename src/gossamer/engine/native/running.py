@@ -70,12 +70,12 @@ def open_native(ref: str, precision: Precision | None = None, threads: int | Non
     """
     outline = open_packed(ref)
     decoder = decoder_of(outline.model)
-    if outline.file is None or not outline.file.is_dir():
-        stored = outline.file is not None and outline.file.suffix.lower() == ".gguf"
-        known = gguf_codes(outline.file, outline.model) if outline.file is not None and stored else None
-        return outline, Native(outline.model, precision, threads, codes=known)
-    codes = stacked_codes(outline.file) if mixtures_of(decoder) else {}
-    return outline, Native(outline.model, precision, threads, read_adapter(outline.file), codes)
+    file = outline.file
+    if file is None or not file.is_dir():
+        stored = {} if file is None or file.suffix.lower() != ".gguf" else gguf_codes(file, outline.model)
+        return outline, Native(outline.model, precision, threads, codes=stored)
+    codes = stacked_codes(file) if mixtures_of(decoder) else {}
+    return outline, Native(outline.model, precision, threads, read_adapter(file), codes)
 
 
 class PackedEmbedding(nn.Module):

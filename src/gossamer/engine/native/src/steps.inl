@@ -268,7 +268,7 @@ void packed_tile(const Matrix& w, int tile, const Quantised* x, const Output& ou
   const uint8_t* p = w.codes + int64_t(tile) * (w.columns / 4) * (8 * B);
   const uint16_t* scales = w.scales + int64_t(tile) * w.scale_groups * 16;
   const int8_t* zeros = w.zeros ? w.zeros + int64_t(tile) * w.scale_groups * 16 : nullptr;
-  const uint16_t* least = w.least ? w.least + int64_t(tile) * w.scale_groups * 16 : nullptr;
+  const uint16_t* lowest = w.least ? w.least + int64_t(tile) * w.scale_groups * 16 : nullptr;
   f32x16 result[R] = {};
   int group = 0, left = w.steps_per_scale;
   f32x16 scale = from_half(scales);
@@ -294,7 +294,7 @@ void packed_tile(const Matrix& w, int tile, const Quantised* x, const Output& ou
       const auto codes = unpack<B>(p);
       for (int r = 0; r < R; r++) first[r].add(codes, x[r], column);
     }
-    i32x16 zero = i32x16{} + (least ? 0 : 1 << (B - 1));
+    i32x16 zero = i32x16{} + (lowest ? 0 : 1 << (B - 1));
     if (zeros) {
       for (int i = 0; i < 16; i++) zero[i] += zeros[16 * group + i];
     }
@@ -303,7 +303,7 @@ void packed_tile(const Matrix& w, int tile, const Quantised* x, const Output& ou
       if constexpr (R == 1) dot += second[r].value();
       dot -= zero * x[r].sums[index];
       result[r] += __builtin_convertvector(dot, f32x16) * (scale * x[r].scales[index]);
-      if (least) result[r] += from_half(least + 16 * group) * (x[r].scales[index] * float(x[r].sums[index]));
+      if (lowest) result[r] += from_half(lowest + 16 * group) * (x[r].scales[index] * float(x[r].sums[index]));
     }
   }
   for (int r = 0; r < R; r++) write(out, r, result[r]);

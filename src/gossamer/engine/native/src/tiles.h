@@ -24,14 +24,14 @@ void unpacked(const Matrix& w, int tile, int begin, int count, __m512i* panel) {
     const int end = w.scale_groups == 1 ? begin + count : least(begin + count, int(group + 1) * width);
     const int64_t at = (int64_t(tile) * w.scale_groups + group) * 16;
     const __m512 scale = (__m512)from_half(w.scales + at);
-    const __m512 least = w.least ? (__m512)from_half(w.least + at) : _mm512_setzero_ps();
+    const __m512 lowest = w.least ? (__m512)from_half(w.least + at) : _mm512_setzero_ps();
     __m512i zero = _mm512_set1_epi32(w.least ? 0 : 1 << (B - 1));
     if (w.zeros) zero = _mm512_add_epi32(zero, _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)(w.zeros + at))));
     for (; c < end; c += 4, panel += 2) {
       const __m512i codes = unpack<B>(p), mask = _mm512_set1_epi32(255);
       auto value = [&](int column) {
         const __m512i code = _mm512_and_si512(_mm512_srli_epi32(codes, 8 * column), mask);
-        return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(code, zero)), scale, least);
+        return _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_sub_epi32(code, zero)), scale, lowest);
       };
       panel[0] = brief(value(0), value(1));
       panel[1] = brief(value(2), value(3));
